@@ -1,0 +1,1 @@
+"""The only room that changes the machine, always with the journal written first."""

@@ -1,0 +1,86 @@
+"""What can go wrong, as types.
+
+Tree (exit code of the command in brackets)::
+
+    VirtirqError                 [1]  one line for the person, ``hint`` says what to do
+    ├── UsageError               [2]  the command line asks for something that cannot be
+    ├── InputError               [2]  a file or setting that a person wrote is malformed
+    │   ├── CpuSetError               a CPU list, cpuset or mask
+    │   ├── DirectiveError            a directive word
+    │   ├── ConfigError               the configuration; carries file and key path
+    │   └── DomainXmlError            a domain XML; carries where
+    ├── RecordingError           [2]  a --sysroot that is not a host's tree
+    ├── JournalError             [1]  the journal cannot be read or written
+    ├── BusyError                [1]  another virtirq holds the lock
+    └── DeploymentError          [5]  not permitted, or read-only where it must write
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_FINDINGS = 3
+EXIT_PARTIAL = 4
+EXIT_PERMISSION = 5
+
+
+class VirtirqError(Exception):
+    """Base of every error that virtirq raises on purpose.
+
+    ``str(error)`` is one line; ``hint`` is what the person can do, or None.
+    """
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(VirtirqError):
+    """The command line asks for something that cannot be done."""
+
+    exit_code = EXIT_USAGE
+
+
+class InputError(VirtirqError):
+    """Something that a person wrote is malformed."""
+
+    exit_code = EXIT_USAGE
+
+
+class CpuSetError(InputError):
+    """A CPU list, libvirt cpuset or hexadecimal CPU mask is malformed."""
+
+
+class DirectiveError(InputError):
+    """A directive is neither a known word nor a CPU list."""
+
+
+class ConfigError(InputError):
+    """The configuration is malformed; the message names file and key path."""
+
+
+class DomainXmlError(InputError):
+    """A domain XML is malformed; the message names the element."""
+
+
+class RecordingError(VirtirqError):
+    """A ``--sysroot`` is not a tree of a host, or a recording cannot be written."""
+
+    exit_code = EXIT_USAGE
+
+
+class JournalError(VirtirqError):
+    """The journal cannot be read or written."""
+
+
+class BusyError(VirtirqError):
+    """Another virtirq holds the lock."""
+
+
+class DeploymentError(VirtirqError):
+    """The kernel's files are read-only or closed to this user: nothing can be pinned."""
+
+    exit_code = EXIT_PERMISSION

@@ -1,0 +1,1 @@
+"""Knows who runs here, with which vCPUs and which devices; changes nothing."""

@@ -1,0 +1,140 @@
+"""Interrupts of PCI functions: what raises them, where they may go and where they do go."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from virtirq.cpuset import CpuSet
+from virtirq.host import paths
+from virtirq.host.fs import Reader
+from virtirq.host.pci import read_intx_line, read_vectors
+from virtirq.host.topology import read_cpus
+from virtirq.model import Interrupt, InterruptKind, PciAddress
+
+# drivers/vfio/pci/vfio_pci_intrs.c names its actions so; INTx gets no index.
+_VFIO_ACTION = re.compile(r"vfio-(msix?|intx)(?:\[(\d{1,5})\])?\(([^()]+)\)", re.ASCII)
+
+
+def read_interrupts(
+    reader: Reader, devices: Iterable[PciAddress], possible: CpuSet
+) -> tuple[Interrupt, ...]:
+    """The interrupts of `devices`, by device and IRQ number.
+
+    An INTx line counts only while it is in use for the device: every function names a line,
+    most never raise it.
+    """
+    cpus = tuple(possible)
+    found = []
+    for address in sorted(set(devices)):
+        vectors = read_vectors(reader, address)
+        for irq, mode in sorted(vectors.items()):
+            kind = InterruptKind.MSI if mode == "msi" else InterruptKind.MSIX
+            interrupt = _read_interrupt(reader, irq, address, kind, cpus)
+            if interrupt is not None:
+                found.append(interrupt)
+        line = read_intx_line(reader, address)
+        if line is not None and line not in vectors:
+            intx = _read_intx(reader, line, address, cpus)
+            if intx is not None:
+                found.append(intx)
+    return tuple(found)
+
+
+def read_interrupt(
+    reader: Reader, irq: int, device: PciAddress, kind: InterruptKind
+) -> Interrupt | None:
+    """One interrupt as it is now, without counts; None when it is gone."""
+    return _read_interrupt(reader, irq, device, kind, ())
+
+
+def read_vector_load(reader: Reader) -> Counter[int]:
+    """How many of the host's interrupts are delivered to each CPU.
+
+    Each takes one of about 200 vectors of that CPU (kernel/irq/matrix.c). Interrupts without an
+    effective affinity (not started, or not routed by the interrupt controller) take none.
+    """
+    load: Counter[int] = Counter()
+    for name in reader.names(paths.IRQ_DIR, paths.IRQ_AFFINITY):
+        if name.isdecimal():
+            try:
+                text = reader.fs.read(paths.IRQ_EFFECTIVE.at(name))
+            except OSError:
+                continue
+            for cpu in CpuSet.parse(text):
+                load[cpu] += 1
+    return load
+
+
+def _read_intx(
+    reader: Reader, line: int, address: PciAddress, cpus: tuple[int, ...]
+) -> Interrupt | None:
+    try:
+        actions = _split(reader.fs.read(paths.IRQ_ACTIONS.at(line)))
+    except OSError:
+        # Without the names nobody can say that the line is in use; the vectors' own actions
+        # files make the gap.
+        return None
+    if f"vfio-intx({address})" not in actions:
+        return None
+    return _read_interrupt(reader, line, address, InterruptKind.INTX, cpus)
+
+
+def _read_interrupt(
+    reader: Reader, irq: int, address: PciAddress, kind: InterruptKind, cpus: tuple[int, ...]
+) -> Interrupt | None:
+    if reader.fs.recording is None and not reader.fs.isdir(f"{paths.IRQ_DIR}/{irq}"):
+        return None  # freed between the listing and here
+    text = reader.text(paths.IRQ_ACTIONS, irq)
+    actions = None if text is None else _split(text)
+    vector = _vector_of(actions, address)
+    affinity = read_cpus(reader, paths.IRQ_AFFINITY, irq)
+    return Interrupt(
+        irq=irq,
+        device=address,
+        kind=kind,
+        vector=vector,
+        actions=actions,
+        affinity=affinity,
+        effective=read_cpus(reader, paths.IRQ_EFFECTIVE, irq) or None,
+        counts=_read_counts(reader, irq, cpus) if cpus else None,
+        chip=reader.text(paths.IRQ_CHIP, irq) or None,
+        settable=_settable(reader, irq) if affinity is not None else None,
+    )
+
+
+def _split(actions: str) -> tuple[str, ...]:
+    return tuple(name for name in actions.split(",") if name)
+
+
+def _vector_of(actions: tuple[str, ...] | None, address: PciAddress) -> int | None:
+    for action in actions or ():
+        match = _VFIO_ACTION.fullmatch(action)
+        if match and match[3] == str(address):
+            return int(match[2]) if match[2] is not None else None
+    return None
+
+
+def _read_counts(reader: Reader, irq: int, cpus: tuple[int, ...]) -> dict[int, int] | None:
+    # One number for each *possible* CPU (kernel/irq/irqdesc.c, per_cpu_count_show()), where
+    # /proc/interrupts has a column for each online one.
+    text = reader.text(paths.IRQ_COUNTS, irq)
+    if text is None:
+        return None
+    numbers = text.split(",")
+    if len(numbers) != len(cpus):
+        reader.malformed(paths.IRQ_COUNTS, paths.IRQ_COUNTS.at(irq), "not one number for each CPU")
+        return None
+    try:
+        return {cpu: int(count) for cpu, count in zip(cpus, numbers, strict=True) if count != "0"}
+    except ValueError as error:
+        reader.malformed(paths.IRQ_COUNTS, paths.IRQ_COUNTS.at(irq), error)
+        return None
+
+
+def _settable(reader: Reader, irq: int) -> bool | None:
+    try:
+        return bool(reader.fs.mode(paths.IRQ_AFFINITY.at(irq)) & 0o200)
+    except OSError:
+        return None

@@ -1,0 +1,101 @@
+"""The one manifest of files that virtirq reads: readers, ``record`` and tests share it.
+
+Each entry cites where the kernel defines the file. ``{name}`` stands for one path component.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class KernelPath:
+    """A file, link or directory of a host, by pattern.
+
+    `optional`: the kernel leaves it out where it does not apply (a device without a driver has
+    no ``driver`` link), so that its absence is a fact. Absence of any other is a gap.
+    """
+
+    pattern: str
+    optional: bool = False
+
+    def at(self, *names: object) -> str:
+        """The path with its fields filled in, in order."""
+        path = self._pieces[0]
+        for name, piece in zip(names, self._pieces[1:], strict=True):
+            path += f"{name}{piece}"
+        return path
+
+    @cached_property
+    def _pieces(self) -> tuple[str, ...]:
+        return tuple(_FIELD.split(self.pattern)[::2])
+
+    @cached_property
+    def glob(self) -> str:
+        """The pattern with ``*`` for each field."""
+        return "*".join(self._pieces)
+
+
+# Documentation/ABI/testing/sysfs-devices-system-cpu
+CPU_ONLINE: Final = KernelPath("/sys/devices/system/cpu/online")
+CPU_POSSIBLE: Final = KernelPath("/sys/devices/system/cpu/possible")
+CPU_ISOLATED: Final = KernelPath("/sys/devices/system/cpu/isolated")
+CPU_NOHZ_FULL: Final = KernelPath("/sys/devices/system/cpu/nohz_full", optional=True)
+CPU_SIBLINGS: Final = KernelPath(
+    "/sys/devices/system/cpu/{cpu}/topology/thread_siblings_list", optional=True
+)
+CACHE_LEVEL: Final = KernelPath("/sys/devices/system/cpu/{cpu}/cache/{index}/level", optional=True)
+CACHE_CPUS: Final = KernelPath(
+    "/sys/devices/system/cpu/{cpu}/cache/{index}/shared_cpu_list", optional=True
+)
+# Documentation/ABI/stable/sysfs-devices-node; absent in a kernel without CONFIG_NUMA
+NODES_ONLINE: Final = KernelPath("/sys/devices/system/node/online", optional=True)
+NODE_CPUS: Final = KernelPath("/sys/devices/system/node/{node}/cpulist")
+NODE_DISTANCE: Final = KernelPath("/sys/devices/system/node/{node}/distance")
+# Documentation/ABI/testing/sysfs-bus-pci
+PCI_VENDOR: Final = KernelPath("/sys/bus/pci/devices/{bdf}/vendor")
+PCI_DEVICE: Final = KernelPath("/sys/bus/pci/devices/{bdf}/device")
+PCI_CLASS: Final = KernelPath("/sys/bus/pci/devices/{bdf}/class")
+PCI_NODE: Final = KernelPath("/sys/bus/pci/devices/{bdf}/numa_node", optional=True)
+PCI_LOCAL_CPUS: Final = KernelPath("/sys/bus/pci/devices/{bdf}/local_cpulist")
+PCI_IRQ: Final = KernelPath("/sys/bus/pci/devices/{bdf}/irq")
+PCI_DRIVER: Final = KernelPath("/sys/bus/pci/devices/{bdf}/driver", optional=True)
+PCI_IOMMU_GROUP: Final = KernelPath("/sys/bus/pci/devices/{bdf}/iommu_group", optional=True)
+PCI_PHYSFN: Final = KernelPath("/sys/bus/pci/devices/{bdf}/physfn", optional=True)
+# One file for each vector, "msi" or "msix"; a directory with `mode` in it before v3.14.
+PCI_MSI_IRQ: Final = KernelPath("/sys/bus/pci/devices/{bdf}/msi_irqs/{irq}", optional=True)
+PCI_MSI_MODE: Final = KernelPath("/sys/bus/pci/devices/{bdf}/msi_irqs/{irq}/mode", optional=True)
+# Documentation/core-api/irq/irq-affinity.rst; kernel/irq/proc.c
+IRQ_AFFINITY: Final = KernelPath("/proc/irq/{irq}/smp_affinity_list")
+IRQ_EFFECTIVE: Final = KernelPath("/proc/irq/{irq}/effective_affinity_list", optional=True)
+# Documentation/ABI/testing/sysfs-kernel-irq
+IRQ_ACTIONS: Final = KernelPath("/sys/kernel/irq/{irq}/actions")
+IRQ_CHIP: Final = KernelPath("/sys/kernel/irq/{irq}/chip_name", optional=True)
+IRQ_COUNTS: Final = KernelPath("/sys/kernel/irq/{irq}/per_cpu_count")
+# Posted interrupts: arch/x86/kvm/{vmx,svm}, drivers/iommu/intel/iommu.c
+KVM_DEVICE_POSTED: Final = KernelPath(
+    "/sys/module/{kvm}/parameters/enable_device_posted_irqs", optional=True
+)
+KVM_APICV: Final = KernelPath("/sys/module/kvm_intel/parameters/enable_apicv", optional=True)
+KVM_AVIC: Final = KernelPath("/sys/module/kvm_amd/parameters/avic", optional=True)
+VTD_CAP: Final = KernelPath("/sys/class/iommu/{iommu}/intel-iommu/cap", optional=True)
+# irqbalance: its own socket, and its unit's cgroup
+IRQBALANCE_SOCKET: Final = KernelPath("/run/irqbalance/{socket}", optional=True)
+IRQBALANCE_CGROUP: Final = KernelPath(
+    "/sys/fs/cgroup/system.slice/irqbalance.service/cgroup.procs", optional=True
+)
+BOOT_ID: Final = KernelPath("/proc/sys/kernel/random/boot_id")
+OS_RELEASE: Final = KernelPath("/proc/sys/kernel/osrelease")
+
+MANIFEST: Final = tuple(each for each in globals().values() if isinstance(each, KernelPath))
+
+CPU_DIR: Final = "/sys/devices/system/cpu"
+PCI_DIR: Final = "/sys/bus/pci/devices"
+IRQ_DIR: Final = "/proc/irq"
+IOMMU_DIR: Final = "/sys/class/iommu"
+IRQBALANCE_DIR: Final = "/run/irqbalance"

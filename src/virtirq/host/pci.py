@@ -1,0 +1,103 @@
+"""PCI functions from sysfs (Documentation/ABI/testing/sysfs-bus-pci)."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable
+
+from virtirq.errors import InputError
+from virtirq.host import paths
+from virtirq.host.fs import Reader
+from virtirq.host.paths import KernelPath
+from virtirq.host.topology import read_cpus
+from virtirq.model import PciAddress, PciDevice
+
+
+def list_addresses(reader: Reader) -> list[PciAddress]:
+    """Every PCI function of the host, in order."""
+    found = []
+    for name in reader.names(paths.PCI_DIR, paths.PCI_VENDOR):
+        try:
+            found.append(PciAddress.parse(name))
+        except InputError as error:
+            reader.malformed(paths.PCI_VENDOR, f"{paths.PCI_DIR}/{name}", error)
+    return sorted(found)
+
+
+def read_devices(reader: Reader, addresses: Iterable[PciAddress]) -> dict[PciAddress, PciDevice]:
+    """The functions at `addresses`; those that the host does not have are left out."""
+    found = {}
+    for address in addresses:
+        if reader.fs.isdir(f"{paths.PCI_DIR}/{address}"):
+            found[address] = _read_device(reader, address)
+    return found
+
+
+def read_vectors(reader: Reader, address: PciAddress) -> dict[int, str | None]:
+    """The function's MSI or MSI-X interrupts: IRQ number to ``msi`` or ``msix``.
+
+    Vectors come and go as the guest's driver pleases; one that went meanwhile is left out. The
+    mode is None where it cannot be told.
+    """
+    directory = f"{paths.PCI_DIR}/{address}/msi_irqs"
+    modes: dict[int, str | None] = {}
+    for name in reader.names(directory, paths.PCI_MSI_IRQ):
+        if not name.isdecimal():
+            continue
+        path = paths.PCI_MSI_IRQ
+        try:
+            if stat.S_ISDIR(reader.fs.mode(path.at(address, name))):
+                path = paths.PCI_MSI_MODE
+            mode = reader.fs.read(path.at(address, name))
+            modes[int(name)] = mode if mode in ("msi", "msix") else None
+        except FileNotFoundError:
+            # Freed meanwhile; in a recording of a kernel before 3.14 only the name is left.
+            if reader.fs.recording is not None:
+                modes[int(name)] = None
+        except OSError as error:
+            reader.failed(path, path.at(address, name), error)
+            modes[int(name)] = None
+    return modes
+
+
+def _read_device(reader: Reader, address: PciAddress) -> PciDevice:
+    physfn = reader.link(paths.PCI_PHYSFN, address)
+    group = reader.link(paths.PCI_IOMMU_GROUP, address)
+    return PciDevice(
+        address=address,
+        vendor=_number(reader, paths.PCI_VENDOR, address),
+        device=_number(reader, paths.PCI_DEVICE, address),
+        class_code=_number(reader, paths.PCI_CLASS, address),
+        driver=reader.link(paths.PCI_DRIVER, address),
+        node=_number(reader, paths.PCI_NODE, address),
+        local_cpus=read_cpus(reader, paths.PCI_LOCAL_CPUS, address),
+        iommu_group=int(group) if group and group.isdecimal() else None,
+        physfn=_address(physfn),
+    )
+
+
+def _address(name: str | None) -> PciAddress | None:
+    try:
+        return PciAddress.parse(name) if name else None
+    except InputError:
+        return None
+
+
+def read_intx_line(reader: Reader, address: PciAddress) -> int | None:
+    """The IRQ of the function's INTx pin, None when it has none or it cannot be read.
+
+    With plain MSI the file gives the first vector's IRQ instead, with MSI-X still the INTx line
+    (drivers/pci/pci-sysfs.c, irq_show()).
+    """
+    return _number(reader, paths.PCI_IRQ, address) or None
+
+
+def _number(reader: Reader, path: KernelPath, address: PciAddress) -> int | None:
+    text = reader.text(path, address)
+    if text is None:
+        return None
+    try:
+        return int(text, 0)
+    except ValueError:
+        reader.malformed(path, path.at(address), f"{text[:40]!r} is not a number")
+        return None

@@ -1,0 +1,157 @@
+"""A writable copy of a recorded host, in which writes behave as on an x86 kernel.
+
+The copy is the recording, untouched, and a log of the writes beside it, one line each. What a
+write does is modelled on the kernel's own rules:
+
+* kernel/irq/proc.c, write_irq_affinity(): a mask without an online CPU is EINVAL, a malformed
+  one too; a CPU past the last is ERANGE; an interrupt that user space cannot move is EIO.
+* arch/x86/kernel/apic/vector.c, assign_vector_locked(): an interrupt whose CPU is in the new
+  mask stays there; otherwise it goes to the CPU of the mask with the fewest vectors
+  (kernel/irq/matrix.c, matrix_find_best_cpu()), and with none left the write is ENOSPC.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+from virtirq.cpuset import CpuSet
+from virtirq.errors import CpuSetError, RecordingError
+from virtirq.host import paths
+from virtirq.host.fs import HostFs
+from virtirq.host.paths import KernelPath
+from virtirq.host.tree import ArchiveFs, DirectoryFs, TreeFs
+
+VECTORS_PER_CPU: Final = 200
+"""Of 256, less exceptions and system vectors (arch/x86/include/asm/irq_vectors.h)."""
+
+LOG: Final = "virtirq/scratch.jsonl"
+_IRQ_FILE = re.compile(r"/proc/irq/(\d+)/(smp|effective)_affinity(_list)?", re.ASCII)
+
+
+class ScratchFs(HostFs):
+    """`base` with writes kept apart: in the file `log`, or in memory when that is None."""
+
+    writable = True
+
+    def __init__(self, base: TreeFs, log: Path | None = None) -> None:
+        self.recording = base.recording
+        self._base = base
+        self._log = log
+        self._moved: dict[int, tuple[CpuSet, CpuSet]] = {}
+        if log is not None and log.exists():
+            self._replay(log)
+
+    def read(self, path: str) -> str:
+        found = self._moved_file(path)
+        return self._base.read(path) if found is None else found
+
+    def listdir(self, path: str) -> list[str]:
+        return self._base.listdir(path)
+
+    def readlink(self, path: str) -> str:
+        return self._base.readlink(path)
+
+    def mode(self, path: str) -> int:
+        return self._base.mode(path)
+
+    def covers(self, path: KernelPath) -> bool:
+        return self._base.covers(path)
+
+    def write(self, path: str, text: str) -> None:
+        match = _IRQ_FILE.fullmatch(path)
+        if match is None or match[2] != "smp":
+            raise _error(errno.EACCES, path)
+        if not self._base.mode(path) & 0o200:
+            raise _error(errno.EPERM, path)
+        irq = int(match[1])
+        try:
+            wanted = CpuSet.parse(text) if match[3] else CpuSet.parse_mask(text)
+        except CpuSetError:
+            raise _error(errno.EINVAL, path) from None
+        if wanted and wanted.last() > self._cpus(paths.CPU_POSSIBLE).last():
+            raise _error(errno.ERANGE if match[3] else errno.EOVERFLOW, path)
+        allowed = wanted & self._cpus(paths.CPU_ONLINE)
+        if not allowed:
+            raise _error(errno.EINVAL, path)
+        effective = self._state(irq)[1]
+        if not effective & allowed:
+            effective = self._place(allowed, path)
+        self._keep(irq, wanted, effective)
+
+    def _place(self, allowed: CpuSet, path: str) -> CpuSet:
+        used = Counter(cpu for irq in self._irqs() for cpu in self._state(irq)[1])
+        best = min(allowed, key=lambda cpu: (used[cpu], cpu))
+        if used[best] >= VECTORS_PER_CPU:
+            raise _error(errno.ENOSPC, path)
+        return CpuSet([best])
+
+    def _irqs(self) -> list[int]:
+        return [int(name) for name in self._base.listdir(paths.IRQ_DIR) if name.isdigit()]
+
+    def _cpus(self, path: KernelPath) -> CpuSet:
+        return CpuSet.parse(self._base.read(path.at()))
+
+    def _state(self, irq: int) -> tuple[CpuSet, CpuSet]:
+        if irq in self._moved:
+            return self._moved[irq]
+        affinity = CpuSet.parse(self._base.read(paths.IRQ_AFFINITY.at(irq)))
+        try:
+            return affinity, CpuSet.parse(self._base.read(paths.IRQ_EFFECTIVE.at(irq)))
+        except OSError:
+            return affinity, CpuSet()
+
+    def _moved_file(self, path: str) -> str | None:
+        match = _IRQ_FILE.fullmatch(path)
+        if match is None or int(match[1]) not in self._moved:
+            return None
+        cpus = self._moved[int(match[1])][match[2] == "effective"]
+        return str(cpus) if match[3] else cpus.mask()
+
+    def _keep(self, irq: int, affinity: CpuSet, effective: CpuSet) -> None:
+        self._moved[irq] = (affinity, effective)
+        if self._log is not None:
+            # One write(2) with O_APPEND: a kill leaves the line whole or absent, like the kernel.
+            line = json.dumps({"irq": irq, "affinity": str(affinity), "effective": str(effective)})
+            descriptor = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, f"{line}\n".encode())
+            finally:
+                os.close(descriptor)
+
+    def _replay(self, log: Path) -> None:
+        try:
+            for line in log.read_text().splitlines():
+                told = json.loads(line)
+                self._moved[int(told["irq"])] = (
+                    CpuSet.parse(told["affinity"]),
+                    CpuSet.parse(told["effective"]),
+                )
+        except (ValueError, KeyError, TypeError, CpuSetError) as error:
+            raise RecordingError(f"{log}: malformed log of writes: {error}") from error
+
+
+def open_host(root: Path) -> TreeFs | ScratchFs:
+    """The host recorded in a directory or archive; writable where the directory is a scratch.
+
+    Raises RecordingError where `root` is no such thing.
+    """
+    try:
+        if root.is_dir():
+            base = DirectoryFs(root)
+            log = root / LOG
+            return ScratchFs(base, log) if log.exists() else base
+        if root.is_file():
+            return ArchiveFs(root)
+    except OSError as error:
+        raise RecordingError(f"{root}: {error.strerror}") from error
+    raise RecordingError(f"{root}: no such directory or archive")
+
+
+def _error(number: int, path: str) -> OSError:
+    return OSError(number, os.strerror(number), path)

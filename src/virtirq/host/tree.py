@@ -1,0 +1,308 @@
+"""Recorded hosts: a directory tree, or a tar archive of one in any compression.
+
+Our own recordings (``virtirq record``) carry ``/virtirq/recording.json``, which says what was
+recorded and what could not be read then. Other trees of ``/proc`` and ``/sys``, such as hwloc's
+gathered Linux trees, carry none: there a kind of file counts as recorded when at least one of
+its kind is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import posixpath
+import shutil
+import stat
+import subprocess
+import tarfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from virtirq.errors import RecordingError
+from virtirq.host.fs import READ_LIMIT, HostFs, decode
+from virtirq.host.paths import KernelPath
+
+RECORDING: Final = "/virtirq/recording.json"
+FORMAT: Final = 1
+_MAX_LINKS: Final = 40  # as MAXSYMLINKS in include/linux/namei.h
+_MAX_MEMBERS: Final = 2_000_000
+_MAX_BYTES: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file, link or directory of a tree. `size` guards against reading a monster."""
+
+    mode: int
+    link: str = ""
+
+
+class TreeFs(HostFs):
+    """A recorded tree. Links are followed inside the tree only, as chroot(2) would."""
+
+    def __init__(self, label: str) -> None:
+        self.recording = label
+        self._prefix = ""
+        self._real: dict[str, str] = {}
+
+    # What a kind of tree knows of its entries; the path is resolved already.
+    def _entry(self, path: str) -> Entry | None:
+        raise NotImplementedError
+
+    def _names(self, path: str) -> list[str]:
+        raise NotImplementedError
+
+    def _content(self, path: str) -> bytes:
+        raise NotImplementedError
+
+    def read(self, path: str) -> str:
+        real = self._resolve(path)
+        entry = self._found(real, path)
+        if stat.S_ISDIR(entry.mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(entry.mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+        return decode(self._content(real))
+
+    def listdir(self, path: str) -> list[str]:
+        real = self._resolve(path)
+        entry = self._found(real, path)
+        if not stat.S_ISDIR(entry.mode):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        return self._names(real)
+
+    def readlink(self, path: str) -> str:
+        directory, name = posixpath.split(path)
+        real = posixpath.join(self._resolve(directory), name)
+        entry = self._found(real, path)
+        if not stat.S_ISLNK(entry.mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+        return entry.link
+
+    def mode(self, path: str) -> int:
+        return self._found(self._resolve(path), path).mode
+
+    def covers(self, path: KernelPath) -> bool:
+        recorded = self._recorded
+        if recorded is not None:
+            return path.pattern in recorded
+        if path not in self._seen:
+            self._seen[path] = self._any("", path.pattern.split("/")[1:])
+        return self._seen[path]
+
+    @cached_property
+    def _seen(self) -> dict[KernelPath, bool]:
+        return {}
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        if self._entry(RECORDING) is None:
+            return {}
+        try:
+            described = json.loads(self._content(RECORDING))
+            if described["format"] != FORMAT:
+                raise RecordingError(
+                    f"{self.recording}: recording format {described['format']!r} is not {FORMAT}",
+                    hint="read it with the virtirq that recorded it, or record the host again",
+                )
+            return dict(described)
+        except (ValueError, TypeError, KeyError) as error:
+            raise RecordingError(f"{self.recording}: {RECORDING} is malformed: {error}") from error
+
+    @cached_property
+    def _recorded(self) -> frozenset[str] | None:
+        patterns = self._description.get("patterns")
+        return None if patterns is None else frozenset(map(str, patterns))
+
+    @cached_property
+    def _errors(self) -> dict[str, int]:
+        return {str(k): int(v) for k, v in self._description.get("errors", {}).items()}
+
+    def _any(self, base: str, parts: list[str]) -> bool:
+        """Whether the tree holds anything that fits the pattern."""
+        for index, part in enumerate(parts):
+            if "{" in part:
+                try:
+                    names = self.listdir(base or "/")
+                except OSError:
+                    return False
+                head, tail = part[: part.index("{")], part[part.index("}") + 1 :]
+                return any(
+                    self._any(f"{base}/{name}", parts[index + 1 :])
+                    for name in names
+                    if name.startswith(head) and name.endswith(tail)
+                )
+            base = f"{base}/{part}"
+        directory, name = posixpath.split(base)
+        try:
+            return self._entry(posixpath.join(self._resolve(directory), name)) is not None
+        except OSError:
+            return False
+
+    def _found(self, real: str, path: str) -> Entry:
+        if path in self._errors:
+            raise OSError(self._errors[path], os.strerror(self._errors[path]), path)
+        entry = self._entry(real)
+        if entry is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return entry
+
+    def _resolve(self, path: str) -> str:
+        """The path with every link followed; what is missing stays as it is written."""
+        known = self._real.get(path)
+        if known is not None:
+            return known
+        todo = path.split("/")[::-1]
+        real, links = "", 0
+        while todo:
+            part = todo.pop()
+            if part in ("", "."):
+                continue
+            if part == "..":
+                real = real.rpartition("/")[0]
+                continue
+            step = f"{real}/{part}"
+            entry = self._entry(step)
+            if entry is not None and stat.S_ISLNK(entry.mode):
+                links += 1
+                if links > _MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                if entry.link.startswith("/"):
+                    real = ""
+                todo.extend(entry.link.split("/")[::-1])
+                continue
+            real = step
+        self._real[path] = real or "/"
+        return self._real[path]
+
+    def _find_prefix(self) -> None:
+        """Archives often hold one top folder; the host's root is where proc or sys is."""
+        if self._entry("/proc") is not None or self._entry("/sys") is not None:
+            return
+        tops = [name for name in self._names("/") if not name.startswith(".")]
+        for top in tops:
+            if any(self._entry(f"/{top}/{name}") is not None for name in ("proc", "sys")):
+                self._prefix = f"/{top}"
+                self._real.clear()
+                return
+        raise RecordingError(
+            f"{self.recording}: holds neither proc nor sys",
+            hint="give a directory or tar archive made by 'virtirq record' or a tree of /proc"
+            " and /sys",
+        )
+
+
+class DirectoryFs(TreeFs):
+    """A directory that holds a host's ``proc`` and ``sys``."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(str(root))
+        self._root = str(root)
+        self._find_prefix()
+
+    def _at(self, path: str) -> str:
+        return f"{self._root}{self._prefix}{path}"
+
+    def _entry(self, path: str) -> Entry | None:
+        try:
+            mode = os.lstat(self._at(path)).st_mode
+            return Entry(mode, os.readlink(self._at(path)) if stat.S_ISLNK(mode) else "")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _names(self, path: str) -> list[str]:
+        return os.listdir(self._at(path))
+
+    def _content(self, path: str) -> bytes:
+        with open(self._at(path), "rb") as file:
+            return file.read(READ_LIMIT)
+
+
+class ArchiveFs(TreeFs):
+    """A tar archive, held in memory: its members are small and many."""
+
+    def __init__(self, archive: Path) -> None:
+        super().__init__(str(archive))
+        self._members: dict[str, Entry] = {"/": Entry(stat.S_IFDIR | 0o755)}
+        self._data: dict[str, bytes] = {}
+        self._children: dict[str, dict[str, None]] = {"/": {}}
+        self._load(archive)
+        self._find_prefix()
+
+    def _load(self, archive: Path) -> None:
+        total = 0
+        hard: list[tuple[str, str]] = []
+        try:
+            with _open_archive(archive) as tar:
+                for count, member in enumerate(tar):
+                    total += member.size if member.isreg() else 0
+                    if count > _MAX_MEMBERS or total > _MAX_BYTES:
+                        raise RecordingError(f"{archive}: larger than any host's tree")
+                    path = posixpath.normpath("/" + member.name.strip("/"))
+                    if member.isdir():
+                        self._put(path, Entry(stat.S_IFDIR | member.mode))
+                    elif member.issym():
+                        self._put(path, Entry(stat.S_IFLNK | 0o777, member.linkname))
+                    elif member.islnk():
+                        hard.append((path, posixpath.normpath("/" + member.linkname)))
+                    elif member.isreg():
+                        file = tar.extractfile(member)
+                        self._data[path] = file.read(READ_LIMIT) if file else b""
+                        self._put(path, Entry(stat.S_IFREG | member.mode))
+        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+            raise RecordingError(f"{archive}: not a readable tar archive: {error}") from error
+        for path, target in hard:
+            if target in self._data:
+                self._data[path] = self._data[target]
+                self._put(path, self._members[target])
+
+    def _put(self, path: str, entry: Entry) -> None:
+        if path == "/":
+            return
+        self._members[path] = entry
+        if stat.S_ISDIR(entry.mode):
+            self._children.setdefault(path, {})
+        while path != "/":
+            parent, name = posixpath.split(path)
+            siblings = self._children.setdefault(parent, {})
+            if name in siblings:
+                return
+            siblings[name] = None
+            self._members.setdefault(parent, Entry(stat.S_IFDIR | 0o755))
+            path = parent
+
+    def _key(self, path: str) -> str:
+        return path if not self._prefix else self._prefix if path == "/" else self._prefix + path
+
+    def _entry(self, path: str) -> Entry | None:
+        return self._members.get(self._key(path))
+
+    def _names(self, path: str) -> list[str]:
+        return list(self._children.get(self._key(path), ()))
+
+    def _content(self, path: str) -> bytes:
+        return self._data[self._key(path)]
+
+
+def _open_archive(archive: Path) -> tarfile.TarFile:
+    with archive.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"\x28\xb5\x2f\xfd":
+        return tarfile.open(archive, "r:*")
+    # Zstandard came to Python's tarfile in 3.14; until then its own program unpacks it.
+    zstd = shutil.which("zstd")
+    if zstd is None:
+        raise RecordingError(
+            f"{archive}: compressed with Zstandard, and there is no zstd command",
+            hint="install zstd, or unpack the archive and give its directory",
+        )
+    done = subprocess.run(
+        [zstd, "-dcq", "--", str(archive)], capture_output=True, check=False, timeout=300
+    )
+    if done.returncode:
+        raise RecordingError(f"{archive}: not a readable archive: zstd failed")
+    return tarfile.open(fileobj=io.BytesIO(done.stdout), mode="r:")

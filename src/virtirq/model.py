@@ -1,0 +1,474 @@
+"""The values that every room speaks: frozen, without I/O.
+
+``None`` in a value means *not known*, never a default: what could not be read is in
+`Snapshot.gaps` with its error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+from typing import NamedTuple
+
+from virtirq.cpuset import CpuSet
+from virtirq.errors import DirectiveError, InputError
+
+_ADDRESS = re.compile(
+    r"(?:([0-9a-fA-F]{4,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])", re.ASCII
+)
+
+
+class PciAddress(NamedTuple):
+    """Domain, bus, slot and function of a PCI function; ordered, printed as sysfs does."""
+
+    domain: int
+    bus: int
+    slot: int
+    function: int
+
+    @classmethod
+    def parse(cls, text: str) -> PciAddress:
+        """``0000:82:00.0``, or ``82:00.0`` for domain 0. Raises InputError.
+
+        Domains may be wider than 16 bits: Intel VMD numbers its own from 0x10000
+        (Linux kernel, drivers/pci/controller/vmd.c, vmd_find_free_domain()).
+        """
+        match = _ADDRESS.fullmatch(text.strip())
+        if match is None or int(match[3], 16) > 0x1F:
+            raise InputError(f"{text[:60]!r} is not a PCI address", hint="write it as 0000:82:00.0")
+        return cls(int(match[1] or "0", 16), int(match[2], 16), int(match[3], 16), int(match[4]))
+
+    def __str__(self) -> str:
+        return f"{self.domain:04x}:{self.bus:02x}:{self.slot:02x}.{self.function:x}"
+
+
+class InterruptKind(Enum):
+    """How a function raises the interrupt."""
+
+    MSI = "msi"
+    MSIX = "msix"
+    INTX = "intx"
+
+
+class InterruptKey(NamedTuple):
+    """What an interrupt is remembered by within one boot: IRQ numbers are reused.
+
+    `action` is the name of the action that the guest's device registered, such as
+    ``vfio-msix[3](0000:82:00.0)``.
+    """
+
+    device: PciAddress
+    action: str
+
+    def __str__(self) -> str:
+        return self.action or f"an unnamed interrupt of {self.device}"
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """One interrupt line or vector of a PCI function.
+
+    `actions`: names of all handlers on the line, None when not readable. `affinity`: CPUs that
+    the kernel may deliver to. `effective`: CPUs that it does deliver to (on x86, one). `counts`:
+    interrupts taken so far, by CPU; CPUs that took none are left out. `settable`: whether the
+    file's mode lets root write it; since v6.12 the kernel clears that for interrupts which user
+    space cannot move (kernel/irq/proc.c, register_irq_proc()), before it tells by EIO only.
+    """
+
+    irq: int
+    device: PciAddress
+    kind: InterruptKind
+    vector: int | None
+    actions: tuple[str, ...] | None = None
+    affinity: CpuSet | None = None
+    effective: CpuSet | None = None
+    counts: Mapping[int, int] | None = None
+    chip: str | None = None
+    settable: bool | None = None
+
+    @property
+    def own_action(self) -> str | None:
+        """The action that VFIO registered for this interrupt's device, None if there is none."""
+        suffix = f"({self.device})"
+        for action in self.actions or ():
+            if action.startswith("vfio-") and action.endswith(suffix):
+                return action
+        return None
+
+    @property
+    def key(self) -> InterruptKey:
+        return InterruptKey(self.device, self.own_action or "")
+
+
+@dataclass(frozen=True, slots=True)
+class PciDevice:
+    """One PCI function. `node` is None when not known and -1 when the firmware gave none."""
+
+    address: PciAddress
+    vendor: int | None = None
+    device: int | None = None
+    class_code: int | None = None
+    driver: str | None = None
+    node: int | None = None
+    local_cpus: CpuSet | None = None
+    iommu_group: int | None = None
+    physfn: PciAddress | None = None
+
+    @property
+    def kind(self) -> str:
+        """A word for the device's class, as ``lspci`` would lead you to expect."""
+        if self.class_code is None:
+            return "device"
+        return _CLASS_WORDS.get(
+            self.class_code >> 8, _CLASS_WORDS.get(self.class_code >> 16 << 8, "device")
+        )
+
+
+# PCI Code and ID Assignment Specification, base classes and the subclasses people pass through.
+_CLASS_WORDS: Mapping[int, str] = MappingProxyType(
+    {
+        0x0100: "storage",
+        0x0108: "nvme",
+        0x0200: "network",
+        0x0207: "infiniband",
+        0x0300: "display",
+        0x0400: "multimedia",
+        0x0403: "audio",
+        0x0600: "bridge",
+        0x0B00: "processor",
+        0x0C00: "serial-bus",
+        0x0C03: "usb",
+        0x1000: "crypto",
+        0x1200: "accelerator",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A NUMA node: its CPUs and its distances (ACPI SLIT, 10 is local) by node number."""
+
+    number: int
+    cpus: CpuSet
+    distances: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The host's CPUs. `isolated` is ``isolcpus=``, `nohz_full` is ``nohz_full=``."""
+
+    online: CpuSet
+    possible: CpuSet
+    isolated: CpuSet = CpuSet()
+    nohz_full: CpuSet = CpuSet()
+    nodes: Mapping[int, Node] = field(default_factory=dict)
+    siblings: tuple[CpuSet, ...] = ()
+    llcs: tuple[CpuSet, ...] = ()
+
+    @property
+    def general(self) -> CpuSet:
+        """Online CPUs that the scheduler uses for whoever asks for none in particular."""
+        return (self.online - self.isolated) or self.online
+
+    def node_of(self, cpu: int) -> int | None:
+        for node in self.nodes.values():
+            if cpu in node.cpus:
+                return node.number
+        return None
+
+
+class Word(Enum):
+    """The directives that are not a CPU list."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    EMULATOR = "emulator"
+    LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Directive:
+    """What someone asked for a device: a word, or CPUs (then `word` is None)."""
+
+    word: Word | None
+    cpus: CpuSet = CpuSet()
+
+    @classmethod
+    def parse(cls, text: str) -> Directive:
+        """``auto``, ``native``, ``emulator``, ``local`` or a CPU list. Raises DirectiveError."""
+        stripped = text.strip()
+        for word in Word:
+            if stripped == word.value:
+                return cls(word)
+        try:
+            cpus = CpuSet.parse(stripped)
+        except InputError as error:
+            if any(character.isdigit() for character in stripped):
+                raise DirectiveError(str(error), hint=_ALLOWED) from error
+            raise DirectiveError(f"{text[:60]!r} is not a directive", hint=_ALLOWED) from error
+        if not cpus:
+            raise DirectiveError(f"{text[:60]!r} leaves no CPU", hint=_ALLOWED)
+        return cls(None, cpus)
+
+    def __str__(self) -> str:
+        return self.word.value if self.word else str(self.cpus)
+
+
+_ALLOWED = "a directive is auto, native, emulator, local or a CPU list such as 2-5,^3"
+AUTO = Directive(Word.AUTO)
+NATIVE = Directive(Word.NATIVE)
+
+
+class Spread(Enum):
+    """How the vectors of a device share its target."""
+
+    VECTOR = "vector"
+    MASK = "mask"
+
+
+@dataclass(frozen=True, slots=True)
+class Vcpu:
+    """A guest CPU: `cpus` are the host CPUs its thread may run on, None when not restricted."""
+
+    index: int
+    cpus: CpuSet | None = None
+    tid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GuestDevice:
+    """A PCI function that a guest holds, under the names that a setting may use for it."""
+
+    address: PciAddress
+    source: str
+    alias: str | None = None
+    mac: str | None = None
+    directive: Directive | None = None
+    directive_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A virtual machine. `emulator` and `iothreads` are None when not restricted.
+
+    `directive` is the guest's own setting for all of its devices. `problems` are settings in the
+    guest's definition that could not be understood, one line each.
+    """
+
+    name: str
+    source: str
+    uuid: str | None = None
+    pid: int | None = None
+    vcpus: tuple[Vcpu, ...] = ()
+    emulator: CpuSet | None = None
+    iothreads: Mapping[int, CpuSet] = field(default_factory=dict)
+    memory_nodes: frozenset[int] | None = None
+    devices: tuple[GuestDevice, ...] = ()
+    directive: Directive | None = None
+    directive_from: str | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What tells this guest from every other: UUID where there is one, else the name."""
+        return self.uuid or self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Something that could not be read: which file or directory, and why."""
+
+    path: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """Whether interrupts are posted to vCPUs by the IOMMU; None when that cannot be told."""
+
+    active: bool | None
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Irqbalance:
+    """Whether irqbalance runs; `pid` of the running one; None in `running` when not known."""
+
+    running: bool | None
+    pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that was read of a host at one time. `taken_at` is seconds since the epoch.
+
+    `interrupts` are those of the guests' devices (and of devices that the caller asked for);
+    `vectors_on` counts all of the host's interrupts by the CPU they are delivered to.
+    """
+
+    taken_at: float
+    topology: Topology
+    boot_id: str | None = None
+    kernel: str | None = None
+    recording: str | None = None
+    pci: Mapping[PciAddress, PciDevice] = field(default_factory=dict)
+    interrupts: tuple[Interrupt, ...] = ()
+    guests: tuple[Guest, ...] = ()
+    vectors_on: Mapping[int, int] = field(default_factory=dict)
+    posting: Posting = Posting(None, "not looked at")
+    irqbalance: Irqbalance = Irqbalance(None)
+    gaps: tuple[Gap, ...] = ()
+
+    def interrupts_of(self, device: PciAddress) -> tuple[Interrupt, ...]:
+        return tuple(each for each in self.interrupts if each.device == device)
+
+
+class Reason(NamedTuple):
+    """Why an interrupt is moved or left: a code for machines, a sentence for people."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Give interrupt `irq` the affinity `after`. `before` is None when it could not be read.
+
+    Where the kernel has no vector left on `after`, single CPUs of `alternatives` are tried, the
+    first set first.
+    """
+
+    irq: int
+    key: InterruptKey
+    guest: str
+    before: CpuSet | None
+    after: CpuSet
+    reason: Reason
+    kind: InterruptKind = InterruptKind.MSIX
+    alternatives: tuple[CpuSet, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Leave interrupt `irq` as it is. `wanted` is where it should be, None for no opinion."""
+
+    irq: int
+    key: InterruptKey
+    guest: str
+    reason: Reason
+    wanted: CpuSet | None = None
+
+
+Action = Pin | Keep
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """An interrupt that virtirq moved: the affinity it had, and the values virtirq wrote since.
+
+    `written` holds more than one value only where a crash hides whether the last was written.
+    """
+
+    key: InterruptKey
+    guest: str
+    original: CpuSet
+    written: tuple[CpuSet, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePlan:
+    """What a device is asked for, what that means now, and what follows for each interrupt.
+
+    `target` is None when the device is left alone; `note` then says why, and `code` as one word.
+    `directive` is None in a plan that restores.
+    """
+
+    device: GuestDevice
+    directive: Directive | None
+    directive_from: str
+    target: CpuSet | None
+    note: str
+    code: str = "target"
+    node: int | None = None
+    actions: tuple[Action, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GuestPlan:
+    guest: Guest
+    devices: tuple[DevicePlan, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that is to happen, and every interrupt that is left alone, with reasons."""
+
+    guests: tuple[GuestPlan, ...] = ()
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        return tuple(a for g in self.guests for d in g.devices for a in d.actions)
+
+    @property
+    def pins(self) -> tuple[Pin, ...]:
+        return tuple(a for a in self.actions if isinstance(a, Pin))
+
+
+class Status(Enum):
+    """What became of a Pin."""
+
+    APPLIED = "applied"
+    UNCHANGED = "unchanged"
+    PENDING = "pending"
+    REFUSED = "refused"
+    VANISHED = "vanished"
+    FAILED = "failed"
+
+    @property
+    def bad(self) -> bool:
+        return self in (Status.REFUSED, Status.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a Pin, with the affinity and effective affinity read back afterwards."""
+
+    pin: Pin
+    status: Status
+    reason: str
+    affinity: CpuSet | None = None
+    effective: CpuSet | None = None
+    hint: str | None = None
+
+
+class Severity(Enum):
+    NOTE = "note"
+    WARNING = "warning"
+    ERROR = "error"
+
+    @property
+    def rank(self) -> int:
+        """0 for a note; ``virtirq check`` exits 3 for what ranks higher."""
+        return list(Severity).index(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about the host that a person should know. `subject`: guest, device or CPU."""
+
+    code: str
+    severity: Severity
+    subject: str
+    message: str
+    hint: str
+
+
+def by_device(interrupts: Iterable[Interrupt]) -> dict[PciAddress, tuple[Interrupt, ...]]:
+    """The interrupts of each device, in one pass."""
+    found: dict[PciAddress, list[Interrupt]] = {}
+    for each in interrupts:
+        found.setdefault(each.device, []).append(each)
+    return {device: tuple(them) for device, them in found.items()}

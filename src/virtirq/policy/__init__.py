@@ -1,0 +1,1 @@
+"""Decides: facts in, Plan and Findings out. No I/O, no clock, no randomness."""

@@ -1,0 +1,118 @@
+"""What each finding means and what to do about it, in one place for findings and ``explain``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from virtirq.model import Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """`meaning` is for who has time, `remedy` is one line of what to do."""
+
+    severity: Severity
+    meaning: str
+    remedy: str
+
+
+_WARNING, _NOTE = Severity.WARNING, Severity.NOTE
+
+ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
+    {
+        "vcpus-not-pinned": Advice(
+            _WARNING,
+            "The guest's vCPUs may run on every CPU, so no CPU is the right one for its"
+            " interrupts. They go to CPUs local to the device, or stay where they are when the"
+            " device has no NUMA node.",
+            "pin the vCPUs: <vcpupin> in <cputune>, or virsh vcpupin",
+        ),
+        "node-mismatch": Advice(
+            _WARNING,
+            "The guest's vCPUs run on another NUMA node than its device. Every DMA and every"
+            " interrupt crosses the interconnect, wherever the interrupts are pinned.",
+            "move the guest's vCPUs and memory to the device's node, or give it a device there",
+        ),
+        "device-without-node": Advice(
+            _NOTE,
+            "The firmware does not say which NUMA node the device is on (numa_node is -1), so"
+            " nothing can be said to be local to it.",
+            "look for a firmware setting or update; an explicit CPU list works meanwhile",
+        ),
+        "irqbalance-running": Advice(
+            _WARNING,
+            "irqbalance moves interrupts by load and knows nothing of guests: it undoes pins at"
+            " its start and when vectors are allocated again.",
+            "start irqbalance with --banmod=vfio-pci, or stop it",
+        ),
+        "interrupts-posted": Advice(
+            _NOTE,
+            "The IOMMU posts device interrupts straight to the vCPUs, wherever they run. The"
+            " kernel accepts an affinity for a posted interrupt and the hardware ignores it, so"
+            " pinning changes nothing for those.",
+            "nothing to do: posted interrupts are better than pinned ones",
+        ),
+        "target-offline": Advice(
+            _WARNING,
+            "The CPUs that the directive means are offline. The kernel refuses a mask without an"
+            " online CPU, and offlining the last CPU of a mask rewrites it for good.",
+            "bring the CPUs online, or change the vCPU pinning or the CPU list",
+        ),
+        "isolated-conflict": Advice(
+            _WARNING,
+            "The target holds isolated or nohz_full CPUs that are not the guest's own: its"
+            " interrupts would disturb what those CPUs are kept free for.",
+            "take those CPUs out of the CPU list, or pin the guest's emulator elsewhere",
+        ),
+        "vectors-low": Advice(
+            _WARNING,
+            "A CPU of x86 has room for about 200 interrupt vectors, and a target CPU has few"
+            " left. When none is left the kernel refuses further interrupts there (ENOSPC).",
+            "spread the guests over more CPUs, or give devices fewer queues",
+        ),
+        "intx-shared": Advice(
+            _WARNING,
+            "The device raises INTx on a line that others share. The line has one affinity, so"
+            " it is moved only when all of it belongs to one guest.",
+            "let the guest use MSI or MSI-X, or move the other device to another slot",
+        ),
+        "wrong-cpu": Advice(
+            _WARNING,
+            "Interrupts are delivered to another CPU than the plan says. Each costs the CPU it"
+            " lands on, and reaches the vCPU by way of an inter-processor interrupt.",
+            "run 'virtirq apply'",
+        ),
+        "wrong-node": Advice(
+            _WARNING,
+            "Interrupts are delivered on another NUMA node than their device's, although the"
+            " plan has CPUs for them elsewhere: their handlers' memory is remote.",
+            "run 'virtirq apply'",
+        ),
+        "affinity-loose": Advice(
+            _NOTE,
+            "Interrupts are on the right CPU, but by chance: their affinity allows others, and"
+            " the kernel may move them when a CPU goes offline or the vectors are set up again.",
+            "run 'virtirq apply'",
+        ),
+        "device-missing": Advice(
+            _WARNING,
+            "The guest names a PCI device that this host does not have.",
+            "compare the address in the guest's definition with lspci -D",
+        ),
+        "device-claimed-twice": Advice(
+            _WARNING,
+            "Two guests name the same PCI device. Only one of them can hold it; the first by"
+            " name decides where its interrupts go.",
+            "leave the device in one guest's definition",
+        ),
+        "setting-not-understood": Advice(
+            _WARNING,
+            "The guest's definition holds a virtirq setting that this version cannot understand."
+            " It is left as it is, and what is not understood counts as not set.",
+            "correct the setting in the guest's <metadata>, or update virtirq",
+        ),
+    }
+)

@@ -1,0 +1,217 @@
+"""The configuration: ``/etc/virtirq/virtirq.toml`` and ``conf.d/*.toml``.
+
+`Config` is what the rest of virtirq sees; `parse_config` makes one of TOML texts and refuses
+whatever it does not know, naming file, key path and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from virtirq.errors import ConfigError, DirectiveError
+from virtirq.model import AUTO, Directive, Spread
+
+if TYPE_CHECKING:
+    from cattrs import Converter
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One ``[[rule]]``: a directive for the devices that meet every condition given.
+
+    `guest` and `driver` are glob patterns, `device` is ``vendor:device`` in hexadecimal with
+    globs, `class_` a word that ``status`` shows (``network``) or leading hexadecimal digits of
+    the class code (``0200``).
+    """
+
+    directive: Directive
+    guest: str | None = None
+    device: str | None = None
+    class_: str | None = field(default=None, metadata={"key": "class"})
+    driver: str | None = None
+    node: int | None = None
+    spread: Spread | None = None
+    origin: str = field(default="rule", metadata={"key": None})
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings, with their defaults. `spread` None: by directive."""
+
+    default: Directive = AUTO
+    spread: Spread | None = None
+    rules: tuple[Rule, ...] = field(default=(), metadata={"key": "rule"})
+    default_from: str = field(default="built-in default", metadata={"key": None})
+
+
+def parse_config(sources: Iterable[tuple[str, str]]) -> Config:
+    """The configuration that (file name, TOML text) pairs give together.
+
+    A later file's value replaces an earlier one's; rules add up in order. Raises ConfigError.
+    """
+    merged: dict[str, Any] = {}
+    rules: list[Rule] = []
+    for name, text in sources:
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{name}: not TOML: {error}") from error
+        part = _structure(name, table)
+        rules += [
+            dataclasses.replace(rule, origin=f"rule {number} of {name}")
+            for number, rule in enumerate(part.rules, start=1)
+        ]
+        merged |= {
+            each.name: getattr(part, each.name)
+            for each in dataclasses.fields(Config)
+            if _key(each) in table and each.name != "rules"
+        }
+        if "default" in table:
+            merged["default_from"] = f"default of {name}"
+    return Config(**merged, rules=tuple(rules))
+
+
+def render_config(config: Config) -> str:
+    """The configuration as TOML, every setting spelled out and where it came from as comments."""
+    lines = [f'default = "{config.default}"  # {config.default_from}']
+    if config.spread is None:
+        lines.append('# spread: "vector" for words, "mask" for a CPU list')
+    else:
+        lines.append(f'spread = "{config.spread.value}"')
+    for rule in config.rules:
+        lines += ["", f"[[rule]]  # {rule.origin}"]
+        for each in dataclasses.fields(Rule):
+            key, value = _key(each), getattr(rule, each.name)
+            if key is None or value is None:
+                continue
+            shown = value.value if isinstance(value, Spread) else value
+            lines.append(f"{key} = {shown}" if isinstance(shown, int) else f'{key} = "{shown}"')
+    return "\n".join(lines)
+
+
+def _key(each: dataclasses.Field[Any]) -> str | None:
+    """The TOML key of a setting; None for what is not one."""
+    key: str | None = each.metadata.get("key", each.name)
+    return key
+
+
+def _structure(name: str, table: dict[str, Any]) -> Config:
+    from cattrs.errors import BaseValidationError
+
+    try:
+        return _converter().structure(table, Config)
+    except BaseValidationError as error:
+        path, problem = next(_problems(error, ""))
+        raise ConfigError(f"{name}: {path}: {problem}" if path else f"{name}: {problem}") from error
+
+
+def _converter() -> Converter:
+    """A cattrs converter that knows our words and refuses unknown keys and wrong types."""
+    from cattrs import Converter
+    from cattrs.gen import make_dict_structure_fn, override
+
+    converter = Converter(forbid_extra_keys=True)
+    converter.register_structure_hook(str, _exactly(str, "a string"))
+    converter.register_structure_hook(int, _exactly(int, "a whole number"))
+    converter.register_structure_hook(Directive, _directive)
+    converter.register_structure_hook(Spread, _spread)
+    converter.register_structure_hook_func(lambda t: t == tuple[Rule, ...], _rules(converter))
+    for cls in (Rule, Config):
+        keys = {each.name: _key(each) for each in dataclasses.fields(cls)}
+        overrides = {
+            name: override(omit=True) if key is None else override(rename=key)
+            for name, key in keys.items()
+            if key != name
+        }
+        converter.register_structure_hook(
+            cls,
+            _of_table(
+                make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True, **overrides)  # type: ignore[arg-type]
+            ),
+        )
+    return converter
+
+
+class _BadValueError(ValueError):
+    """A value that a person can mend; the text says what is allowed."""
+
+
+def _exactly(cls: type, what: str) -> Callable[[Any, Any], Any]:
+    def check(value: Any, _: Any) -> Any:
+        if type(value) is not cls:
+            raise _BadValueError(f"{value!r:.60} is not {what}")
+        return value
+
+    return check
+
+
+def _of_table(structure: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def check(value: Any, cls: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _BadValueError(f"{value!r:.60} is not a table")
+        return structure(value, cls)
+
+    return check
+
+
+def _rules(converter: Converter) -> Callable[[Any, Any], tuple[Rule, ...]]:
+    def structure(value: Any, _: Any) -> tuple[Rule, ...]:
+        if not isinstance(value, list):
+            raise _BadValueError("is not a list of tables: write [[rule]]")
+        return tuple(converter.structure(value, list[Rule]))
+
+    return structure
+
+
+def _directive(value: Any, _: Any) -> Directive:
+    if not isinstance(value, str):
+        raise _BadValueError(f"{value!r:.60} is not a directive in quotes")
+    try:
+        return Directive.parse(value)
+    except DirectiveError as error:
+        raise _BadValueError(f"{error} ({error.hint})") from error
+
+
+def _spread(value: Any, _: Any) -> Spread:
+    for spread in Spread:
+        if value == spread.value:
+            return spread
+    raise _BadValueError(f'{value!r:.60} is not a spread: "vector" or "mask"')
+
+
+_NOTE_INDEX = re.compile(r"@ index (\d+)$")
+
+
+def _problems(error: BaseException, path: str) -> Any:
+    """Walks cattrs' exception groups to (key path, problem) pairs, in order."""
+    from cattrs.errors import ForbiddenExtraKeysError, IterableValidationError
+
+    for each in getattr(error, "exceptions", ()):
+        where = path
+        for note in getattr(each, "__notes__", ()):
+            index = getattr(note, "index", None)
+            if isinstance(error, IterableValidationError):
+                where = f"{path}[{index + 1}]" if isinstance(index, int) else path
+            elif name := getattr(note, "name", None):
+                where = f"{path}.{_toml_name(name)}".lstrip(".")
+        if isinstance(each, ForbiddenExtraKeysError):
+            allowed = ", ".join(
+                key for f in dataclasses.fields(each.cl) if (key := _key(f)) is not None
+            )
+            extra = sorted(each.extra_fields)[0]
+            yield f"{path}.{extra}".lstrip("."), f"unknown key; allowed are {allowed}"
+        elif getattr(each, "exceptions", None):
+            yield from _problems(each, where)
+        elif isinstance(each, KeyError):
+            yield path, f"{_toml_name(str(each.args[0]))} is missing"
+        else:
+            yield where, str(each)
+
+
+def _toml_name(name: str) -> str:
+    return {"class_": "class", "rules": "rule"}.get(name, name)

@@ -1,0 +1,102 @@
+"""What a person should know about the host, its guests and where their interrupts go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from virtirq.cpuset import CpuSet, union
+from virtirq.model import DevicePlan, Finding, Guest, GuestPlan, Pin, Plan, Snapshot, Word
+from virtirq.policy.advice import ADVICE
+from virtirq.policy.target import floats, local_to, pinned_cpus
+
+VECTORS_LOW: Final = 180
+"""Vectors in use on a CPU from which on the rest (of about 200) is called low."""
+
+
+def findings(snapshot: Snapshot, plan: Plan) -> tuple[Finding, ...]:
+    """Every finding, the worst first, then by subject. `plan` is the plan for `snapshot`."""
+    found = list(_of_host(snapshot, plan))
+    for guest in plan.guests:
+        found += _of_guest(snapshot, guest)
+        for device in guest.devices:
+            found += _of_device(snapshot, guest.guest, device)
+    return tuple(sorted(found, key=lambda each: (-each.severity.rank, each.code, each.subject)))
+
+
+def _finding(code: str, subject: str, message: str) -> Finding:
+    advice = ADVICE[code]
+    return Finding(code, advice.severity, subject, message, advice.remedy)
+
+
+def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Finding]:
+    if snapshot.irqbalance.running:
+        pid = f" (pid {snapshot.irqbalance.pid})" if snapshot.irqbalance.pid else ""
+        yield _finding("irqbalance-running", "host", f"irqbalance{pid} may undo pins")
+    if snapshot.posting.active:
+        basis = snapshot.posting.basis
+        yield _finding("interrupts-posted", "host", f"device interrupts are posted: {basis}")
+    targets = union(d.target for g in plan.guests for d in g.devices if d.target is not None)
+    full = CpuSet(c for c in targets if snapshot.vectors_on.get(c, 0) >= VECTORS_LOW)
+    if full:
+        most = max(snapshot.vectors_on[cpu] for cpu in full)
+        text = f"up to {most} of about 200 vectors are in use on target CPUs {full}"
+        yield _finding("vectors-low", f"CPU {full}", text)
+
+
+def _of_guest(snapshot: Snapshot, planned: GuestPlan) -> Iterator[Finding]:
+    guest = planned.guest
+    for problem in guest.problems:
+        yield _finding("setting-not-understood", guest.name, problem)
+    asks = any(d.directive and d.directive.word is Word.AUTO for d in planned.devices)
+    if asks and guest.vcpus and all(floats(v, snapshot.topology) for v in guest.vcpus):
+        text = f"its {len(guest.vcpus)} vCPUs may run on every CPU"
+        yield _finding("vcpus-not-pinned", guest.name, text)
+
+
+def _of_device(snapshot: Snapshot, guest: Guest, plan: DevicePlan) -> Iterator[Finding]:
+    topology = snapshot.topology
+    subject = f"{guest.name} {plan.device.address}"
+    pci = snapshot.pci.get(plan.device.address)
+    if pci is None:
+        yield _finding("device-missing", subject, plan.note)
+        return
+    reasons = {action.reason.code for action in plan.actions}
+    if plan.code == "claimed":
+        yield _finding("device-claimed-twice", subject, plan.note)
+    if plan.code == "target-offline":
+        yield _finding("target-offline", subject, plan.note)
+    elif plan.directive and plan.directive.cpus - topology.online and plan.target:
+        gone = plan.directive.cpus - topology.online
+        yield _finding("target-offline", subject, f"CPUs {gone} of its CPU list are not online")
+    if pci.node == -1 and len(topology.nodes) > 1:
+        yield _finding("device-without-node", subject, "its NUMA node is not known to the firmware")
+    local, pinned = local_to(pci, topology), pinned_cpus([guest], topology)
+    if local is not None and pinned and not pinned & local:
+        text = f"vCPUs on CPUs {pinned}, device on node {pci.node} (CPUs {local})"
+        yield _finding("node-mismatch", subject, text)
+    if plan.target is not None:
+        foreign = (plan.target & (topology.isolated | topology.nohz_full)) - pinned
+        if foreign:
+            text = f"its interrupts may go to isolated CPUs {foreign}, which are not its vCPUs'"
+            yield _finding("isolated-conflict", subject, text)
+    if "intx-shared" in reasons:
+        shared = next(a for a in plan.actions if a.reason.code == "intx-shared")
+        yield _finding("intx-shared", subject, f"IRQ {shared.irq}: {shared.reason.text}")
+    yield from _misplaced(subject, plan)
+
+
+_MISPLACED: Final = (
+    ("wrong-cpu", "are delivered to another CPU than planned"),
+    ("wrong-node", "are delivered on another node than planned"),
+    ("loose", "are in place, but their affinity lets them move"),
+)
+
+
+def _misplaced(subject: str, plan: DevicePlan) -> Iterator[Finding]:
+    for code, what in _MISPLACED:
+        pins = [a for a in plan.actions if isinstance(a, Pin) and a.reason.code == code]
+        if pins:
+            name = "affinity-loose" if code == "loose" else code
+            text = f"{len(pins)} of {len(plan.actions)} interrupts {what}"
+            yield _finding(name, subject, text)

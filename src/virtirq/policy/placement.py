@@ -1,0 +1,276 @@
+"""From a Snapshot to a Plan: where each interrupt should be, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from virtirq.cpuset import CpuSet
+from virtirq.errors import InputError
+from virtirq.model import (
+    Action,
+    DevicePlan,
+    Guest,
+    GuestDevice,
+    GuestPlan,
+    Interrupt,
+    InterruptKind,
+    Keep,
+    PciAddress,
+    PciDevice,
+    Pin,
+    Plan,
+    Reason,
+    Remembered,
+    Snapshot,
+    Spread,
+    Topology,
+    by_device,
+)
+from virtirq.policy.config import Config
+from virtirq.policy.directives import Asked, asked_for
+from virtirq.policy.target import Deal, Target, pinned_cpus, target_of
+
+
+def plan(snapshot: Snapshot, config: Config) -> Plan:
+    """What to do with every interrupt of every guest's devices.
+
+    Pure and deterministic; a plan made on the result of a plan has no pins.
+    """
+    interrupts = by_device(snapshot.interrupts)
+    ordered = sorted(snapshot.guests, key=lambda guest: (guest.name, guest.key))
+    owners: dict[PciAddress, Guest] = {}
+    for guest in ordered:
+        for device in guest.devices:
+            owners.setdefault(device.address, guest)
+    taken = pinned_cpus(snapshot.guests, snapshot.topology)
+    guests = []
+    for guest in ordered:
+        devices = []
+        for device in sorted(guest.devices, key=lambda device: device.address):
+            pci = snapshot.pci.get(device.address)
+            asked = asked_for(guest, device, pci, config)
+            target = target_of(asked.directive, guest, pci, snapshot.topology, taken)
+            owner = owners[device.address]
+            if owner is not guest:
+                target = Target(None, f"{owner.name} has this device too and decides", "claimed")
+            context = _Device(guest, device, pci, asked, target, snapshot.topology, owners)
+            devices.append(context.plan(interrupts.get(device.address, ())))
+        guests.append(GuestPlan(guest, tuple(devices)))
+    return Plan(tuple(guests))
+
+
+def restore_plan(snapshot: Snapshot, remembered: Iterable[Remembered]) -> Plan:
+    """Puts back what still holds a value that virtirq wrote; the rest is kept, and said.
+
+    Interrupts that are gone have nothing to restore and are left out.
+    """
+    interrupts = {each.key: each for each in snapshot.interrupts if each.own_action}
+    by_guest: dict[str, dict[PciAddress, list[Action]]] = {}
+    for entry in sorted(remembered, key=lambda entry: entry.key):
+        interrupt = interrupts.get(entry.key)
+        if interrupt is None:
+            continue
+        devices = by_guest.setdefault(entry.guest, {})
+        devices.setdefault(entry.key.device, []).append(_restore(interrupt, entry))
+    known = {guest.key: guest for guest in snapshot.guests}
+    return Plan(
+        tuple(
+            GuestPlan(
+                known.get(key) or Guest(key, "journal"),
+                tuple(
+                    DevicePlan(
+                        GuestDevice(address, "journal"),
+                        directive=None,
+                        directive_from="journal",
+                        target=None,
+                        note="as found before virtirq moved it",
+                        actions=tuple(actions),
+                    )
+                    for address, actions in devices.items()
+                ),
+            )
+            for key, devices in by_guest.items()
+        )
+    )
+
+
+def _restore(interrupt: Interrupt, entry: Remembered) -> Action:
+    now = interrupt.affinity
+    if now == entry.original:
+        reason = Reason("as-found", f"already as found: {entry.original}")
+    elif now is None or now not in entry.written:
+        wrote = " or ".join(map(str, entry.written))
+        reason = Reason(
+            "changed-since", f"someone moved it to {now} since virtirq wrote {wrote}: left"
+        )
+    else:
+        return Pin(
+            interrupt.irq,
+            entry.key,
+            entry.guest,
+            before=now,
+            after=entry.original,
+            reason=Reason("restore", f"as found: {entry.original}"),
+            kind=interrupt.kind,
+        )
+    return Keep(interrupt.irq, entry.key, entry.guest, reason)
+
+
+class _Device:
+    """The planning of one device's interrupts; everything that they share."""
+
+    def __init__(
+        self,
+        guest: Guest,
+        device: GuestDevice,
+        pci: PciDevice | None,
+        asked: Asked,
+        target: Target,
+        topology: Topology,
+        owners: Mapping[PciAddress, Guest],
+    ) -> None:
+        self.guest, self.device, self.pci = guest, device, pci
+        self.asked, self.target, self.topology, self.owners = asked, target, topology, owners
+        self.node = pci.node if pci and pci.node is not None and pci.node >= 0 else None
+        self.deal = Deal(target.seats)
+
+    def plan(self, interrupts: tuple[Interrupt, ...]) -> DevicePlan:
+        note = self.target.note
+        if self.pci is None:
+            note = "the host has no such device"
+        elif not interrupts:
+            note += "; no interrupts yet"
+        return DevicePlan(
+            self.device,
+            self.asked.directive,
+            self.asked.origin,
+            self.target.cpus,
+            note,
+            code=self.target.code,
+            node=self.node,
+            actions=tuple(
+                self._decide(interrupt, order) for order, interrupt in _in_order(interrupts)
+            ),
+        )
+
+    def _decide(self, interrupt: Interrupt, order: int) -> Action:
+        hindrance = self._hindrance(interrupt)
+        if hindrance is not None:
+            return Keep(interrupt.irq, interrupt.key, self.guest.key, hindrance)
+        wanted, follows = self._wanted(order)
+        if interrupt.affinity == wanted:
+            return Keep(
+                interrupt.irq,
+                interrupt.key,
+                self.guest.key,
+                _in_place(interrupt, f"{follows}{self._off_node(wanted)}"),
+                wanted,
+            )
+        if interrupt.settable is False:
+            text = "the kernel manages its affinity and takes none from user space"
+            reason = Reason("managed", text)
+            return Keep(interrupt.irq, interrupt.key, self.guest.key, reason, wanted)
+        return Pin(
+            interrupt.irq,
+            interrupt.key,
+            self.guest.key,
+            before=interrupt.affinity,
+            after=wanted,
+            reason=self._misplaced(interrupt, wanted, follows),
+            kind=interrupt.kind,
+            alternatives=self._alternatives(wanted, order),
+        )
+
+    def _hindrance(self, interrupt: Interrupt) -> Reason | None:
+        """Why this interrupt is not ours to move, if it is not."""
+        if self.target.cpus is None:
+            return Reason(self.target.code, self.target.note)
+        if interrupt.actions is None:
+            return None  # a recording without names; the executor checks the name once more
+        if interrupt.own_action is None:
+            driver = (self.pci and self.pci.driver) or "a host driver"
+            return Reason("host-driver", f"held by {driver}, not by VFIO: not the guest's")
+        others = [name for name in interrupt.actions if name != interrupt.own_action]
+        if not others:
+            return None
+        owners = {_owner(name, self.owners) for name in others}
+        if owners != {self.guest.key}:
+            return Reason("intx-shared", f"the line is shared with {', '.join(sorted(others))}")
+        if min(others) < interrupt.own_action:
+            return Reason("intx-shared", f"the line goes where {min(others)} goes")
+        return None
+
+    def _wanted(self, order: int) -> tuple[CpuSet, str]:
+        if self.asked.spread is Spread.MASK and self.target.cpus is not None:
+            cpus = self.target.cpus if self.asked.directive.word is None else self.target.seated
+            return cpus, f"all of CPUs {cpus}"
+        seat, cpu = self.deal(order)
+        follows = f"CPU {cpu}" if seat.vcpu is None else f"CPU {cpu} of vCPU {seat.vcpu}"
+        return CpuSet([cpu]), follows
+
+    def _alternatives(self, wanted: CpuSet, order: int) -> tuple[CpuSet, ...]:
+        if len(wanted) != 1 or self.target.cpus is None:
+            return ()
+        seat, _ = self.deal(order)
+        return (seat.cpus, self.target.seated, self.target.cpus)
+
+    def _misplaced(self, interrupt: Interrupt, wanted: CpuSet, follows: str) -> Reason:
+        where = f"to {follows}{self._off_node(wanted)}"
+        now = interrupt.effective or interrupt.affinity
+        if now is None:
+            return Reason("unknown-place", f"{where}; where it is now is not known")
+        if now <= wanted:
+            loose = f"{where}: is there, but affinity {interrupt.affinity} lets it move"
+            return Reason("loose", loose)
+        if self.target.cpus is not None and now & self.target.cpus:
+            return Reason("wrong-cpu", f"{where}, from CPU {now}")
+        node = self._node(now)
+        if self.node is not None and node is not None and node != self.node:
+            return Reason("wrong-node", f"{where}, from CPU {now} on node {node}")
+        return Reason("wrong-cpu", f"{where}, from CPU {now} outside the target")
+
+    def _off_node(self, cpus: CpuSet) -> str:
+        node = self._node(cpus)
+        if self.node is None or node is None or node == self.node:
+            return ""
+        return f" (node {node}, its device is on node {self.node})"
+
+    def _node(self, cpus: CpuSet) -> int | None:
+        """The node that all of `cpus` are on, None when there is no one such node."""
+        node = self.topology.node_of(cpus.first()) if cpus else None
+        return node if node is not None and cpus <= self.topology.nodes[node].cpus else None
+
+
+def _in_place(interrupt: Interrupt, where: str) -> Reason:
+    if interrupt.effective and interrupt.affinity and not interrupt.effective <= interrupt.affinity:
+        # Set, but the interrupt controller is told at the next interrupt only
+        # (kernel/irq/migration.c, irq_move_masked_irq()).
+        text = f"{where}; moves there from CPU {interrupt.effective} at its next interrupt"
+        return Reason("pending", text)
+    return Reason("in-place", f"on {where}")
+
+
+def _in_order(interrupts: tuple[Interrupt, ...]) -> Iterable[tuple[int, Interrupt]]:
+    """Each interrupt with the order in which it is dealt: its vector number where it is known.
+
+    Only a recording without action names leaves it open; IRQ numbers, which the kernel hands
+    out in vector order when all vectors are allocated at once, stand in there.
+    """
+    ordered = sorted(interrupts, key=lambda each: (each.vector or 0, each.irq))
+    for place, interrupt in enumerate(ordered):
+        if interrupt.kind is InterruptKind.INTX:
+            yield 0, interrupt
+        else:
+            yield place if interrupt.vector is None else interrupt.vector, interrupt
+
+
+def _owner(action: str, owners: Mapping[PciAddress, Guest]) -> str | None:
+    """The guest whose device registered the action; None for a host driver's."""
+    head, _, tail = action.partition("(")
+    if not head.startswith("vfio-"):
+        return None
+    try:
+        owner = owners.get(PciAddress.parse(tail.removesuffix(")")))
+    except InputError:
+        return None
+    return owner.key if owner is not None else None

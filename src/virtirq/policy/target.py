@@ -1,0 +1,187 @@
+"""What a directive means right now: the CPUs, and how vectors are dealt over them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from virtirq.cpuset import CpuSet, union
+from virtirq.model import Directive, Guest, PciDevice, Topology, Vcpu, Word
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """What a vector may follow: a vCPU and the CPUs it may run on, or a part of the host."""
+
+    cpus: CpuSet
+    vcpu: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`cpus` is None when the device is left alone; `note` then says why.
+
+    `seats` are what vectors are dealt over, in order. Without a known vCPU to follow, only the
+    part of the target on the device's node has seats, where there is such a part.
+    """
+
+    cpus: CpuSet | None
+    note: str
+    code: str = "target"
+    seats: tuple[Seat, ...] = ()
+
+    @property
+    def seated(self) -> CpuSet:
+        """The CPUs that vectors are dealt over."""
+        return union(seat.cpus for seat in self.seats)
+
+
+def target_of(
+    directive: Directive, guest: Guest, device: PciDevice | None, topology: Topology, taken: CpuSet
+) -> Target:
+    """The target of a guest's device; `taken` are the CPUs that guests' vCPUs are pinned to."""
+    match directive.word:
+        case Word.NATIVE:
+            return Target(None, "native: left alone", code="native")
+        case Word.AUTO:
+            return _auto(guest, device, topology)
+        case Word.EMULATOR:
+            return _emulator(guest, device, topology)
+        case Word.LOCAL:
+            return _local(device, topology, taken)
+        case None:
+            return _explicit(directive.cpus, topology)
+
+
+def floats(vcpu: Vcpu, topology: Topology) -> bool:
+    """Whether nothing ties the vCPU to a part of the host.
+
+    A thread that nobody pinned runs on every CPU but the isolated ones: those are in no
+    scheduling domain (Documentation/admin-guide/kernel-parameters.txt, isolcpus=).
+    """
+    return vcpu.cpus is None or topology.general <= vcpu.cpus
+
+
+def pinned_cpus(guests: Iterable[Guest], topology: Topology) -> CpuSet:
+    """The CPUs that some guest's vCPUs are pinned to."""
+    return union(
+        vcpu.cpus
+        for guest in guests
+        for vcpu in guest.vcpus
+        if vcpu.cpus is not None and not floats(vcpu, topology)
+    )
+
+
+def local_to(device: PciDevice | None, topology: Topology) -> CpuSet | None:
+    """The online CPUs of the device's node, None when it has no node or it is not known.
+
+    For a device without a node the kernel's ``local_cpulist`` names every CPU: that tells
+    nothing (drivers/pci/pci-sysfs.c, local_cpulist_show()).
+    """
+    if device is None or device.node is None or device.node < 0:
+        return None
+    node = topology.nodes.get(device.node)
+    cpus = node.cpus if node is not None else device.local_cpus
+    return (cpus & topology.online) or None if cpus is not None else None
+
+
+class Deal:
+    """Deals a device's vectors over seats.
+
+    Vector *i* follows seat *i mod n*. Seats with the same CPUs (vCPUs that share a pool) deal
+    their vectors over it in turn, so that each CPU of a pool gets its share. The answer depends
+    on the seats and the vector alone: neither another vector nor another guest changes it.
+    """
+
+    def __init__(self, seats: Sequence[Seat]) -> None:
+        self._seats = seats
+        self._cpus = {cpus: tuple(cpus) for cpus in {seat.cpus for seat in seats}}
+        sharing: Counter[CpuSet] = Counter()
+        self._places = []
+        for seat in seats:
+            self._places.append(sharing[seat.cpus])
+            sharing[seat.cpus] += 1
+        self._sharing = sharing
+
+    def __call__(self, order: int) -> tuple[Seat, int]:
+        """The seat that the vector of this order follows, and its CPU there."""
+        round_, place = divmod(order, len(self._seats))
+        seat = self._seats[place]
+        turn = round_ * self._sharing[seat.cpus] + self._places[place]
+        cpus = self._cpus[seat.cpus]
+        return seat, cpus[turn % len(cpus)]
+
+
+def _left(why: str) -> Target:
+    return Target(None, why, code="no-target")
+
+
+def _auto(guest: Guest, device: PciDevice | None, topology: Topology) -> Target:
+    if not guest.vcpus:
+        return _left(f"{guest.name} has no vCPU whose CPUs are known")
+    if all(floats(vcpu, topology) for vcpu in guest.vcpus):
+        return _beside(device, topology, "vCPUs are not pinned")
+    seats = tuple(
+        Seat((topology.general if vcpu.cpus is None else vcpu.cpus) & topology.online, vcpu.index)
+        for vcpu in sorted(guest.vcpus, key=lambda vcpu: vcpu.index)
+    )
+    cpus = union(seat.cpus for seat in seats)
+    if not cpus:
+        wanted = union(vcpu.cpus or CpuSet() for vcpu in guest.vcpus)
+        return Target(None, f"the vCPUs' CPUs {wanted} are offline", code="target-offline")
+    near = _near(seats, local_to(device, topology))
+    note = f"CPUs {cpus} of its vCPUs"
+    if union(seat.cpus for seat in near) != cpus:
+        note += f", {union(seat.cpus for seat in near)} of them on the device's node"
+    return Target(cpus, note, seats=near)
+
+
+def _near(seats: Sequence[Seat], local: CpuSet | None) -> tuple[Seat, ...]:
+    """The seats cut down to the device's node, or as they are when none reaches it."""
+    if local is not None and any(seat.cpus & local for seat in seats):
+        seats = [Seat(seat.cpus & local, seat.vcpu) for seat in seats]
+    return tuple(seat for seat in seats if seat.cpus)
+
+
+def _emulator(guest: Guest, device: PciDevice | None, topology: Topology) -> Target:
+    if guest.emulator is None or topology.general <= guest.emulator:
+        return _beside(device, topology, "the emulator is not pinned")
+    cpus = guest.emulator & topology.online
+    if not cpus:
+        return Target(
+            None, f"the emulator's CPUs {guest.emulator} are offline", code="target-offline"
+        )
+    return Target(cpus, f"CPUs {cpus} of its emulator", seats=(Seat(cpus),))
+
+
+def _beside(device: PciDevice | None, topology: Topology, why: str) -> Target:
+    """Where nothing says which CPUs: those local to the device, without the isolated ones."""
+    local = local_to(device, topology)
+    if local is None:
+        return _left(f"{why} and the device has no NUMA node: left alone")
+    cpus = (local & topology.general) or local
+    note = f"{why}: CPUs {cpus} local to the device"
+    return Target(cpus, note, seats=(Seat(cpus),))
+
+
+def _local(device: PciDevice | None, topology: Topology, taken: CpuSet) -> Target:
+    local = local_to(device, topology)
+    if local is None:
+        return _left("the device has no NUMA node, so nothing is local: left alone")
+    free = local - taken
+    # An isolated CPU that no guest has yet is kept for one, as long as there is another.
+    cpus = (free & topology.general) or free
+    if not cpus:
+        return _left(f"guests' vCPUs are pinned to all local CPUs {local}: left alone")
+    return Target(cpus, f"local CPUs {cpus}, where no vCPU is pinned", seats=(Seat(cpus),))
+
+
+def _explicit(asked: CpuSet, topology: Topology) -> Target:
+    cpus = asked & topology.online
+    if not cpus:
+        return Target(None, f"CPUs {asked} are not online: left alone", code="target-offline")
+    note = f"CPUs {cpus}"
+    if cpus != asked:
+        note += f" ({asked - cpus} of {asked} not online)"
+    return Target(cpus, note, seats=(Seat(cpus),))

@@ -1,0 +1,1 @@
+"""Shows what the other rooms found, decided and did; never decides."""

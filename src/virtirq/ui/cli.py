@@ -1,0 +1,168 @@
+"""The command line: the parser, and the one place where errors become lines and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from virtirq import __version__
+from virtirq.errors import EXIT_FAILED, VirtirqError
+
+_SHELLS: Final = ("bash", "zsh", "fish")
+_EPILOG: Final = """\
+exit codes: 0 ok, 1 failed, 2 usage or bad input, 3 findings, 4 applied in part,
+5 not permitted or read-only, 6 dependency or connection missing"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit code. Only a bug, or ``--debug``, shows a traceback."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        code = _run(args)
+        sys.stdout.flush()
+        return code
+    except VirtirqError as error:
+        if args.debug:
+            raise
+        print(f"virtirq: error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; the interpreter must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; shell completions are made from it."""
+    parser = argparse.ArgumentParser(
+        prog="virtirq",
+        description="Pin the host interrupts of passed-through devices to their guests' CPUs.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"virtirq {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        choices=_SHELLS,
+        metavar="SHELL",
+        help="print the shell completion for bash, zsh or fish",
+    )
+    _common(parser, top=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+
+    def verb(name: str, help_: str, more: str = "") -> argparse.ArgumentParser:
+        made = verbs.add_parser(
+            name,
+            help=help_,
+            description=f"{help_[0].upper()}{help_[1:]}. {more}".strip(),
+            allow_abbrev=False,
+        )
+        _common(made, top=False)
+        return made
+
+    verb("status", "show guests, devices and vectors, and where each should be (the default)")
+    _guests(verb("plan", "show what would change and why"))
+    apply = verb("apply", "pin the interrupts: plan, write, read back")
+    apply.add_argument("-n", "--dry-run", action="store_true", help="stop at the plan")
+    _guests(apply)
+    _guests(verb("restore", "put affinities back as they were found"))
+    verb("check", "report findings", "Exits 3 if any is a warning or worse.")
+    explain = verb("explain", "say why an object is where it is, or what a finding means")
+    explain.add_argument(
+        "object", metavar="OBJECT", help="a guest, a PCI address, an IRQ number or a finding's code"
+    )
+    record = verb("record", "record this host for --sysroot, bug reports and tests")
+    record.add_argument("--keep-names", action="store_true", help="do not rename the guests")
+    _path(
+        record.add_argument(
+            "file", metavar="FILE", type=Path, help="archive to write: .tar, .tar.gz, .bz2 or .xz"
+        )
+    )
+    config = verb("config", "show or check the configuration")
+    config.add_argument("what", choices=("show", "check"), help="effective values, or errors only")
+    demo = verb("demo", "run the main job on a scratch copy of a recorded host")
+    _path(
+        demo.add_argument(
+            "dir",
+            metavar="DIR",
+            type=Path,
+            nargs="?",
+            help="instead, make a scratch copy there to try every verb on with --sysroot DIR",
+        )
+    )
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser, *, top: bool) -> None:
+    """Options that may stand before or after the verb."""
+    default: dict[str, Any] = {} if top else {"default": argparse.SUPPRESS}
+    _path(
+        parser.add_argument(
+            "-s",
+            "--sysroot",
+            metavar="DIR",
+            type=Path,
+            help="a recorded host: a directory tree or tar archive",
+            **default,
+        )
+    )
+    _path(
+        parser.add_argument(
+            "--domain",
+            metavar="FILE",
+            type=Path,
+            action="append",
+            dest="domains" if top else "more_domains",
+            default=[],
+            help="domain XML of a guest; may be repeated",
+        )
+    )
+    _path(
+        parser.add_argument(
+            "--config",
+            metavar="FILE",
+            type=Path,
+            help="configuration to use instead of /etc/virtirq/virtirq.toml",
+            **default,
+        )
+    )
+    parser.add_argument("-J", "--json", action="store_true", help="print JSON", **default)
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only", **default)
+    parser.add_argument(
+        "-d", "--debug", action="store_true", help="show tracebacks of errors", **default
+    )
+
+
+def _guests(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("guests", metavar="GUEST", nargs="*", help="name or UUID; all for none")
+
+
+def _path(action: argparse.Action) -> None:
+    action.complete = {  # type: ignore[attr-defined]
+        "bash": "_shtab_compgen_files",
+        "zsh": "_files",
+        "fish": "__fish_complete_path",
+    }
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.print_completion:
+        import shtab
+
+        print(shtab.complete(make_parser(), shell=args.print_completion))
+        return 0
+    from virtirq.ui import verbs
+
+    args.domains = [*args.domains, *getattr(args, "more_domains", [])]
+    verb: Callable[[argparse.Namespace], int] = getattr(verbs, args.verb or "status")
+    return verb(args)

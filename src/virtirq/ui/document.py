@@ -1,0 +1,132 @@
+"""Text for people: lines and tables, plain in a pipe, coloured and fitted on a terminal.
+
+rich is imported only when the output is a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, TextIO
+
+Style = Literal["", "bold", "dim", "good", "warn", "bad"]
+
+_RICH: Final[dict[Style, str]] = {
+    "": "",
+    "bold": "bold",
+    "dim": "dim",
+    "good": "green",
+    "warn": "yellow",
+    "bad": "red bold",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    text: str
+    style: Style = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of its own, `indent` spaces in."""
+
+    cells: tuple[Cell, ...]
+    indent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under headings; numbers are right-aligned where `right` names their column."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    indent: int = 0
+    right: frozenset[int] = frozenset()
+
+
+@dataclass(slots=True)
+class Document:
+    """What a verb prints, from top to bottom."""
+
+    blocks: list[Line | Table] = field(default_factory=list)
+
+    def line(self, *cells: str | Cell, indent: int = 0) -> None:
+        made = tuple(Cell(each) if isinstance(each, str) else each for each in cells)
+        self.blocks.append(Line(made, indent))
+
+    def table(self, table: Table) -> None:
+        if table.rows:
+            self.blocks.append(table)
+
+    def print(self, out: TextIO | None = None) -> None:
+        """To a terminal in colour and no wider than it is, elsewhere plain and whole."""
+        out = out or sys.stdout
+        if out.isatty() and os.environ.get("TERM") != "dumb":
+            _print_rich(self, out)
+        else:
+            out.write(self.plain())
+
+    def plain(self) -> str:
+        widths = _widths(self.blocks)
+        lines: list[str] = []
+        for block in self.blocks:
+            pad = " " * block.indent
+            if isinstance(block, Line):
+                lines.append(pad + "".join(cell.text for cell in block.cells))
+                continue
+            cells = [tuple(Cell(each) for each in block.headings), *block.rows]
+            width = widths[block.headings]
+            lines += [pad + _aligned(row, width, block.right) for row in cells]
+        return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _widths(blocks: Sequence[Line | Table]) -> dict[tuple[str, ...], list[int]]:
+    """One width a column for all tables of the same headings, so that they line up."""
+    widths: dict[tuple[str, ...], list[int]] = {}
+    for block in blocks:
+        if isinstance(block, Table):
+            wide = widths.setdefault(block.headings, [len(each) for each in block.headings])
+            for row in block.rows:
+                wide[:] = [max(a, len(b.text)) for a, b in zip(wide, row, strict=True)]
+    return widths
+
+
+def _aligned(row: Sequence[Cell], widths: Sequence[int], right: frozenset[int]) -> str:
+    return "  ".join(
+        cell.text.rjust(width) if place in right else cell.text.ljust(width)
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+
+
+def _print_rich(document: Document, out: TextIO) -> None:
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.style import Style as RichStyle
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    def text(cell: Cell) -> Text:
+        return Text(cell.text, style=RichStyle.parse(_RICH[cell.style]))
+
+    console = Console(file=out, highlight=False, soft_wrap=False)
+    widths = _widths(document.blocks)
+    for block in document.blocks:
+        if isinstance(block, Line):
+            console.print(Padding(Text.assemble(*map(text, block.cells)), (0, 0, 0, block.indent)))
+            continue
+        table = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        last = len(block.headings) - 1
+        for place, heading in enumerate(block.headings):
+            table.add_column(
+                heading,
+                justify="right" if place in block.right else "left",
+                overflow="fold",
+                min_width=None if place == last else min(widths[block.headings][place], 18),
+                no_wrap=place != last and widths[block.headings][place] <= 18,
+            )
+        for row in block.rows:
+            table.add_row(*map(text, row))
+        console.print(Padding(table, (0, 0, 0, block.indent)))

@@ -1,0 +1,166 @@
+"""``virtirq explain``: why an object is where it is, or what a finding means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from virtirq.errors import InputError, UsageError
+from virtirq.model import (
+    DevicePlan,
+    Finding,
+    Guest,
+    GuestPlan,
+    Interrupt,
+    PciAddress,
+    Plan,
+    Snapshot,
+)
+from virtirq.policy.advice import ADVICE
+from virtirq.ui import report, screens
+from virtirq.ui.document import Cell, Document
+from virtirq.ui.report import Row, Rows
+
+
+class Explanation(NamedTuple):
+    data: Mapping[str, Any]
+    document: Document
+
+
+def of_code(code: str) -> Explanation | None:
+    """What a finding's code means and what to do; None when there is no such code."""
+    advice = ADVICE.get(code)
+    if advice is None:
+        return None
+    document = Document()
+    document.line(Cell(code, "bold"), f" ({advice.severity.value})")
+    document.line(advice.meaning)
+    document.line(f"What to do: {advice.remedy}.")
+    data = {
+        "schema": report.SCHEMA,
+        "code": code,
+        "severity": advice.severity.value,
+        "meaning": advice.meaning,
+        "remedy": advice.remedy,
+    }
+    return Explanation(data, document)
+
+
+def of_object(
+    name: str, snapshot: Snapshot, plan: Plan, findings: Sequence[Finding]
+) -> Explanation:
+    """Why a guest's, device's or single interrupt is where it is. Raises UsageError."""
+    part = _part(name, plan)
+    if not part.guests:
+        raise UsageError(
+            f"{name!r} is no guest, guest's device, IRQ of one, or code of a finding",
+            hint="see 'virtirq status' for guests, devices and IRQs; codes: "
+            + ", ".join(sorted(ADVICE)),
+        )
+    subjects = {
+        subject
+        for guest in part.guests
+        for subject in (
+            guest.guest.name,
+            *(f"{guest.guest.name} {device.device.address}" for device in guest.devices),
+        )
+    }
+    concerned = [each for each in findings if each.subject in subjects]
+    return Explanation(
+        report.as_json(snapshot, part, concerned), _document(snapshot, part, concerned)
+    )
+
+
+def _part(name: str, plan: Plan) -> Plan:
+    """The guests, devices and actions that `name` means."""
+
+    def devices(guest: GuestPlan) -> tuple[DevicePlan, ...]:
+        if name in (guest.guest.name, guest.guest.uuid):
+            return guest.devices
+        if name.isdecimal():
+            return tuple(
+                _only(device, int(name))
+                for device in guest.devices
+                if any(action.irq == int(name) for action in device.actions)
+            )
+        address = _address(name)
+        return tuple(device for device in guest.devices if device.device.address == address)
+
+    parts = (
+        GuestPlan(guest.guest, devices(guest))
+        for guest in plan.guests
+        if devices(guest) or name in (guest.guest.name, guest.guest.uuid)
+    )
+    return Plan(tuple(parts))
+
+
+def _only(device: DevicePlan, irq: int) -> DevicePlan:
+
+    return replace(device, actions=tuple(a for a in device.actions if a.irq == irq))
+
+
+def _address(name: str) -> PciAddress | None:
+    try:
+        return PciAddress.parse(name)
+    except InputError:
+        return None
+
+
+def _document(snapshot: Snapshot, part: Plan, findings: Sequence[Finding]) -> Document:
+    document = Document()
+    rows = Rows(snapshot)
+    interrupts = {(each.irq, each.key): each for each in snapshot.interrupts}
+    for planned in part.guests:
+        _guest(document, planned.guest)
+        for device in planned.devices:
+            _device(document, snapshot, device)
+            for action in device.actions:
+                interrupt = interrupts.get((action.irq, action.key))
+                _interrupt(document, rows.of(action), interrupt)
+    for finding in findings:
+        document.line()
+        document.line(Cell(finding.code, "bold"), f" ({finding.severity.value}): {finding.message}")
+        document.line(ADVICE[finding.code].meaning, indent=2)
+        document.line(f"What to do: {finding.hint}.", indent=2)
+    return document
+
+
+def _guest(document: Document, guest: Guest) -> None:
+    document.line(Cell(f"guest {guest.name}", "bold"), f", known from {guest.source}")
+    for vcpu in guest.vcpus:
+        cpus = "every CPU: not pinned" if vcpu.cpus is None else f"CPUs {vcpu.cpus}"
+        document.line(f"vCPU {vcpu.index} may run on {cpus}", indent=2)
+    if guest.emulator is not None:
+        document.line(f"its emulator may run on CPUs {guest.emulator}", indent=2)
+
+
+def _device(document: Document, snapshot: Snapshot, device: DevicePlan) -> None:
+    pci = snapshot.pci.get(device.device.address)
+    document.line()
+    document.line(
+        Cell(f"device {device.device.address}", "bold"),
+        f", {pci.kind if pci else 'absent'}, driver {(pci and pci.driver) or 'none'}, "
+        + (f"node {device.node}" if device.node is not None else "no NUMA node"),
+    )
+    document.line(
+        f"asked: {device.directive or 'restore'}, from the {device.directive_from}", indent=2
+    )
+    document.line(f"that means: {device.note}", indent=2)
+
+
+def _interrupt(document: Document, row: Row, interrupt: Interrupt | None) -> None:
+    name = interrupt.own_action if interrupt else None
+    document.line(Cell(f"IRQ {row.irq}", "bold"), f" {name or row.kind}", indent=2)
+    where = f"affinity {screens.shown(row.before)}, delivered to CPU {screens.shown(row.effective)}"
+    document.line(where, indent=4)
+    verb = "should be on" if row.after is not None else "left alone"
+    target = f" CPUs {row.after}" if row.after is not None else ""
+    document.line(f"{verb}{target}: {row.reason}", indent=4)
+    if interrupt is not None and interrupt.counts:
+        total = sum(interrupt.counts.values())
+        right = sum(n for cpu, n in interrupt.counts.items() if row.after and cpu in row.after)
+        told = f"{total} interrupts so far"
+        if row.after is not None:
+            told += f", {right} of them there"
+        document.line(told, indent=4)

@@ -1,0 +1,152 @@
+"""What a verb shows, as plain data: one shape for JSON, tables and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from virtirq.cpuset import CpuSet
+from virtirq.model import (
+    Action,
+    Finding,
+    Interrupt,
+    InterruptKey,
+    Outcome,
+    Pin,
+    Plan,
+    Snapshot,
+    Status,
+)
+
+SCHEMA: Final = 1
+
+
+class Row(NamedTuple):
+    """One interrupt. `status`: the plan's verdict, or the outcome once it was carried out."""
+
+    irq: int
+    kind: str
+    vector: int | None
+    before: CpuSet | None
+    after: CpuSet | None
+    effective: CpuSet | None
+    action: str
+    status: str
+    reason: str
+    hint: str | None = None
+
+    @property
+    def moves(self) -> bool:
+        return self.action == "pin"
+
+
+class Rows:
+    """Makes rows of actions; knows the snapshot's interrupts and what became of pins."""
+
+    def __init__(self, snapshot: Snapshot, outcomes: Iterable[Outcome] = ()) -> None:
+        self._interrupts: Mapping[tuple[int, InterruptKey], Interrupt] = {
+            (each.irq, each.key): each for each in snapshot.interrupts
+        }
+        self._outcomes = {(each.pin.irq, each.pin.key): each for each in outcomes}
+
+    def of(self, action: Action) -> Row:
+        where = (action.irq, action.key)
+        interrupt = self._interrupts.get(where)
+        effective = interrupt.effective if interrupt else None
+        pin = isinstance(action, Pin)
+        status, reason, hint = action.reason.code, action.reason.text, None
+        outcome = self._outcomes.get(where)
+        if outcome is not None:
+            status, reason, hint = outcome.status.value, outcome.reason, outcome.hint
+            effective = outcome.effective or effective
+        return Row(
+            irq=action.irq,
+            kind=interrupt.kind.value if interrupt else "msix",
+            vector=interrupt.vector if interrupt else None,
+            before=interrupt.affinity if interrupt else None,
+            after=action.after if isinstance(action, Pin) else action.wanted,
+            effective=effective,
+            action="pin" if pin else "keep",
+            status=status,
+            reason=reason,
+            hint=hint,
+        )
+
+
+def as_json(
+    snapshot: Snapshot,
+    plan: Plan,
+    findings: Iterable[Finding],
+    outcomes: Iterable[Outcome] = (),
+) -> dict[str, Any]:
+    """The one JSON shape of ``status``, ``plan``, ``apply`` and ``restore``."""
+    rows = Rows(snapshot, outcomes)
+    return {
+        "schema": SCHEMA,
+        "guests": [
+            {
+                "name": planned.guest.name,
+                "uuid": planned.guest.uuid,
+                "source": planned.guest.source,
+                "devices": [
+                    {
+                        "address": str(device.device.address),
+                        "directive": str(device.directive) if device.directive else None,
+                        "directive_from": device.directive_from,
+                        "target": _text(device.target),
+                        "node": device.node,
+                        "note": device.note,
+                        "interrupts": [_interrupt(rows.of(action)) for action in device.actions],
+                    }
+                    for device in planned.devices
+                ],
+            }
+            for planned in plan.guests
+        ],
+        "findings": findings_json(findings),
+        "gaps": gaps_json(snapshot),
+    }
+
+
+def findings_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
+    return [
+        {
+            "code": each.code,
+            "severity": each.severity.value,
+            "subject": each.subject,
+            "message": each.message,
+            "hint": each.hint,
+        }
+        for each in findings
+    ]
+
+
+def gaps_json(snapshot: Snapshot) -> list[dict[str, str]]:
+    return [{"path": gap.path, "error": gap.error} for gap in snapshot.gaps]
+
+
+def count_outcomes(outcomes: Iterable[Outcome]) -> dict[Status, int]:
+    """How many outcomes of each status there are, in the order of `Status`."""
+    counted = dict.fromkeys(Status, 0)
+    for each in outcomes:
+        counted[each.status] += 1
+    return {status: number for status, number in counted.items() if number}
+
+
+def _interrupt(row: Row) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "irq": row.irq,
+        "kind": row.kind,
+        "vector": row.vector,
+        "before": _text(row.before),
+        "after": _text(row.after),
+        "effective": _text(row.effective),
+        "action": row.action,
+        "status": row.status,
+        "reason": row.reason,
+    }
+    return shown | ({"hint": row.hint} if row.hint else {})
+
+
+def _text(cpus: CpuSet | None) -> str | None:
+    return None if cpus is None else str(cpus)

@@ -1,0 +1,238 @@
+"""The screens of the verbs: Snapshot, Plan, Outcomes and Findings as documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from virtirq.control.cycle import Done
+from virtirq.cpuset import CpuSet, union
+from virtirq.model import (
+    DevicePlan,
+    Finding,
+    Guest,
+    GuestPlan,
+    Plan,
+    Severity,
+    Snapshot,
+    Status,
+)
+from virtirq.policy.target import pinned_cpus
+from virtirq.ui.document import Cell, Document, Style, Table
+from virtirq.ui.report import Row, Rows, count_outcomes
+
+_MANY: Final = 12
+"""On a terminal, more rows than this that are in place are told in one line."""
+
+_STYLES: Final[dict[str, Style]] = {
+    "in-place": "good",
+    "as-found": "good",
+    "applied": "good",
+    "unchanged": "good",
+    "native": "dim",
+    "pending": "warn",
+    "refused": "bad",
+    "failed": "bad",
+    "wrong-cpu": "bad",
+    "wrong-node": "bad",
+}
+_SEVERITY: Final[dict[Severity, Style]] = {
+    Severity.ERROR: "bad",
+    Severity.WARNING: "warn",
+    Severity.NOTE: "dim",
+}
+_VERDICTS: Final = {"in-place": "ok", "unknown-place": "unknown", "loose": "loose"}
+
+
+def status_screen(
+    snapshot: Snapshot, plan: Plan, findings: Sequence[Finding], *, short: bool
+) -> Document:
+    """Guests, devices, vectors: where each is and where it should be. `short` for terminals."""
+    document = Document()
+    _host(document, snapshot)
+    rows = Rows(snapshot)
+    for guest in plan.guests:
+        _guest(document, snapshot, guest)
+        for device in guest.devices:
+            _device(document, snapshot, device)
+            _vectors(document, [rows.of(action) for action in device.actions], short=short)
+    _endnotes(document, snapshot, plan, findings)
+    return document
+
+
+def plan_screen(snapshot: Snapshot, plan: Plan) -> Document:
+    """Every action with before, after and reason; the same lines in dry run and real run."""
+    document = Document()
+    rows = Rows(snapshot)
+    for guest in plan.guests:
+        for device in guest.devices:
+            asked = device.directive or "restore"
+            document.line(
+                Cell(f"{guest.guest.name} {device.device.address}", "bold"),
+                f"  {asked} ({device.directive_from}): {device.note}",
+            )
+            document.table(_plan_table(rows.of(action) for action in device.actions))
+    pins, all_ = len(plan.pins), len(plan.actions)
+    document.line(f"{pins} of {all_} interrupts to move, {all_ - pins} left as they are")
+    return document
+
+
+def outcome_screen(done: Done) -> Document:
+    """What became of the plan: a sum, and a line for whatever did not simply work."""
+    document = Document()
+    for outcome in done.outcomes:
+        if outcome.status in (Status.APPLIED, Status.UNCHANGED):
+            continue
+        document.line(
+            Cell(outcome.status.value, _STYLES.get(outcome.status.value, "warn")),
+            f": IRQ {outcome.pin.irq} {outcome.pin.key}: {outcome.reason}",
+        )
+    hints = {outcome.hint for outcome in done.outcomes if outcome.hint}
+    for hint in sorted(hints):
+        document.line(f"hint: {hint}")
+    counted = count_outcomes(done.outcomes)
+    told = ", ".join(f"{number} {status.value}" for status, number in counted.items())
+    document.line(told or "nothing to move")
+    return document
+
+
+def findings_screen(findings: Sequence[Finding]) -> Document:
+    """Findings, the worst first, each with what to do."""
+    document = Document()
+    for each in findings:
+        document.line(
+            Cell(each.severity.value, _SEVERITY[each.severity]),
+            f": {each.code}: {each.subject}: {each.message}",
+        )
+        document.line(Cell(f"hint: {each.hint}", "dim"), indent=4)
+    if not findings:
+        document.line(Cell("nothing found", "good"))
+    return document
+
+
+def _host(document: Document, snapshot: Snapshot) -> None:
+    topology = snapshot.topology
+    parts = [f"Linux {snapshot.kernel}" if snapshot.kernel else "kernel not known"]
+    parts.append(f"CPUs {topology.online} on {_plural(len(topology.nodes) or 1, 'node')}")
+    if topology.isolated:
+        parts.append(f"isolated {topology.isolated}")
+    running = snapshot.irqbalance.running
+    if running is not None:
+        parts.append("irqbalance runs" if running else "no irqbalance")
+    if snapshot.recording is not None:
+        parts.append(f"recorded host {snapshot.recording}")
+    document.line(", ".join(parts))
+    if not snapshot.guests:
+        document.line("no guests with passed-through devices are known (see --domain)")
+
+
+def _guest(document: Document, snapshot: Snapshot, planned: GuestPlan) -> None:
+    document.line()
+    document.line(Cell(planned.guest.name, "bold"), f"  {_vcpus(snapshot, planned.guest)}")
+    if not planned.devices:
+        document.line(Cell("no passed-through PCI devices", "dim"), indent=2)
+
+
+def _vcpus(snapshot: Snapshot, guest: Guest) -> str:
+    count = _plural(len(guest.vcpus), "vCPU")
+    pinned = pinned_cpus([guest], snapshot.topology)
+    if not pinned:
+        return f"{count}, not pinned"
+    nodes = sorted({str(snapshot.topology.node_of(cpu)) for cpu in pinned})
+    where = f" (node {', '.join(nodes)})" if "None" not in nodes else ""
+    return f"{count} on CPUs {pinned}{where}"
+
+
+def _device(document: Document, snapshot: Snapshot, device: DevicePlan) -> None:
+    pci = snapshot.pci.get(device.device.address)
+    kind = pci.kind if pci else "absent"
+    node = f", node {device.node}" if device.node is not None else ""
+    if pci and pci.physfn:
+        kind += f" VF of {pci.physfn}"
+    document.line(
+        Cell(str(device.device.address), "bold"),
+        f"  {kind}{node}  {device.directive} ({device.directive_from}): {device.note}",
+        indent=2,
+    )
+
+
+def _vectors(document: Document, rows: list[Row], *, short: bool) -> None:
+    if short and sum(row.status == "in-place" for row in rows) > _MANY:
+        placed = [row for row in rows if row.status == "in-place"]
+        rows = [row for row in rows if row.status != "in-place"]
+        on = union(row.effective or row.before or CpuSet() for row in placed)
+        irqs = CpuSet(row.irq for row in placed)
+        document.line(
+            Cell(f"{len(placed)} interrupts in place on CPUs {on} (IRQs {irqs})", "good"), indent=4
+        )
+    document.table(
+        Table(
+            ("VECTOR", "IRQ", "AFFINITY", "ON", "SHOULD BE", "VERDICT"),
+            tuple(
+                (
+                    Cell(_vector(row)),
+                    Cell(str(row.irq)),
+                    Cell(shown(row.before)),
+                    Cell(shown(row.effective)),
+                    Cell(shown(row.after)),
+                    _verdict(row),
+                )
+                for row in rows
+            ),
+            indent=4,
+            right=frozenset({1}),
+        )
+    )
+
+
+def _plan_table(rows: Iterable[Row]) -> Table:
+    return Table(
+        ("", "VECTOR", "IRQ", "BEFORE", "AFTER", "WHY"),
+        tuple(
+            (
+                Cell("pin" if row.moves else "keep", "bold" if row.moves else "dim"),
+                Cell(_vector(row)),
+                Cell(str(row.irq)),
+                Cell(shown(row.before)),
+                Cell(shown(row.after) if row.moves else shown(row.before)),
+                Cell(row.reason),
+            )
+            for row in rows
+        ),
+        indent=2,
+        right=frozenset({2}),
+    )
+
+
+def _endnotes(
+    document: Document, snapshot: Snapshot, plan: Plan, findings: Sequence[Finding]
+) -> None:
+    document.line()
+    pins, all_ = len(plan.pins), len(plan.actions)
+    told = f"{pins} of {all_} interrupts are not where they should be" if pins else "all in place"
+    document.line(Cell(told, "warn" if pins else "good") if all_ else "no interrupts")
+    worse = sum(each.severity is not Severity.NOTE for each in findings)
+    if findings:
+        document.line(
+            f"{_plural(len(findings), 'finding')}, {worse} of them warnings: see 'virtirq check'"
+        )
+    for gap in snapshot.gaps:
+        document.line(Cell(f"not read: {gap.path}: {gap.error}", "dim"))
+
+
+def _verdict(row: Row) -> Cell:
+    word = _VERDICTS.get(row.status, row.status)
+    text = word if row.status == "in-place" else f"{word}: {row.reason}"
+    return Cell(text, _STYLES.get(row.status, "warn" if row.moves else "dim"))
+
+
+def _vector(row: Row) -> str:
+    return row.kind if row.vector is None else f"{row.kind} {row.vector}"
+
+
+def shown(cpus: CpuSet | None) -> str:
+    return "-" if cpus is None else str(cpus)
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
