@@ -58,20 +58,22 @@ def observe(fs: HostFs, guests: Sequence[Guest], also: Iterable[PciAddress] = ()
     )
 
 
-def chosen(whole: Plan, names: Sequence[str]) -> Plan:
+def chosen(whole: Plan, names: Sequence[str], known: Iterable[Guest] = ()) -> Plan:
     """The part of a plan that concerns the named guests (name or UUID); all for no names.
 
     The whole is planned first, so that a part of it comes out the same. Raises UsageError for a
-    name that no guest has.
+    name that neither the plan nor `known` has.
     """
     if not names:
         return whole
+    guests = [*(each.guest for each in whole.guests), *known]
     for name in names:
-        if not any(name in (each.guest.name, each.guest.uuid) for each in whole.guests):
-            known = ", ".join(each.guest.name for each in whole.guests) or "none"
-            raise UsageError(f"no guest is called {name!r}", hint=f"guests here: {known}")
+        if not any(name in (guest.name, guest.uuid) for guest in guests):
+            there = ", ".join(dict.fromkeys(guest.name for guest in guests)) or "none"
+            raise UsageError(f"no guest is called {name!r}", hint=f"guests here: {there}")
+    wanted = set(names)
     return Plan(
-        tuple(each for each in whole.guests if {each.guest.name, each.guest.uuid} & {*names})
+        tuple(each for each in whole.guests if wanted & {each.guest.name, each.guest.uuid})
     )
 
 
@@ -90,7 +92,7 @@ def restore(fs: HostFs, guests: Sequence[Guest], state: Path, names: Sequence[st
     with _journal(fs, state) as journal:
         remembered = journal.remembered()
         snapshot = observe(fs, guests, also=(each.key.device for each in remembered))
-        chosen_plan = chosen(restore_plan(snapshot, remembered), names)
+        chosen_plan = chosen(restore_plan(snapshot, remembered), names, guests)
         done = _carry_out(fs, journal, snapshot, chosen_plan, restoring=True)
         for action in chosen_plan.actions:
             if isinstance(action, Keep):

@@ -9,7 +9,7 @@ from typing import Final
 
 from virtirq.control.journal import Journal
 from virtirq.cpuset import CpuSet
-from virtirq.errors import CpuSetError
+from virtirq.errors import CpuSetError, JournalError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs
 from virtirq.model import InterruptKind, Outcome, Pin, Status
@@ -43,18 +43,15 @@ class Executor:
         self._fs = fs
         self._journal = journal
         self._full: set[int] = set()
-        self._fault: tuple[str, str] | None = None
-
-    @property
-    def deployment_fault(self) -> bool:
+        self._stopped: tuple[str, str | None] | None = None
+        self.deployment_fault = False
         """Whether a write failed for want of permission or a writable /proc."""
-        return self._fault is not None
 
     def run(self, pins: tuple[Pin, ...], *, restoring: bool = False) -> tuple[Outcome, ...]:
         """Carry out the pins in order; one outcome each. Never raises for what the kernel says.
 
-        When /proc/irq cannot be written at all, the rest is not tried. With `restoring`, what is
-        put back is forgotten.
+        When /proc/irq or the journal cannot be written at all, the rest is not tried. With
+        `restoring`, what is put back is forgotten.
         """
         outcomes = []
         for pin in pins:
@@ -65,8 +62,9 @@ class Executor:
         return tuple(outcomes)
 
     def _carry_out(self, pin: Pin) -> Outcome:
-        if self._fault is not None:
-            return Outcome(pin, Status.FAILED, f"not tried: {self._fault[0]}", hint=self._fault[1])
+        if self._stopped is not None:
+            text, hint = self._stopped
+            return Outcome(pin, Status.FAILED, f"not tried: {text}", hint=hint)
         try:
             if pin.key.action not in self._fs.read(paths.IRQ_ACTIONS.at(pin.irq)).split(","):
                 return Outcome(pin, Status.VANISHED, "the IRQ number is another interrupt's now")
@@ -76,6 +74,9 @@ class Executor:
             return self._move(pin, before)
         except FileNotFoundError:
             return Outcome(pin, Status.VANISHED, "the guest gave the interrupt up meanwhile")
+        except JournalError as error:
+            self._stopped = (str(error), error.hint)
+            return Outcome(pin, Status.FAILED, str(error), hint=error.hint)
         except (OSError, CpuSetError) as error:
             return Outcome(pin, Status.FAILED, str(error))
 
@@ -115,8 +116,8 @@ class Executor:
         affinity = self._cpus(pin, effective=False)
         effective = self._cpus(pin, effective=True)
         if number in _DEPLOYMENT:
-            self._fault = _DEPLOYMENT[number]
-            text, hint = self._fault
+            text, hint = self._stopped = _DEPLOYMENT[number]
+            self.deployment_fault = True
             return Outcome(pin, Status.FAILED, text, affinity, effective, hint)
         if number in _REFUSALS:
             text = _REFUSALS[number].format(cpus=_all(pin))

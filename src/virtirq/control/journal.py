@@ -82,6 +82,7 @@ class Journal:
         except OSError as error:
             raise JournalError(f"{self._path}: {error.strerror}") from error
         if written != len(data):
+            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
             raise JournalError(f"{self._path}: no room left for the journal")
 
     def _load(self) -> int:

@@ -7,6 +7,7 @@ whatever it does not know, naming file, key path and what is allowed.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable
@@ -59,8 +60,10 @@ def parse_config(sources: Iterable[tuple[str, str]]) -> Config:
     for name, text in sources:
         try:
             table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:  # TOMLDecodeError, or int() of thousands of digits
             raise ConfigError(f"{name}: not TOML: {error}") from error
+        except RecursionError as error:
+            raise ConfigError(f"{name}: not TOML: nested too deeply") from error
         part = _structure(name, table)
         rules += [
             dataclasses.replace(rule, origin=f"rule {number} of {name}")
@@ -78,20 +81,29 @@ def parse_config(sources: Iterable[tuple[str, str]]) -> Config:
 
 def render_config(config: Config) -> str:
     """The configuration as TOML, every setting spelled out and where it came from as comments."""
-    lines = [f'default = "{config.default}"  # {config.default_from}']
+    lines = [f'default = "{config.default}"  # {_comment(config.default_from)}']
     if config.spread is None:
         lines.append('# spread: "vector" for words, "mask" for a CPU list')
     else:
         lines.append(f'spread = "{config.spread.value}"')
     for rule in config.rules:
-        lines += ["", f"[[rule]]  # {rule.origin}"]
+        lines += ["", f"[[rule]]  # {_comment(rule.origin)}"]
         for each in dataclasses.fields(Rule):
             key, value = _key(each), getattr(rule, each.name)
             if key is None or value is None:
                 continue
             shown = value.value if isinstance(value, Spread) else value
-            lines.append(f"{key} = {shown}" if isinstance(shown, int) else f'{key} = "{shown}"')
+            lines.append(f"{key} = {shown if isinstance(shown, int) else _quoted(str(shown))}")
     return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string: a JSON string is one, but for DEL, which TOML wants escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _comment(text: str) -> str:
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _key(each: dataclasses.Field[Any]) -> str | None:
@@ -124,9 +136,11 @@ def _converter() -> Converter:
     for cls in (Rule, Config):
         keys = {each.name: _key(each) for each in dataclasses.fields(cls)}
         overrides = {
-            name: override(omit=True) if key is None else override(rename=key)
+            name: override(omit=True)
+            if key is None
+            else override(rename=key, struct_hook=_FORMS.get(name))
             for name, key in keys.items()
-            if key != name
+            if key != name or name in _FORMS
         }
         converter.register_structure_hook(
             cls,
@@ -144,7 +158,7 @@ class _BadValueError(ValueError):
 def _exactly(cls: type, what: str) -> Callable[[Any, Any], Any]:
     def check(value: Any, _: Any) -> Any:
         if type(value) is not cls:
-            raise _BadValueError(f"{value!r:.60} is not {what}")
+            raise _BadValueError(f"{_shown(value)} is not {what}")
         return value
 
     return check
@@ -153,7 +167,7 @@ def _exactly(cls: type, what: str) -> Callable[[Any, Any], Any]:
 def _of_table(structure: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     def check(value: Any, cls: Any) -> Any:
         if not isinstance(value, dict):
-            raise _BadValueError(f"{value!r:.60} is not a table")
+            raise _BadValueError(f"{_shown(value)} is not a table")
         return structure(value, cls)
 
     return check
@@ -170,7 +184,7 @@ def _rules(converter: Converter) -> Callable[[Any, Any], tuple[Rule, ...]]:
 
 def _directive(value: Any, _: Any) -> Directive:
     if not isinstance(value, str):
-        raise _BadValueError(f"{value!r:.60} is not a directive in quotes")
+        raise _BadValueError(f"{_shown(value)} is not a directive in quotes")
     try:
         return Directive.parse(value)
     except DirectiveError as error:
@@ -181,10 +195,45 @@ def _spread(value: Any, _: Any) -> Spread:
     for spread in Spread:
         if value == spread.value:
             return spread
-    raise _BadValueError(f'{value!r:.60} is not a spread: "vector" or "mask"')
+    raise _BadValueError(f'{_shown(value)} is not a spread: "vector" or "mask"')
 
 
-_NOTE_INDEX = re.compile(r"@ index (\d+)$")
+def _node(value: Any, _: Any) -> int:
+    # CONFIG_NODES_SHIFT is 10 at most (arch/x86/Kconfig, arch/arm64/Kconfig).
+    if type(value) is not int or not -1 <= value <= 1023:
+        raise _BadValueError(f"{_shown(value)} is not a node: 0 to 1023, or -1 for none")
+    return value
+
+
+def _matching(pattern: str, what: str) -> Callable[[Any, Any], str]:
+    """A string of this form; a condition that can never be met is a slip of the pen."""
+
+    def check(value: Any, _: Any) -> str:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value, re.ASCII):
+            raise _BadValueError(f"{_shown(value)} is not {what}")
+        return value
+
+    return check
+
+
+_FORMS: dict[str, Callable[[Any, Any], Any]] = {
+    "node": _node,
+    "device": _matching(
+        r"(?=.*[:*])[0-9a-fA-F:?*!\[\]-]+",
+        "vendor:device in hexadecimal, such as 8086:1572 or 8086:*",
+    ),
+    "class_": _matching(
+        r"[0-9a-fA-F]{1,6}|[a-z][a-z-]*|\*",
+        "a class: a word such as network, or leading hexadecimal digits such as 0200",
+    ),
+}
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.60}"
+    except (ValueError, RecursionError):  # thousands of digits, or of tables in tables
+        return f"this {type(value).__name__}"
 
 
 def _problems(error: BaseException, path: str) -> Any:
@@ -204,7 +253,8 @@ def _problems(error: BaseException, path: str) -> Any:
                 key for f in dataclasses.fields(each.cl) if (key := _key(f)) is not None
             )
             extra = sorted(each.extra_fields)[0]
-            yield f"{path}.{extra}".lstrip("."), f"unknown key; allowed are {allowed}"
+            shown = extra if re.fullmatch(r"[\w-]+", extra, re.ASCII) else repr(extra)[:60]
+            yield f"{path}.{shown}".lstrip("."), f"unknown key; allowed are {allowed}"
         elif getattr(each, "exceptions", None):
             yield from _problems(each, where)
         elif isinstance(each, KeyError):

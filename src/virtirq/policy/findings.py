@@ -15,7 +15,7 @@ VECTORS_LOW: Final = 180
 
 
 def findings(snapshot: Snapshot, plan: Plan) -> tuple[Finding, ...]:
-    """Every finding, the worst first, then by subject. `plan` is the plan for `snapshot`."""
+    """Every finding, the worst first, then by code and subject. `plan` is for `snapshot`."""
     found = list(_of_host(snapshot, plan))
     for guest in plan.guests:
         found += _of_guest(snapshot, guest)
@@ -30,13 +30,13 @@ def _finding(code: str, subject: str, message: str) -> Finding:
 
 
 def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Finding]:
-    if snapshot.irqbalance.running:
+    targets = union(d.target for g in plan.guests for d in g.devices if d.target is not None)
+    if snapshot.irqbalance.running and targets:
         pid = f" (pid {snapshot.irqbalance.pid})" if snapshot.irqbalance.pid else ""
         yield _finding("irqbalance-running", "host", f"irqbalance{pid} may undo pins")
     if snapshot.posting.active:
         basis = snapshot.posting.basis
         yield _finding("interrupts-posted", "host", f"device interrupts are posted: {basis}")
-    targets = union(d.target for g in plan.guests for d in g.devices if d.target is not None)
     full = CpuSet(c for c in targets if snapshot.vectors_on.get(c, 0) >= VECTORS_LOW)
     if full:
         most = max(snapshot.vectors_on[cpu] for cpu in full)

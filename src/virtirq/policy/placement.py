@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from virtirq.cpuset import CpuSet
 from virtirq.errors import InputError
 from virtirq.model import (
+    NATIVE,
     Action,
     DevicePlan,
     Guest,
@@ -37,7 +38,7 @@ def plan(snapshot: Snapshot, config: Config) -> Plan:
     Pure and deterministic; a plan made on the result of a plan has no pins.
     """
     interrupts = by_device(snapshot.interrupts)
-    ordered = sorted(snapshot.guests, key=lambda guest: (guest.name, guest.key))
+    ordered = sorted(snapshot.guests, key=lambda guest: (guest.name, guest.key, guest.pid or 0))
     owners: dict[PciAddress, Guest] = {}
     for guest in ordered:
         for device in guest.devices:
@@ -46,14 +47,18 @@ def plan(snapshot: Snapshot, config: Config) -> Plan:
     guests = []
     for guest in ordered:
         devices = []
+        asks = {
+            device.address: asked_for(guest, device, snapshot.pci.get(device.address), config)
+            for device in guest.devices
+        }
         for device in sorted(guest.devices, key=lambda device: device.address):
             pci = snapshot.pci.get(device.address)
-            asked = asked_for(guest, device, pci, config)
-            target = target_of(asked.directive, guest, pci, snapshot.topology, taken)
+            directive = asks[device.address].directive
+            target = target_of(directive, guest, pci, snapshot.topology, taken)
             owner = owners[device.address]
             if owner is not guest:
                 target = Target(None, f"{owner.name} has this device too and decides", "claimed")
-            context = _Device(guest, device, pci, asked, target, snapshot.topology, owners)
+            context = _Device(guest, device, pci, asks, target, snapshot.topology, owners)
             devices.append(context.plan(interrupts.get(device.address, ())))
         guests.append(GuestPlan(guest, tuple(devices)))
     return Plan(tuple(guests))
@@ -98,7 +103,9 @@ def _restore(interrupt: Interrupt, entry: Remembered) -> Action:
     now = interrupt.affinity
     if now == entry.original:
         reason = Reason("as-found", f"already as found: {entry.original}")
-    elif now is None or now not in entry.written:
+    elif now is None:
+        reason = Reason("unknown-place", "its affinity cannot be read: left")
+    elif now not in entry.written:
         wrote = " or ".join(map(str, entry.written))
         reason = Reason(
             "changed-since", f"someone moved it to {now} since virtirq wrote {wrote}: left"
@@ -124,13 +131,14 @@ class _Device:
         guest: Guest,
         device: GuestDevice,
         pci: PciDevice | None,
-        asked: Asked,
+        asks: Mapping[PciAddress, Asked],
         target: Target,
         topology: Topology,
         owners: Mapping[PciAddress, Guest],
     ) -> None:
         self.guest, self.device, self.pci = guest, device, pci
-        self.asked, self.target, self.topology, self.owners = asked, target, topology, owners
+        self.asks, self.asked, self.owners = asks, asks[device.address], owners
+        self.target, self.topology = target, topology
         self.node = pci.node if pci and pci.node is not None and pci.node >= 0 else None
         self.deal = Deal(target.seats)
 
@@ -186,19 +194,41 @@ class _Device:
         if self.target.cpus is None:
             return Reason(self.target.code, self.target.note)
         if interrupt.actions is None:
+            if interrupt.kind is InterruptKind.INTX:
+                return Reason("intx-unknown", "who else is on the line is not known")
             return None  # a recording without names; the executor checks the name once more
+        if not interrupt.actions:
+            return Reason("unused", "allocated, but without a handler: the guest does not use it")
         if interrupt.own_action is None:
             driver = (self.pci and self.pci.driver) or "a host driver"
             return Reason("host-driver", f"held by {driver}, not by VFIO: not the guest's")
-        others = [name for name in interrupt.actions if name != interrupt.own_action]
+        return self._sharing(interrupt.own_action, interrupt.actions)
+
+    def _sharing(self, own: str, actions: tuple[str, ...]) -> Reason | None:
+        """Why a line that others are on is not this device's to move, if it is not.
+
+        The first by name moves it, for all devices of the guest that are on it.
+        """
+        others = {name: _device_of(name) for name in sorted(actions) if name != own}
         if not others:
             return None
-        owners = {_owner(name, self.owners) for name in others}
-        if owners != {self.guest.key}:
-            return Reason("intx-shared", f"the line is shared with {', '.join(sorted(others))}")
-        if min(others) < interrupt.own_action:
-            return Reason("intx-shared", f"the line goes where {min(others)} goes")
-        return None
+        asks = {
+            name: self.asks[device].directive
+            for name, device in others.items()
+            if device is not None and self.owners.get(device) is self.guest
+        }
+        if asks.keys() != others.keys():
+            return Reason("intx-shared", f"the line is shared with {', '.join(others)}")
+        native = [name for name, directive in asks.items() if directive == NATIVE]
+        if native:
+            return Reason("native", f"the line is shared with {native[0]}, which is native")
+        first = min(others)
+        if own < first:
+            return None
+        same = asks[first] == self.asked.directive
+        return Reason(
+            "intx-follows" if same else "intx-shared", f"the line goes where {first} goes"
+        )
 
     def _wanted(self, order: int) -> tuple[CpuSet, str]:
         if self.asked.spread is Spread.MASK and self.target.cpus is not None:
@@ -264,13 +294,12 @@ def _in_order(interrupts: tuple[Interrupt, ...]) -> Iterable[tuple[int, Interrup
             yield place if interrupt.vector is None else interrupt.vector, interrupt
 
 
-def _owner(action: str, owners: Mapping[PciAddress, Guest]) -> str | None:
-    """The guest whose device registered the action; None for a host driver's."""
+def _device_of(action: str) -> PciAddress | None:
+    """The device that VFIO registered the action for; None for a host driver's."""
     head, _, tail = action.partition("(")
     if not head.startswith("vfio-"):
         return None
     try:
-        owner = owners.get(PciAddress.parse(tail.removesuffix(")")))
+        return PciAddress.parse(tail.removesuffix(")"))
     except InputError:
         return None
-    return owner.key if owner is not None else None

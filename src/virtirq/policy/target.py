@@ -123,7 +123,7 @@ def _auto(guest: Guest, device: PciDevice | None, topology: Topology) -> Target:
     if all(floats(vcpu, topology) for vcpu in guest.vcpus):
         return _beside(device, topology, "vCPUs are not pinned")
     seats = tuple(
-        Seat((topology.general if vcpu.cpus is None else vcpu.cpus) & topology.online, vcpu.index)
+        Seat(_runs_on(vcpu, topology), vcpu.index)
         for vcpu in sorted(guest.vcpus, key=lambda vcpu: vcpu.index)
     )
     cpus = union(seat.cpus for seat in seats)
@@ -135,6 +135,13 @@ def _auto(guest: Guest, device: PciDevice | None, topology: Topology) -> Target:
     if union(seat.cpus for seat in near) != cpus:
         note += f", {union(seat.cpus for seat in near)} of them on the device's node"
     return Target(cpus, note, seats=near)
+
+
+def _runs_on(vcpu: Vcpu, topology: Topology) -> CpuSet:
+    """Where the vCPU runs: one that floats never on an isolated CPU, allowed there or not."""
+    if vcpu.cpus is None or floats(vcpu, topology):
+        return topology.general
+    return vcpu.cpus & topology.online
 
 
 def _near(seats: Sequence[Seat], local: CpuSet | None) -> tuple[Seat, ...]:
@@ -152,15 +159,16 @@ def _emulator(guest: Guest, device: PciDevice | None, topology: Topology) -> Tar
         return Target(
             None, f"the emulator's CPUs {guest.emulator} are offline", code="target-offline"
         )
-    return Target(cpus, f"CPUs {cpus} of its emulator", seats=(Seat(cpus),))
+    near = _near((Seat(cpus),), local_to(device, topology))
+    return Target(cpus, f"CPUs {cpus} of its emulator", seats=near)
 
 
 def _beside(device: PciDevice | None, topology: Topology, why: str) -> Target:
     """Where nothing says which CPUs: those local to the device, without the isolated ones."""
     local = local_to(device, topology)
     if local is None:
-        return _left(f"{why} and the device has no NUMA node: left alone")
-    cpus = (local & topology.general) or local
+        return _left(f"{why} and {_nowhere(device)}: left alone")
+    cpus = _unreserved(local, topology)
     note = f"{why}: CPUs {cpus} local to the device"
     return Target(cpus, note, seats=(Seat(cpus),))
 
@@ -168,13 +176,27 @@ def _beside(device: PciDevice | None, topology: Topology, why: str) -> Target:
 def _local(device: PciDevice | None, topology: Topology, taken: CpuSet) -> Target:
     local = local_to(device, topology)
     if local is None:
-        return _left("the device has no NUMA node, so nothing is local: left alone")
-    free = local - taken
-    # An isolated CPU that no guest has yet is kept for one, as long as there is another.
-    cpus = (free & topology.general) or free
+        return _left(f"{_nowhere(device)}, so nothing is local: left alone")
+    cpus = _unreserved(local - taken, topology)
     if not cpus:
         return _left(f"guests' vCPUs are pinned to all local CPUs {local}: left alone")
     return Target(cpus, f"local CPUs {cpus}, where no vCPU is pinned", seats=(Seat(cpus),))
+
+
+def _unreserved(cpus: CpuSet, topology: Topology) -> CpuSet:
+    """`cpus` without those that are kept free for someone, as long as that leaves any.
+
+    An isolated CPU that no guest has yet is kept for one; a nohz_full CPU is to be left alone.
+    """
+    shared = cpus & topology.general
+    return (shared - topology.nohz_full) or shared or cpus
+
+
+def _nowhere(device: PciDevice | None) -> str:
+    """Why nothing is local to the device."""
+    if device is None or device.node is None or device.node < 0:
+        return "the device has no NUMA node"
+    return f"no CPU of the device's node {device.node} is online"
 
 
 def _explicit(asked: CpuSet, topology: Topology) -> Target:

@@ -1,0 +1,38 @@
+# make run    sets up and runs the main job on the recorded host that ships with virtirq
+# make test   sets up and passes the tests, the QEMU lab's included
+# make lab    a shell in the quick QEMU lab: a running kernel with VFIO to try things on
+# make bench  time per interrupt for read, plan and write, beside a floor
+# make golden writes the tests' golden outputs again; look at the difference before you commit
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test lint lab bench golden clean
+
+run: $(VENV)/run.stamp
+	$(BIN)/virtirq demo
+
+test: $(VENV)/test.stamp lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+lab: $(VENV)/test.stamp
+	$(BIN)/python -m lab quick
+
+bench: $(VENV)/test.stamp
+	$(BIN)/python -m bench.per_interrupt
+
+golden: $(VENV)/test.stamp
+	$(BIN)/python -m pytest tests/ui --regenerate-output
+
+$(VENV)/run.stamp $(VENV)/test.stamp: $(VENV)/%.stamp: pyproject.toml tools/setup.sh lab/packages.txt
+	sh tools/setup.sh $* $(VENV)
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist

@@ -1,0 +1,133 @@
+"""The whole way on a made host: apply, apply again, drift, restore."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.control.scenes import DISK, FIRST, HOST, IRQS, NIC, NIC_ONLY, WEB, affinities
+from virtirq.control import cycle
+from virtirq.cpuset import CpuSet
+from virtirq.errors import UsageError
+from virtirq.host import paths
+from virtirq.model import Guest, GuestDevice, PciAddress, Status, Vcpu
+from virtirq.policy.config import Config, parse_config
+
+PLANNED = {20: "4", **{FIRST + vector: str(4 + vector) for vector in range(4)}}
+
+
+def test_each_vector_goes_to_the_cpu_of_its_vcpu_and_back(tmp_path: Path) -> None:
+    fs = HOST.fs()
+    found = affinities(fs)
+    done = cycle.apply(fs, [WEB], Config(), tmp_path, ())
+    assert {each.status for each in done.outcomes} == {Status.APPLIED}
+    assert affinities(fs) == PLANNED
+    assert cycle.apply(fs, [WEB], Config(), tmp_path, ()).outcomes == ()
+    restored = cycle.restore(fs, [WEB], tmp_path, ())
+    assert {each.status for each in restored.outcomes} == {Status.APPLIED}
+    assert affinities(fs) == found
+    assert cycle.restore(fs, [WEB], tmp_path, ()).plan.actions == ()
+
+
+def test_following_vcpus_to_other_cpus_keeps_the_first_original(tmp_path: Path) -> None:
+    fs = HOST.fs()
+    found = affinities(fs)
+    for shift in (0, 1, 2):
+        moved = replace(WEB, vcpus=tuple(Vcpu(i, CpuSet([4 + (i + shift) % 4])) for i in range(4)))
+        cycle.apply(fs, [moved], Config(), tmp_path, ())
+    cycle.restore(fs, [WEB], tmp_path, ())
+    assert affinities(fs) == found
+
+
+def test_restore_leaves_what_someone_else_changed_and_says_so(tmp_path: Path) -> None:
+    fs = HOST.fs()
+    cycle.apply(fs, [WEB], Config(), tmp_path, ())
+    fs.write(paths.IRQ_AFFINITY.at(FIRST + 1), "2")
+    done = cycle.restore(fs, [WEB], tmp_path, ())
+    assert affinities(fs) == {20: "0-3", 100: "4-7", 101: "2", 102: "4-7", 103: "4-7"}
+    kept = [each for each in done.plan.actions if each.reason.code == "changed-since"]
+    assert [each.irq for each in kept] == [FIRST + 1]
+    assert kept[0].reason.text == "someone moved it to 2 since virtirq wrote 5: left"
+    assert cycle.restore(fs, [WEB], tmp_path, ()).plan.actions == ()
+
+
+def test_vectors_set_up_anew_are_restored_to_their_new_default(tmp_path: Path) -> None:
+    fs = HOST.fs()
+    cycle.apply(fs, [WEB], Config(), tmp_path, ())
+    fs.write(paths.IRQ_AFFINITY.at(FIRST), "0-7")  # the guest reloaded its driver
+    cycle.apply(fs, [WEB], Config(), tmp_path, ())
+    cycle.restore(fs, [WEB], tmp_path, ())
+    assert affinities(fs)[FIRST] == "0-7"
+
+
+def test_restore_needs_no_guest(tmp_path: Path) -> None:
+    fs = HOST.fs()
+    found = affinities(fs)
+    cycle.apply(fs, [WEB], Config(), tmp_path, ())
+    cycle.restore(fs, [], tmp_path, ())
+    assert affinities(fs) == found
+
+
+def test_a_momentary_absence_is_not_forgotten(tmp_path: Path) -> None:
+    """While a guest moves a vector its action is away for a moment; the affinity stays."""
+    fs = HOST.fs()
+    cycle.apply(fs, [WEB], Config(), tmp_path, ())
+    name = fs.read(paths.IRQ_ACTIONS.at(FIRST))
+    fs.set(paths.IRQ_ACTIONS.at(FIRST), "")
+    cycle.restore(fs, [WEB], tmp_path, ())
+    assert affinities(fs)[FIRST] == "4"
+    fs.set(paths.IRQ_ACTIONS.at(FIRST), name)
+    cycle.restore(fs, [WEB], tmp_path, ())
+    assert affinities(fs)[FIRST] == "4-7"
+
+
+def test_interrupts_of_a_guest_that_is_gone_are_forgotten(tmp_path: Path) -> None:
+    fs = HOST.fs()
+    cycle.apply(fs, [WEB], Config(), tmp_path, ())
+    for irq in IRQS:
+        fs.free(irq)
+    assert cycle.restore(fs, [], tmp_path, ()).plan.actions == ()
+    with cycle.locked_journal(tmp_path, HOST.boot_id) as journal:
+        assert journal.remembered() == ()
+
+
+def test_only_the_guests_that_are_named(tmp_path: Path) -> None:
+    other = Guest("db", "test", uuid="u-db", vcpus=(Vcpu(0, CpuSet([7])),), devices=WEB.devices[1:])
+    fs = HOST.fs()
+    cycle.apply(fs, [NIC_ONLY, other], Config(), tmp_path, ["u-db"])
+    assert affinities(fs) == {20: "7", **{FIRST + n: "4-7" for n in range(4)}}
+    cycle.apply(fs, [NIC_ONLY, other], Config(), tmp_path, ["web"])
+    cycle.restore(fs, [NIC_ONLY, other], tmp_path, ["web"])
+    assert affinities(fs) == {20: "7", **{FIRST + n: "4-7" for n in range(4)}}
+    with pytest.raises(UsageError, match="no guest is called 'mail'"):
+        cycle.apply(fs, [NIC_ONLY, other], Config(), tmp_path, ["mail"])
+
+
+def test_native_writes_nothing(tmp_path: Path) -> None:
+    fs = HOST.fs()
+    config = parse_config([("test", 'default = "native"')])
+    assert cycle.apply(fs, [WEB], config, tmp_path, ()).outcomes == ()
+    assert not [call for call in fs.calls if call[0] == "write"]
+
+
+def test_a_recording_is_not_written(tmp_path: Path) -> None:
+    archive = HOST.pack(tmp_path / "host.tar")
+    from virtirq.host.scratch import open_host
+
+    fs = open_host(archive)
+    with pytest.raises(UsageError, match="is a recording"):
+        cycle.apply(fs, [WEB], Config(), tmp_path / "state", ())
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_snapshot_holds_what_the_guests_need(tmp_path: Path) -> None:
+    absent = PciAddress.parse("0000:99:00.0")
+    guest = replace(WEB, devices=(*WEB.devices, GuestDevice(absent, "hostdev")))
+    snapshot = cycle.observe(HOST.fs(), [guest])
+    assert set(snapshot.pci) == {NIC, DISK}
+    assert {each.irq for each in snapshot.interrupts} == set(IRQS)
+    assert snapshot.vectors_on == {0: 2, 4: 4}
+    assert (snapshot.boot_id, snapshot.kernel) == (HOST.boot_id, HOST.kernel)
+    assert snapshot.gaps == ()
