@@ -21,6 +21,7 @@ import pytest
 
 from tests.control.scenes import HOST, WEB, affinities
 from tests.hostmaker import MadeFs
+from tests.needs import need_program
 from virtirq.control import cycle
 from virtirq.control import journal as journal_module
 from virtirq.policy.config import Config
@@ -193,8 +194,8 @@ def on_disk(root: Path) -> dict[int, str]:
     return {i["irq"]: i["before"] for g in guests for d in g["devices"] for i in d["interrupts"]}
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="NOT RUN: there is no strace")
 def test_a_real_process_killed_at_every_system_call_that_changes_something(scratch: Path) -> None:
+    need_program("strace")
     found = on_disk(scratch)
     tracing = ("strace", "-f", "-qq", "-e", f"trace={CHANGING}", "-o")
     log = scratch.parent / "log"

@@ -1,0 +1,25 @@
+"""What a test does where the machine lacks something it needs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import NoReturn
+
+import pytest
+
+REQUIRED = os.environ.get("VIRTIRQ_LAB") == "required"
+"""Set by CI, where nothing may be left out."""
+
+
+def not_run(what: str) -> NoReturn:
+    """Fails where everything must run; elsewhere skips, and the summary says it loudly."""
+    if REQUIRED:
+        pytest.fail(what)
+    pytest.skip(f"NOT RUN: {what}")
+
+
+def need_program(name: str) -> None:
+    """`not_run` unless the program is there."""
+    if shutil.which(name) is None:
+        not_run(f"{name} is not installed")
