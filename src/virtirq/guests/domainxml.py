@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
@@ -35,6 +34,7 @@ _MAX_ELEMENTS: Final = 200_000
 # libxml2 refuses deeper documents to libvirt too (parserInternals.h, xmlParserMaxDepth).
 _MAX_DEPTH: Final = 256
 _MAX_CONTENT: Final = 4096
+_MAX_LIST: Final = 65536
 _MAX_PROBLEMS: Final = 50
 _SHOWN: Final = 60
 _UINT_MAX: Final = 0xFFFFFFFF
@@ -75,7 +75,9 @@ def redact(text: str, *, name: str | None = None, where: str = "domain XML") -> 
     52:54:00:00:00:01, :02 and so on, the same for the same. `parse_domain` gives the same guest
     for the result, these three apart. Raises DomainXmlError where `parse_domain` does.
     """
-    from xml.etree import ElementTree  # noqa: PLC0415 - slow to import, seldom needed
+    # Imported here: slow to import, and seldom needed.
+    import uuid
+    from xml.etree import ElementTree
 
     try:
         domain = _read(text)
@@ -208,7 +210,7 @@ class _Keeper:
             self._open.append(kept)
         elif above is _DOCUMENT:
             raise DomainXmlError(
-                f"the root element is <{_local(tag)}>, not <domain>",
+                f"the root element is <{tag[:_SHOWN]}>, not <domain>",
                 hint="give what `virsh dumpxml GUEST` prints",
             )
         self._rules.append(rule)
@@ -235,10 +237,10 @@ def _read(text: str) -> Element:
     if len(text) > _MAX_TEXT:
         raise DomainXmlError(f"{len(text)} characters: more than {_MAX_TEXT}")
     # Imported here: most runs of the command read no XML, and this takes as long as all else.
-    from xml.etree.ElementTree import Element, ParseError  # noqa: PLC0415
+    from xml.etree.ElementTree import Element, ParseError
 
-    from defusedxml import DefusedXmlException  # noqa: PLC0415
-    from defusedxml.ElementTree import DefusedXMLParser  # noqa: PLC0415
+    from defusedxml import DefusedXmlException
+    from defusedxml.ElementTree import DefusedXMLParser
 
     parser = DefusedXMLParser(target=_Keeper(Element), forbid_dtd=True)
     try:
@@ -312,7 +314,8 @@ def _uuid(domain: Element) -> str | None:
     # As liberal as virUUIDParse() in libvirt, src/util/viruuid.c.
     if not _UUID.fullmatch(text.strip()):
         raise DomainXmlError(f"<uuid> {_shown(text)} is not a UUID")
-    return str(uuid.UUID(re.sub("[- ]", "", text.strip())))
+    digits = re.sub("[- ]", "", text.strip()).lower()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def _shared_cpus(domain: Element) -> CpuSet | None:
@@ -632,29 +635,35 @@ def _device_settings(
     irqs: Element, occurrences: tuple[GuestDevice, ...], problems: list[str]
 ) -> dict[PciAddress, Directive]:
     names = _names(occurrences)
+    seen: set[tuple[str, str]] = set()
     found: dict[PciAddress, Directive] = {}
     for element in irqs:
         if _local(element.tag) != "device":
             continue
         _tell_unknown(element, ("cpuset", *_SELECTORS), None, problems)
-        given = [name for name in _SELECTORS if name in element.attrib]
+        given = [kind for kind in _SELECTORS if kind in element.attrib]
         if len(given) != 1:
             problems.append("metadata: <device> needs one of address, alias and mac")
             continue
-        label = f"<device {given[0]}={_shown(element.get(given[0], ''))}>"
+        text = element.get(given[0], "")
+        label = f"<device {given[0]}={_shown(text)}>"
         directive = _metadata_directive(element, label, problems)
-        selector = _selector(given[0], element.get(given[0], ""))
-        if directive is None:
-            continue
+        selector = _selector(given[0], text)
         if selector is None:
             problems.append(f"metadata: {label}: that is not {_SELECTORS[given[0]]}")
         elif selector not in names:
             problems.append(f"metadata: {label}: the guest holds no such device")
-        for address in names.get(selector, ()) if selector else ():
-            if found.setdefault(address, directive) != directive:
-                problems.append(
-                    f"metadata: {label}: {address} has a setting already, {found[address]}"
-                )
+        elif selector in seen:
+            problems.append(f"metadata: {label} is there twice: the first is used")
+        elif directive is not None:
+            seen.add(selector)
+            problems += [
+                f"metadata: {label}: {found[address]} is set for {address} already"
+                for address in names[selector]
+                if found.get(address, directive) != directive
+            ]
+            for address in names[selector]:
+                found.setdefault(address, directive)
     return found
 
 
@@ -757,17 +766,21 @@ def _cpus(element: Element, name: str = "cpuset") -> CpuSet:
     text = element.get(name)
     if text is None:
         raise DomainXmlError(f"<{element.tag}> has no {name}")
-    # virBitmapParse() takes blanks around numbers and a comma at the end.
-    parts = ["-".join(map(str.strip, part.split("-"))) for part in text.split(",")]
-    if len(parts) > 1 and not parts[-1]:
-        parts.pop()
     try:
-        cpus = CpuSet.parse(",".join(parts))
+        cpus = CpuSet.parse(_tidy(text) if len(text) <= _MAX_LIST else text)
     except InputError as error:
         raise DomainXmlError(f"<{element.tag}> {name}: {error}", hint=error.hint) from error
     if not cpus:
         raise DomainXmlError(f"<{element.tag}> {name} {_shown(text)} is empty")
     return cpus
+
+
+def _tidy(text: str) -> str:
+    """Without what virBitmapParse() overlooks: blanks around numbers, a comma at the end."""
+    parts = ["-".join(map(str.strip, part.split("-"))) for part in text.split(",")]
+    if len(parts) > 1 and not parts[-1]:
+        parts.pop()
+    return ",".join(parts)
 
 
 def _required(element: Element, name: str) -> int:

@@ -1,0 +1,50 @@
+"""Tells a nested guest one thing over its serial line, and prints what it answers.
+
+usage: l1-serial.py SOCKET TIMEOUT COMMAND [--no-reply]
+
+The line is a socket with nobody on it until now: unlike a terminal that no one holds open,
+it neither queues what the guest printed before nor swallows what is typed.
+"""
+
+import secrets
+import socket
+import sys
+import time
+
+EX_TIMEOUT = 124
+
+
+def main(path: str, timeout: str, command: str, *flags: str) -> int:
+    line = socket.socket(socket.AF_UNIX)
+    line.connect(path)
+    token = secrets.token_hex(4)
+    line.sendall(f"{token} {command}\n".encode())
+    if "--no-reply" in flags:
+        time.sleep(0.5)  # let QEMU take it from the socket before the socket closes
+        return 0
+    return _reply(line, token, time.monotonic() + float(timeout))
+
+
+def _reply(line: socket.socket, token: str, deadline: float) -> int:
+    begin, end = f"L2: begin {token}".encode(), f"L2: end {token} ".encode()
+    seen = b""
+    while True:
+        line.settimeout(max(deadline - time.monotonic(), 0.01))
+        try:
+            data = line.recv(65536)
+        except TimeoutError:
+            print(f"no answer in time; so far: {seen!r}", file=sys.stderr)
+            return EX_TIMEOUT
+        if not data:
+            print("the guest is gone", file=sys.stderr)
+            return EX_TIMEOUT
+        seen += data
+        _, found, after = seen.partition(end)
+        if found and b"\n" in after:
+            body = seen.partition(begin)[2].partition(end)[0]
+            sys.stdout.write(body.replace(b"\r", b"").lstrip(b"\n").decode(errors="replace"))
+            return int(after.split(b"\n")[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
