@@ -138,7 +138,7 @@ class _Device:
     ) -> None:
         self.guest, self.device, self.pci = guest, device, pci
         self.asks, self.asked, self.owners = asks, asks[device.address], owners
-        self.target, self.topology = target, topology
+        self.target, self.seated, self.topology = target, target.seated, topology
         self.node = pci.node if pci and pci.node is not None and pci.node >= 0 else None
         self.deal = Deal(target.seats)
 
@@ -146,8 +146,11 @@ class _Device:
         note = self.target.note
         if self.pci is None:
             note = "the host has no such device"
-        elif not interrupts:
-            note += "; no interrupts yet"
+        else:
+            if self.pci.driver and "vfio" not in self.pci.driver:
+                note += f"; its driver is {self.pci.driver}, not a VFIO driver"
+            if not interrupts:
+                note += "; no interrupts yet"
         return DevicePlan(
             self.device,
             self.asked.directive,
@@ -162,25 +165,25 @@ class _Device:
         )
 
     def _decide(self, interrupt: Interrupt, order: int) -> Action:
-        hindrance = self._hindrance(interrupt)
+        key = interrupt.key
+        hindrance = self._hindrance(interrupt, key.action)
         if hindrance is not None:
-            return Keep(interrupt.irq, interrupt.key, self.guest.key, hindrance)
+            return Keep(interrupt.irq, key, self.guest.key, hindrance)
         wanted, follows = self._wanted(order)
         if interrupt.affinity == wanted:
             return Keep(
                 interrupt.irq,
-                interrupt.key,
+                key,
                 self.guest.key,
                 _in_place(interrupt, f"{follows}{self._off_node(wanted)}"),
                 wanted,
             )
         if interrupt.settable is False:
             text = "the kernel manages its affinity and takes none from user space"
-            reason = Reason("managed", text)
-            return Keep(interrupt.irq, interrupt.key, self.guest.key, reason, wanted)
+            return Keep(interrupt.irq, key, self.guest.key, Reason("managed", text), wanted)
         return Pin(
             interrupt.irq,
-            interrupt.key,
+            key,
             self.guest.key,
             before=interrupt.affinity,
             after=wanted,
@@ -189,8 +192,8 @@ class _Device:
             alternatives=self._alternatives(wanted, order),
         )
 
-    def _hindrance(self, interrupt: Interrupt) -> Reason | None:
-        """Why this interrupt is not ours to move, if it is not."""
+    def _hindrance(self, interrupt: Interrupt, own: str) -> Reason | None:
+        """Why this interrupt is not ours to move, if it is not; `own` is its own action."""
         if self.target.cpus is None:
             return Reason(self.target.code, self.target.note)
         if interrupt.actions is None:
@@ -199,10 +202,10 @@ class _Device:
             return None  # a recording without names; the executor checks the name once more
         if not interrupt.actions:
             return Reason("unused", "allocated, but without a handler: the guest does not use it")
-        if interrupt.own_action is None:
+        if not own:
             driver = (self.pci and self.pci.driver) or "a host driver"
             return Reason("host-driver", f"held by {driver}, not by VFIO: not the guest's")
-        return self._sharing(interrupt.own_action, interrupt.actions)
+        return self._sharing(own, interrupt.actions)
 
     def _sharing(self, own: str, actions: tuple[str, ...]) -> Reason | None:
         """Why a line that others are on is not this device's to move, if it is not.
@@ -232,7 +235,7 @@ class _Device:
 
     def _wanted(self, order: int) -> tuple[CpuSet, str]:
         if self.asked.spread is Spread.MASK and self.target.cpus is not None:
-            cpus = self.target.cpus if self.asked.directive.word is None else self.target.seated
+            cpus = self.target.cpus if self.asked.directive.word is None else self.seated
             return cpus, f"all of CPUs {cpus}"
         seat, cpu = self.deal(order)
         follows = f"CPU {cpu}" if seat.vcpu is None else f"CPU {cpu} of vCPU {seat.vcpu}"
@@ -242,7 +245,7 @@ class _Device:
         if len(wanted) != 1 or self.target.cpus is None:
             return ()
         seat, _ = self.deal(order)
-        return (seat.cpus, self.target.seated, self.target.cpus)
+        return (seat.cpus, self.seated, self.target.cpus)
 
     def _misplaced(self, interrupt: Interrupt, wanted: CpuSet, follows: str) -> Reason:
         where = f"to {follows}{self._off_node(wanted)}"
@@ -255,7 +258,7 @@ class _Device:
         if self.target.cpus is not None and now & self.target.cpus:
             return Reason("wrong-cpu", f"{where}, from CPU {now}")
         node = self._node(now)
-        if self.node is not None and node is not None and node != self.node:
+        if None not in (self.node, node) and node not in (self.node, self._node(wanted)):
             return Reason("wrong-node", f"{where}, from CPU {now} on node {node}")
         return Reason("wrong-cpu", f"{where}, from CPU {now} outside the target")
 
@@ -263,7 +266,7 @@ class _Device:
         node = self._node(cpus)
         if self.node is None or node is None or node == self.node:
             return ""
-        return f" (node {node}, its device is on node {self.node})"
+        return f", on the wrong node: {node}, its device is on {self.node}"
 
     def _node(self, cpus: CpuSet) -> int | None:
         """The node that all of `cpus` are on, None when there is no one such node."""
