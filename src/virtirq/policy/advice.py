@@ -93,8 +93,8 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
         ),
         "affinity-loose": Advice(
             _NOTE,
-            "Interrupts are on the right CPU, but by chance: their affinity allows others, and"
-            " the kernel may move them when a CPU goes offline or the vectors are set up again.",
+            "Interrupts are on a CPU that serves them well, but by chance: their affinity allows"
+            " others, or another CPU was dealt to them so that they share the target evenly.",
             "run 'virtirq apply'",
         ),
         "device-missing": Advice(

@@ -89,7 +89,7 @@ def _of_device(snapshot: Snapshot, guest: Guest, plan: DevicePlan) -> Iterator[F
 _MISPLACED: Final = (
     ("wrong-cpu", "are delivered to another CPU than planned"),
     ("wrong-node", "are delivered on another node than planned"),
-    ("loose", "are in place, but their affinity lets them move"),
+    ("loose", "are well placed, but not pinned as planned"),
 )
 
 

@@ -140,7 +140,9 @@ class _Device:
         self.asks, self.asked, self.owners = asks, asks[device.address], owners
         self.target, self.seated, self.topology = target, target.seated, topology
         self.node = pci.node if pci and pci.node is not None and pci.node >= 0 else None
-        self.deal = Deal(target.seats)
+        at = device.address
+        routing = ((at.domain << 8 | at.bus) << 5 | at.slot) << 3 | at.function
+        self.deal = Deal(target.seats, routing)
 
     def plan(self, interrupts: tuple[Interrupt, ...]) -> DevicePlan:
         note = self.target.note
@@ -169,7 +171,7 @@ class _Device:
         hindrance = self._hindrance(interrupt, key.action)
         if hindrance is not None:
             return Keep(interrupt.irq, key, self.guest.key, hindrance)
-        wanted, follows = self._wanted(order)
+        wanted, follows, equal = self._wanted(order)
         if interrupt.affinity == wanted:
             return Keep(
                 interrupt.irq,
@@ -187,7 +189,7 @@ class _Device:
             self.guest.key,
             before=interrupt.affinity,
             after=wanted,
-            reason=self._misplaced(interrupt, wanted, follows),
+            reason=self._misplaced(interrupt, wanted, follows, equal),
             kind=interrupt.kind,
             alternatives=self._alternatives(wanted, order),
         )
@@ -233,13 +235,14 @@ class _Device:
             "intx-follows" if same else "intx-shared", f"the line goes where {first} goes"
         )
 
-    def _wanted(self, order: int) -> tuple[CpuSet, str]:
+    def _wanted(self, order: int) -> tuple[CpuSet, str, CpuSet]:
+        """The planned CPUs, what to call them, and the CPUs that would serve equally well."""
         if self.asked.spread is Spread.MASK and self.target.cpus is not None:
             cpus = self.target.cpus if self.asked.directive.word is None else self.seated
-            return cpus, f"all of CPUs {cpus}"
+            return cpus, f"all of CPUs {cpus}", cpus
         seat, cpu = self.deal(order)
         follows = f"CPU {cpu}" if seat.vcpu is None else f"CPU {cpu} of vCPU {seat.vcpu}"
-        return CpuSet([cpu]), follows
+        return CpuSet([cpu]), follows, seat.cpus
 
     def _alternatives(self, wanted: CpuSet, order: int) -> tuple[CpuSet, ...]:
         if len(wanted) != 1 or self.target.cpus is None:
@@ -247,7 +250,9 @@ class _Device:
         seat, _ = self.deal(order)
         return (seat.cpus, self.seated, self.target.cpus)
 
-    def _misplaced(self, interrupt: Interrupt, wanted: CpuSet, follows: str) -> Reason:
+    def _misplaced(
+        self, interrupt: Interrupt, wanted: CpuSet, follows: str, equal: CpuSet
+    ) -> Reason:
         where = f"to {follows}{self._off_node(wanted)}"
         now = interrupt.effective or interrupt.affinity
         if now is None:
@@ -255,6 +260,10 @@ class _Device:
         if now <= wanted:
             loose = f"{where}: is there, but affinity {interrupt.affinity} lets it move"
             return Reason("loose", loose)
+        if now <= equal:
+            return Reason("loose", f"{where}: CPU {now} would do, but another is dealt to it")
+        if interrupt.effective is None and now & wanted:
+            return Reason("loose", f"{where}: affinity {now} lets it be elsewhere")
         if self.target.cpus is not None and now & self.target.cpus:
             return Reason("wrong-cpu", f"{where}, from CPU {now}")
         node = self._node(now)

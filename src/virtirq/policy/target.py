@@ -90,11 +90,16 @@ class Deal:
     """Deals a device's vectors over seats.
 
     Vector *i* follows seat *i mod n*. Seats with the same CPUs (vCPUs that share a pool) deal
-    their vectors over it in turn, so that each CPU of a pool gets its share. The answer depends
-    on the seats and the vector alone: neither another vector nor another guest changes it.
+    their vectors over it in turn, so that each CPU of a pool gets its share; each device starts
+    at a CPU of its own. The answer depends on seats, device and vector alone: neither another
+    vector nor another guest changes it.
     """
 
-    def __init__(self, seats: Sequence[Seat]) -> None:
+    def __init__(self, seats: Sequence[Seat], place: int = 0) -> None:
+        """`place` (the device's routing ID) says where in a pool the device starts."""
+        # Multiples of the golden ratio spread evenly over a circle, be they of 1 (VFs), 8 or 256
+        # (slots, buses): guests that share a pool do not all begin at its first CPU.
+        self._start = place * 0x9E3779B9 % 2**32
         self._seats = seats
         self._cpus = {cpus: tuple(cpus) for cpus in {seat.cpus for seat in seats}}
         sharing: Counter[CpuSet] = Counter()
@@ -110,7 +115,7 @@ class Deal:
         seat = self._seats[place]
         turn = round_ * self._sharing[seat.cpus] + self._places[place]
         cpus = self._cpus[seat.cpus]
-        return seat, cpus[turn % len(cpus)]
+        return seat, cpus[(turn + (self._start * len(cpus) >> 32)) % len(cpus)]
 
 
 def _left(why: str) -> Target:

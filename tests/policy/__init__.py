@@ -1,0 +1,1 @@
+"""Tests of the room that decides; one module for each of src/virtirq/policy."""

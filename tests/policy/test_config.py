@@ -1,0 +1,257 @@
+"""The configuration: what is accepted, what is refused and in which words."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.policy.facts import directives
+from virtirq.cpuset import CpuSet
+from virtirq.errors import ConfigError
+from virtirq.model import AUTO, NATIVE, Directive, Spread, Word
+from virtirq.policy.config import Config, Rule, parse_config, render_config
+
+ALLOWED = "a directive is auto, native, emulator, local or a CPU list such as 2-5,^3"
+KEYS = "allowed are default, spread, rule"
+RULE_KEYS = "allowed are directive, guest, device, class, driver, node, spread"
+RULE = '[[rule]]\ndirective = "auto"\n'
+CLASS = "is not a class: a word such as network, or leading hexadecimal digits such as 0200"
+DEVICE = "is not vendor:device in hexadecimal, such as 8086:1572 or 8086:*"
+NODE = "is not a node: 0 to 1023, or -1 for none"
+SPREAD = 'is not a spread: "vector" or "mask"'
+
+
+def parse(*texts: str) -> Config:
+    """The configuration of files called 0.toml, 1.toml and so on."""
+    return parse_config((f"{number}.toml", text) for number, text in enumerate(texts))
+
+
+def refusal(*texts: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(*texts)
+    return str(caught.value)
+
+
+def without_origins(config: Config) -> Config:
+    rules = tuple(dataclasses.replace(rule, origin="") for rule in config.rules)
+    return dataclasses.replace(config, rules=rules, default_from="")
+
+
+VALID = {
+    "default": ('default = "2-5,^3"', Config(Directive(None, CpuSet([2, 4, 5])))),
+    "spread": ('spread = "mask"', Config(spread=Spread.MASK)),
+    "rule": (RULE, Config(rules=(Rule(AUTO),))),
+    "rule.directive": ('[[rule]]\ndirective = "native"', Config(rules=(Rule(NATIVE),))),
+    "rule.guest": (f'{RULE}guest = "db[0-9]*"', Config(rules=(Rule(AUTO, guest="db[0-9]*"),))),
+    "rule.device": (f'{RULE}device = "8086:*"', Config(rules=(Rule(AUTO, device="8086:*"),))),
+    "rule.class": (f'{RULE}class = "0200"', Config(rules=(Rule(AUTO, class_="0200"),))),
+    "rule.driver": (f'{RULE}driver = "vfio*"', Config(rules=(Rule(AUTO, driver="vfio*"),))),
+    "rule.node": (f"{RULE}node = -1", Config(rules=(Rule(AUTO, node=-1),))),
+    "rule.spread": (
+        f'{RULE}spread = "vector"',
+        Config(rules=(Rule(AUTO, spread=Spread.VECTOR),)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "config"), VALID.values(), ids=VALID)
+def test_each_key(text: str, config: Config) -> None:
+    assert without_origins(parse(text)) == without_origins(config)
+
+
+REFUSED = [
+    # The whole file.
+    ("default", "0.toml: not TOML: Expected '=' after a key in a key/value pair (at end of docu"),
+    ('default = "auto"\ndefault = "auto"', "0.toml: not TOML: Cannot overwrite a value"),
+    ("a = " + "[" * 5000, "0.toml: not TOML: nested too deeply"),
+    ("a = " + "9" * 5000, "0.toml: not TOML: Exceeds the limit (4300 digits)"),
+    # Keys that are not there.
+    ("defualt = 1", f"0.toml: defualt: unknown key; {KEYS}"),
+    ("[default_from]", f"0.toml: default_from: unknown key; {KEYS}"),
+    ("rules = []", f"0.toml: rules: unknown key; {KEYS}"),
+    ("b = 1\na = 1", f"0.toml: a: unknown key; {KEYS}"),
+    ('"a\\nb" = 1', f"0.toml: 'a\\nb': unknown key; {KEYS}"),
+    ('"\\u001b[2J" = 1', f"0.toml: '\\x1b[2J': unknown key; {KEYS}"),
+    ('"" = 1', f"0.toml: '': unknown key; {KEYS}"),
+    (f"{RULE}guests = 1", f"0.toml: rule[1].guests: unknown key; {RULE_KEYS}"),
+    (f'{RULE}class_ = "usb"', f"0.toml: rule[1].class_: unknown key; {RULE_KEYS}"),
+    (f'{RULE}origin = "me"', f"0.toml: rule[1].origin: unknown key; {RULE_KEYS}"),
+    # default
+    ("default = 5", "0.toml: default: 5 is not a directive in quotes"),
+    ("default = true", "0.toml: default: True is not a directive in quotes"),
+    ("default = ['auto']", "0.toml: default: ['auto'] is not a directive in quotes"),
+    ("[default]\na = 1", "0.toml: default: {'a': 1} is not a directive in quotes"),
+    ("default." + "a." * 3000 + "a = 1", "0.toml: default: this dict is not a directive in q"),
+    ('default = "atuo"', f"0.toml: default: 'atuo' is not a directive ({ALLOWED})"),
+    ('default = "Auto"', f"0.toml: default: 'Auto' is not a directive ({ALLOWED})"),
+    ('default = ""', f"0.toml: default: '' leaves no CPU ({ALLOWED})"),
+    ('default = "3,^3"', f"0.toml: default: '3,^3' leaves no CPU ({ALLOWED})"),
+    ('default = "5-2"', f"0.toml: default: range '5-2' in '5-2' runs backwards ({ALLOWED})"),
+    ('default = "8192"', f"0.toml: default: CPU 8192 is outside 0-8191 ({ALLOWED})"),
+    ('default = "٣"', f"0.toml: default: '٣' is not a CPU, a range of CPUs or ^CPU ({ALLOWED})"),
+    # spread
+    ('spread = "wide"', f"0.toml: spread: 'wide' {SPREAD}"),
+    ("spread = 1", f"0.toml: spread: 1 {SPREAD}"),
+    ("spread = ['mask']", f"0.toml: spread: ['mask'] {SPREAD}"),
+    # rule
+    ("rule = 1", "0.toml: rule: is not a list of tables: write [[rule]]"),
+    ('[rule]\ndirective = "auto"', "0.toml: rule: is not a list of tables: write [[rule]]"),
+    ("rule = [1]", "0.toml: rule[1]: 1 is not a table"),
+    ("[[rule]]", "0.toml: rule[1]: directive is missing"),
+    (f"{RULE}{RULE}[[rule]]\nguest = 'a'", "0.toml: rule[3]: directive is missing"),
+    ("[[rule]]\ndirective = 2", "0.toml: rule[1].directive: 2 is not a directive in quotes"),
+    (f"{RULE}guest = 1", "0.toml: rule[1].guest: 1 is not a string"),
+    (f"{RULE}guest = 0x{'f' * 6000}", "0.toml: rule[1].guest: this int is not a string"),
+    (f"{RULE}device = 1", f"0.toml: rule[1].device: 1 {DEVICE}"),
+    (f"{RULE}device = '8086'", f"0.toml: rule[1].device: '8086' {DEVICE}"),
+    (f"{RULE}device = '0x8086:0x1572'", f"0.toml: rule[1].device: '0x8086:0x1572' {DEVICE}"),
+    (f"{RULE}class = 200", f"0.toml: rule[1].class: 200 {CLASS}"),
+    (f"{RULE}class = ''", f"0.toml: rule[1].class: '' {CLASS}"),
+    (f"{RULE}class = '0x0200'", f"0.toml: rule[1].class: '0x0200' {CLASS}"),
+    (f"{RULE}class = 'Network'", f"0.toml: rule[1].class: 'Network' {CLASS}"),
+    (f"{RULE}driver = false", "0.toml: rule[1].driver: False is not a string"),
+    (f"{RULE}node = '1'", f"0.toml: rule[1].node: '1' {NODE}"),
+    (f"{RULE}node = true", f"0.toml: rule[1].node: True {NODE}"),
+    (f"{RULE}node = 1.0", f"0.toml: rule[1].node: 1.0 {NODE}"),
+    (f"{RULE}node = -2", f"0.toml: rule[1].node: -2 {NODE}"),
+    (f"{RULE}node = 0x{'f' * 6000}", f"0.toml: rule[1].node: this int {NODE}"),
+    (f"{RULE}spread = 'x'", f"0.toml: rule[1].spread: 'x' {SPREAD}"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED, ids=[text[:40] for text, _ in REFUSED])
+def test_each_refusal(text: str, message: str) -> None:
+    told = refusal(text)
+    assert told.startswith(message)
+    if not message.startswith(("0.toml: not TOML", "0.toml: default: this")):
+        assert told == message
+    assert told.isprintable()
+
+
+def test_every_key_is_exercised() -> None:
+    """A new setting needs a valid value and a wrong one in the tables above."""
+    keys = {
+        prefix + each.metadata.get("key", each.name)
+        for prefix, cls in (("", Config), ("rule.", Rule))
+        for each in dataclasses.fields(cls)
+        if each.metadata.get("key", each.name) is not None
+    }
+    assert VALID.keys() == keys
+    refused = {message.split(": ")[1].replace("[1]", "") for _, message in REFUSED}
+    assert keys <= refused
+
+
+def test_the_first_of_several_problems_is_told() -> None:
+    assert refusal('default = 1\nspread = 2\nnope = 3\n[[rule]]\nguest = "x"') == (
+        "0.toml: default: 1 is not a directive in quotes"
+    )
+
+
+def test_nothing_is_the_default() -> None:
+    assert parse() == parse("") == parse("", "# nothing") == Config()
+    assert (Config().default, Config().default_from) == (AUTO, "built-in default")
+
+
+def test_later_files_replace_values_and_add_rules() -> None:
+    config = parse(
+        'default = "native"\nspread = "mask"\n' + RULE,
+        '[[rule]]\ndirective = "1"\n[[rule]]\ndirective = "2"',
+        'default = "local"',
+        "rule = []",
+    )
+    assert (config.default, config.default_from) == (Directive(Word.LOCAL), "default of 2.toml")
+    assert config.spread is Spread.MASK
+    assert [(str(rule.directive), rule.origin) for rule in config.rules] == [
+        ("auto", "rule 1 of 0.toml"),
+        ("1", "rule 1 of 1.toml"),
+        ("2", "rule 2 of 1.toml"),
+    ]
+
+
+def test_a_later_file_may_set_the_default_again() -> None:
+    config = parse('default = "native"', 'default = "auto"')
+    assert (config.default, config.default_from) == (AUTO, "default of 1.toml")
+
+
+def test_the_file_at_fault_is_named() -> None:
+    assert refusal('default = "auto"', "", "rule = 5").startswith("2.toml: rule: ")
+    assert refusal(RULE, "[[rule]]").startswith("1.toml: rule[1]: ")
+
+
+def test_render_shows_where_things_come_from() -> None:
+    assert render_config(Config()).splitlines() == [
+        'default = "auto"  # built-in default',
+        '# spread: "vector" for words, "mask" for a CPU list',
+    ]
+    text = 'default = "2-5,^3"\nspread = "mask"\n[[rule]]\ndirective = "native"\nnode = 1\n'
+    assert render_config(parse(text + 'class = "usb"\nspread = "vector"')).splitlines() == [
+        'default = "2,4-5"  # default of 0.toml',
+        'spread = "mask"',
+        "",
+        "[[rule]]  # rule 1 of 0.toml",
+        'directive = "native"',
+        'class = "usb"',
+        "node = 1",
+        'spread = "vector"',
+    ]
+
+
+rules = st.builds(
+    Rule,
+    directives(range(20)),
+    guest=st.none() | st.text(),
+    device=st.none() | st.from_regex(r"\A[0-9a-f?*]+:[0-9a-f*]+\Z"),
+    class_=st.none() | st.from_regex(r"\A([0-9a-f]{1,6}|[a-z][a-z-]*)\Z"),
+    driver=st.none() | st.text(),
+    node=st.none() | st.integers(-1, 1023),
+    spread=st.none() | st.sampled_from(Spread),
+    origin=st.text(),
+)
+any_config = st.builds(
+    Config,
+    directives(range(20)),
+    spread=st.none() | st.sampled_from(Spread),
+    rules=st.lists(rules, max_size=3).map(tuple),
+    default_from=st.text(),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(any_config)
+@example(Config(rules=(Rule(AUTO, guest='a"b\\', driver="\x7f\n\t\x00\u2028"),)))
+@example(Config(default_from="default of a\nspread = 1", rules=(Rule(AUTO, origin="\r"),)))
+def test_what_is_rendered_parses_back(config: Config) -> None:
+    assert without_origins(parse(render_config(config))) == without_origins(config)
+
+
+names = st.sampled_from(["default", "spread", "rule", "guest", "node", "class", "x", '"\\n"'])
+values = st.recursive(
+    st.sampled_from(['"auto"', "'1-2'", "1", "-1", "true", "nan", "1979-05-27", "[]", '"mask"']),
+    lambda inner: (
+        st.lists(inner, max_size=2).map(lambda them: f"[{', '.join(them)}]")
+        | st.tuples(names, inner).map(lambda pair: f"{{{pair[0]} = {pair[1]}}}")
+    ),
+    max_leaves=4,
+)
+lines = (
+    st.sampled_from(["[[rule]]", 'directive = "auto"', "[rule]", "[spread]", "[[default]]"])
+    | st.tuples(names, values).map(" = ".join)
+    | st.text(max_size=12)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(lines, max_size=5).map("\n".join))
+def test_hostile_files_give_a_config_or_one_line(text: str) -> None:
+    try:
+        config = parse(text)
+    except ConfigError as error:
+        told = str(error)
+    else:
+        assert without_origins(parse(render_config(config))) == without_origins(config)
+        return
+    assert told.startswith("0.toml: ")
+    assert told.isprintable()
