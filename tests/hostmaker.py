@@ -509,12 +509,14 @@ class MadeFs(ScratchFs):
 
     def set(self, path: str, text: str) -> None:
         """Changes or adds a file behind the readers' back."""
+        self.__dict__.pop("_used", None)
         known = self.memory._nodes.get(path)
         self.memory.put(path, _Node(text, mode=known.mode if known else 0o444))
 
     def free(self, irq: int) -> None:
         """The kernel frees an interrupt: every trace of it goes."""
         self._moved.pop(irq, None)
+        self.__dict__.pop("_used", None)
         self.memory.drop(f"/proc/irq/{irq}")
         self.memory.drop(f"/sys/kernel/irq/{irq}")
         for path in [each for each in self.memory._nodes if each.endswith(f"/msi_irqs/{irq}")]:

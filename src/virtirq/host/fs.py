@@ -19,6 +19,8 @@ from virtirq.model import Gap
 READ_LIMIT: Final = 1 << 20
 """Bytes; no file of the manifest is as large (per_cpu_count of 8192 CPUs is 90 kB)."""
 
+_PIECE: Final = 16384  # read(2) of more costs as much as the open: its buffer is made anew
+
 
 class HostFs(ABC):
     """A host's files by absolute path. Every method raises OSError as the kernel would."""
@@ -67,9 +69,9 @@ class LiveFs(HostFs):
         # os.open and not open(): a quarter of the time, and a host has thousands of these.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            content = os.read(descriptor, READ_LIMIT)
+            content = os.read(descriptor, _PIECE)
             if len(content) >= 4096:  # seq_file hands out a page or more at a time
-                while more := os.read(descriptor, READ_LIMIT):
+                while more := os.read(descriptor, _PIECE):
                     content += more
         finally:
             os.close(descriptor)
@@ -109,7 +111,7 @@ class Reader:
 
     def __init__(self, fs: HostFs) -> None:
         self.fs = fs
-        self._failed: dict[tuple[str, str], list[str]] = {}
+        self._failed: list[tuple[str, str, str]] = []  # pattern, why, where
 
     def text(self, path: KernelPath, *names: object) -> str | None:
         """The file's content; None when absent or unreadable."""
@@ -137,24 +139,45 @@ class Reader:
             self.failed(path, directory, error)
             return []
 
-    def failed(self, path: KernelPath, where: str, error: OSError) -> None:
-        """Note that `where` could not be read, unless its absence is a fact."""
+    def failed(
+        self, path: KernelPath, where: str, error: OSError, *, optional: bool = False
+    ) -> None:
+        """Note that `where` could not be read, unless its absence is a fact.
+
+        `optional`: it is one here, though not for every file that fits `path`.
+        """
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL):
             if not self.fs.covers(path):
-                self._failed.setdefault((path.glob, "not in this recording"), []).append(where)
+                self.malformed(path, where, "not in this recording")
                 return
-            if path.optional:
+            if path.optional or optional:
                 return
         why = os.strerror(error.errno) if error.errno else str(error)
-        self._failed.setdefault((path.glob, why), []).append(where)
+        self.malformed(path, where, why)
 
     def malformed(self, path: KernelPath, where: str, why: object) -> None:
         """Note that `where` holds something that cannot be understood."""
-        self._failed.setdefault((path.glob, str(why)), []).append(where)
+        self._failed.append((path.glob, str(why), where))
+
+    def missed(self, *paths: KernelPath) -> bool:
+        """Whether anything of these kinds could not be read."""
+        globs = {path.glob for path in paths}
+        return any(glob in globs for glob, _, _ in self._failed)
+
+    def mark(self) -> int:
+        """How much failed so far, for `back_to`."""
+        return len(self._failed)
+
+    def back_to(self, mark: int) -> None:
+        """Forget what failed since: it was of something that is gone."""
+        del self._failed[mark:]
 
     @property
     def gaps(self) -> tuple[Gap, ...]:
+        alike: dict[tuple[str, str], set[str]] = {}
+        for pattern, why, where in self._failed:
+            alike.setdefault((pattern, why), set()).add(where)
         return tuple(
-            Gap(where[0] if len(set(where)) == 1 else pattern, why)
-            for (pattern, why), where in sorted(self._failed.items())
+            Gap(pattern if len(where) > 1 else where.pop(), why)
+            for (pattern, why), where in sorted(alike.items())
         )

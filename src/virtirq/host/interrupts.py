@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from virtirq.cpuset import CpuSet
+from virtirq.errors import CpuSetError
 from virtirq.host import paths
 from virtirq.host.fs import Reader
 from virtirq.host.pci import read_intx_line, read_vectors
@@ -57,24 +58,29 @@ def read_vector_load(reader: Reader) -> Counter[int]:
     """
     load: Counter[int] = Counter()
     for name in reader.names(paths.IRQ_DIR, paths.IRQ_AFFINITY):
-        if name.isdecimal():
-            try:
-                text = reader.fs.read(paths.IRQ_EFFECTIVE.at(name))
-            except OSError:
-                continue
-            for cpu in CpuSet.parse(text):
-                load[cpu] += 1
+        if not name.isdecimal():
+            continue
+        where = paths.IRQ_EFFECTIVE.at(name)
+        try:
+            load.update(CpuSet.parse(reader.fs.read(where)))
+        except OSError as error:
+            if not _gone(reader, name):
+                reader.failed(paths.IRQ_EFFECTIVE, where, error)
+        except CpuSetError as error:
+            reader.malformed(paths.IRQ_EFFECTIVE, where, error)
     return load
 
 
 def _read_intx(
     reader: Reader, line: int, address: PciAddress, cpus: tuple[int, ...]
 ) -> Interrupt | None:
+    where = paths.IRQ_ACTIONS.at(line)
     try:
-        actions = _split(reader.fs.read(paths.IRQ_ACTIONS.at(line)))
-    except OSError:
-        # Without the names nobody can say that the line is in use; the vectors' own actions
-        # files make the gap.
+        actions = _split(reader.fs.read(where))
+    except OSError as error:
+        # Without the names nobody can say that the line is in use. A line that no driver asked
+        # for may have no descriptor.
+        reader.failed(paths.IRQ_ACTIONS, where, error, optional=True)
         return None
     if f"vfio-intx({address})" not in actions:
         return None
@@ -84,13 +90,14 @@ def _read_intx(
 def _read_interrupt(
     reader: Reader, irq: int, address: PciAddress, kind: InterruptKind, cpus: tuple[int, ...]
 ) -> Interrupt | None:
-    if reader.fs.recording is None and not reader.fs.isdir(f"{paths.IRQ_DIR}/{irq}"):
+    if _gone(reader, irq):
         return None  # freed between the listing and here
+    mark = reader.mark()
     text = reader.text(paths.IRQ_ACTIONS, irq)
     actions = None if text is None else _split(text)
     vector = _vector_of(actions, address)
     affinity = read_cpus(reader, paths.IRQ_AFFINITY, irq)
-    return Interrupt(
+    interrupt = Interrupt(
         irq=irq,
         device=address,
         kind=kind,
@@ -102,6 +109,15 @@ def _read_interrupt(
         chip=reader.text(paths.IRQ_CHIP, irq) or None,
         settable=_settable(reader, irq) if affinity is not None else None,
     )
+    if reader.mark() != mark and _gone(reader, irq):
+        reader.back_to(mark)
+        return None  # freed while it was read
+    return interrupt
+
+
+def _gone(reader: Reader, irq: object) -> bool:
+    """Whether the running kernel has freed the interrupt. A recording frees none."""
+    return reader.fs.recording is None and not reader.fs.isdir(f"{paths.IRQ_DIR}/{irq}")
 
 
 def _split(actions: str) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from virtirq.host import paths
 from virtirq.host.fs import Reader
 from virtirq.model import Irqbalance
 
-_SOCKET = re.compile(r"irqbalance(\d+)\.sock", re.ASCII)
+_SOCKET = re.compile(r"irqbalance(\d{1,9})\.sock", re.ASCII)
+_PID = re.compile(r"\d{1,9}", re.ASCII)
 
 
 def read_irqbalance(reader: Reader) -> Irqbalance:
@@ -25,10 +26,11 @@ def read_irqbalance(reader: Reader) -> Irqbalance:
         for name in reader.names(paths.IRQBALANCE_DIR, paths.IRQBALANCE_SOCKET)
         if (match := _SOCKET.fullmatch(name))
     ]
-    pids += [int(pid) for pid in (reader.text(paths.IRQBALANCE_CGROUP) or "").split()]
+    cgroup = (reader.text(paths.IRQBALANCE_CGROUP) or "").split()
+    pids += [int(pid) for pid in cgroup if _PID.fullmatch(pid)]
     for pid in pids:
         if reader.fs.recording is not None or reader.fs.isdir(f"/proc/{pid}"):
             return Irqbalance(True, pid)
-    if not reader.fs.covers(paths.IRQBALANCE_SOCKET):
+    if reader.missed(paths.IRQBALANCE_SOCKET, paths.IRQBALANCE_CGROUP):
         return Irqbalance(None)
     return Irqbalance(False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import stat
 from collections.abc import Iterable
 
@@ -11,6 +13,8 @@ from virtirq.host.fs import Reader
 from virtirq.host.paths import KernelPath
 from virtirq.host.topology import read_cpus
 from virtirq.model import PciAddress, PciDevice
+
+_NUMBER = re.compile(r"-?\d{1,9}|0x[0-9a-f]{1,8}", re.ASCII)
 
 
 def list_addresses(reader: Reader) -> list[PciAddress]:
@@ -28,8 +32,12 @@ def read_devices(reader: Reader, addresses: Iterable[PciAddress]) -> dict[PciAdd
     """The functions at `addresses`; those that the host does not have are left out."""
     found = {}
     for address in addresses:
-        if reader.fs.isdir(f"{paths.PCI_DIR}/{address}"):
-            found[address] = _read_device(reader, address)
+        where = f"{paths.PCI_DIR}/{address}"
+        try:
+            if stat.S_ISDIR(reader.fs.mode(where)):
+                found[address] = _read_device(reader, address)
+        except OSError as error:
+            reader.failed(paths.PCI_VENDOR, where, error, optional=True)
     return found
 
 
@@ -50,11 +58,11 @@ def read_vectors(reader: Reader, address: PciAddress) -> dict[int, str | None]:
                 path = paths.PCI_MSI_MODE
             mode = reader.fs.read(path.at(address, name))
             modes[int(name)] = mode if mode in ("msi", "msix") else None
-        except FileNotFoundError:
-            # Freed meanwhile; in a recording of a kernel before 3.14 only the name is left.
-            if reader.fs.recording is not None:
-                modes[int(name)] = None
         except OSError as error:
+            # ENOENT or ENODEV (fs/kernfs/file.c, kernfs_seq_start()) of a vector freed meanwhile;
+            # in a recording of a kernel before 3.14 only the name may be left.
+            if reader.fs.recording is None and error.errno in (errno.ENOENT, errno.ENODEV):
+                continue
             reader.failed(path, path.at(address, name), error)
             modes[int(name)] = None
     return modes
@@ -71,7 +79,7 @@ def _read_device(reader: Reader, address: PciAddress) -> PciDevice:
         driver=reader.link(paths.PCI_DRIVER, address),
         node=_number(reader, paths.PCI_NODE, address),
         local_cpus=read_cpus(reader, paths.PCI_LOCAL_CPUS, address),
-        iommu_group=int(group) if group and group.isdecimal() else None,
+        iommu_group=int(group) if group and _NUMBER.fullmatch(group) else None,
         physfn=_address(physfn),
     )
 
@@ -96,8 +104,7 @@ def _number(reader: Reader, path: KernelPath, address: PciAddress) -> int | None
     text = reader.text(path, address)
     if text is None:
         return None
-    try:
-        return int(text, 0)
-    except ValueError:
-        reader.malformed(path, path.at(address), f"{text[:40]!r} is not a number")
-        return None
+    if _NUMBER.fullmatch(text):
+        return int(text, 16 if "x" in text else 10)
+    reader.malformed(path, path.at(address), f"{text[:40]!r} is not a number")
+    return None

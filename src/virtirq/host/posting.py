@@ -30,6 +30,8 @@ def read_posting(reader: Reader) -> Posting:
         if apicv not in _YES:
             return Posting(False, "kvm_intel.enable_apicv is off")
         iommus = _iommus_that_post(reader)
+        if not iommus and reader.missed(paths.VTD_CAP):
+            return Posting(None, "the capabilities of the IOMMUs could not be read")
         if not iommus:
             return Posting(False, "no IOMMU has the posted-interrupt capability")
         return Posting(True, f"kvm_intel.enable_apicv is on and {', '.join(iommus)} can post")
@@ -37,9 +39,9 @@ def read_posting(reader: Reader) -> Posting:
     if avic is not None:
         on = avic in _YES
         return Posting(on, f"kvm_amd.avic is {'on' if on else 'off'}")
-    if reader.fs.covers(paths.KVM_APICV) or reader.fs.covers(paths.KVM_AVIC):
-        return Posting(False, "KVM is not loaded")
-    return Posting(None, "the recording does not hold KVM's parameters")
+    if reader.missed(paths.KVM_APICV, paths.KVM_AVIC):
+        return Posting(None, "KVM's parameters could not be read")
+    return Posting(False, "KVM is not loaded")
 
 
 def _iommus_that_post(reader: Reader) -> list[str]:

@@ -7,9 +7,11 @@ manifest.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import re
 import stat
 import tarfile
 import tempfile
@@ -27,6 +29,7 @@ from virtirq.host.tree import FORMAT, RECORDING
 
 _MODES: Final = {".tar": "w:", ".gz": "w:gz", ".bz2": "w:bz2", ".xz": "w:xz"}
 _NO_BOOT: Final = "00000000-0000-0000-0000-000000000000"
+_VFIO_ACTION: Final = re.compile(r"vfio-(?:msix?\[\d+\]|intx)\([0-9a-f:.]+\)", re.ASCII)
 
 
 def record(fs: HostFs, target: Path, extra: Mapping[str, str]) -> int:
@@ -60,6 +63,11 @@ def _fill(fs: HostFs, tar: tarfile.TarFile, extra: Mapping[str, str]) -> int:
     covered = [path for path in paths.MANIFEST if fs.covers(path)]
     interfaces = _interfaces(fs)
     count = 0
+    for directory in (paths.IRQ_DIR, paths.PCI_DIR):
+        if fs.isdir(directory):  # though it may be empty
+            member = tarfile.TarInfo(directory.lstrip("/"))
+            member.type, member.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(member)
     for pattern in covered:
         for path in _expand(fs, pattern, errors):
             count += _add(fs, tar, path, errors, interfaces)
@@ -89,10 +97,10 @@ def _expand(fs: HostFs, pattern: KernelPath, errors: dict[str, int]) -> Iterator
             return
         try:
             names = sorted(fs.listdir(base or "/"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            errors[base] = error.errno or 0
+            errors[base] = error.errno or errno.EIO
             return
         for name in names:
             yield from walk(f"{base}/{name}", rest)
@@ -105,7 +113,7 @@ def _add(
     tar: tarfile.TarFile,
     path: str,
     errors: dict[str, int],
-    interfaces: tuple[str, ...],
+    interfaces: re.Pattern[str] | None,
 ) -> int:
     try:
         link = fs.readlink(path)
@@ -124,7 +132,7 @@ def _add(
     except (FileNotFoundError, NotADirectoryError):
         return 0
     except OSError as error:
-        errors[path] = error.errno or 0
+        errors[path] = error.errno or errno.EIO
         return 0
     _put(tar, path, text + "\n", stat.S_IMODE(mode))
     return 1
@@ -137,23 +145,25 @@ def _put(tar: tarfile.TarFile, path: str, text: str, mode: int = 0o444) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def _interfaces(fs: HostFs) -> tuple[str, ...]:
+def _interfaces(fs: HostFs) -> re.Pattern[str] | None:
+    """Finds the names of network interfaces in action names; None where there are none.
+
+    Drivers put them first, ``eth0-TxRx-3``, or behind their own, ``i40e-eth0-TxRx-3``.
+    """
     try:
-        return tuple(sorted(fs.listdir("/sys/class/net"), key=len, reverse=True))
+        names = sorted(fs.listdir("/sys/class/net"), key=len, reverse=True)
     except OSError:
-        return ()
+        return None
+    either = "|".join(map(re.escape, names))
+    return re.compile(f"(?<![^\\W_])(?:{either})(?![^\\W_])") if names else None
 
 
-def _redact(path: str, text: str, interfaces: tuple[str, ...]) -> str:
+def _redact(path: str, text: str, interfaces: re.Pattern[str] | None) -> str:
     if path == paths.BOOT_ID.pattern:
         return _NO_BOOT
-    if path.endswith("/actions"):
-        return ",".join(_plain(name, interfaces) for name in text.split(","))
+    if interfaces is not None and path.endswith("/actions"):
+        return ",".join(
+            name if _VFIO_ACTION.fullmatch(name) else interfaces.sub("net", name)
+            for name in text.split(",")
+        )
     return text
-
-
-def _plain(action: str, interfaces: tuple[str, ...]) -> str:
-    for name in interfaces:
-        if action == name or action.startswith(f"{name}-"):
-            return f"net{action[len(name) :]}"
-    return action

@@ -4,7 +4,7 @@ The copy is the recording, untouched, and a log of the writes beside it, one lin
 write does is modelled on the kernel's own rules:
 
 * kernel/irq/proc.c, write_irq_affinity(): a mask without an online CPU is EINVAL, a malformed
-  one too; a CPU past the last is ERANGE; an interrupt that user space cannot move is EIO.
+  one too; a CPU past the last is ERANGE; an interrupt that user space cannot move is EPERM.
 * arch/x86/kernel/apic/vector.c, assign_vector_locked(): an interrupt whose CPU is in the new
   mask stays there; otherwise it goes to the CPU of the mask with the fewest vectors
   (kernel/irq/matrix.c, matrix_find_best_cpu()), and with none left the write is ENOSPC.
@@ -17,6 +17,7 @@ import json
 import os
 import re
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -74,37 +75,45 @@ class ScratchFs(HostFs):
             wanted = CpuSet.parse(text) if match[3] else CpuSet.parse_mask(text)
         except CpuSetError:
             raise _error(errno.EINVAL, path) from None
-        if wanted and wanted.last() > self._cpus(paths.CPU_POSSIBLE).last():
+        possible = self._cpus(paths.CPU_POSSIBLE)
+        if wanted and possible and wanted.last() > possible.last():
             raise _error(errno.ERANGE if match[3] else errno.EOVERFLOW, path)
         allowed = wanted & self._cpus(paths.CPU_ONLINE)
         if not allowed:
             raise _error(errno.EINVAL, path)
-        effective = self._state(irq)[1]
+        effective = self._effective(irq)
         if not effective & allowed:
-            effective = self._place(allowed, path)
+            placed = self._place(allowed, path)
+            self._used.subtract(effective)
+            self._used.update(placed)
+            effective = placed
         self._keep(irq, wanted, effective)
 
     def _place(self, allowed: CpuSet, path: str) -> CpuSet:
-        used = Counter(cpu for irq in self._irqs() for cpu in self._state(irq)[1])
-        best = min(allowed, key=lambda cpu: (used[cpu], cpu))
-        if used[best] >= VECTORS_PER_CPU:
+        best = min(allowed, key=lambda cpu: (self._used[cpu], cpu))
+        if self._used[best] >= VECTORS_PER_CPU:
             raise _error(errno.ENOSPC, path)
         return CpuSet([best])
 
-    def _irqs(self) -> list[int]:
-        return [int(name) for name in self._base.listdir(paths.IRQ_DIR) if name.isdigit()]
+    @cached_property
+    def _used(self) -> Counter[int]:
+        names = self._base.listdir(paths.IRQ_DIR)
+        irqs = [int(name) for name in names if name.isdecimal()]
+        return Counter(cpu for irq in irqs for cpu in self._effective(irq))
 
     def _cpus(self, path: KernelPath) -> CpuSet:
-        return CpuSet.parse(self._base.read(path.at()))
-
-    def _state(self, irq: int) -> tuple[CpuSet, CpuSet]:
-        if irq in self._moved:
-            return self._moved[irq]
-        affinity = CpuSet.parse(self._base.read(paths.IRQ_AFFINITY.at(irq)))
         try:
-            return affinity, CpuSet.parse(self._base.read(paths.IRQ_EFFECTIVE.at(irq)))
+            return CpuSet.parse(self._base.read(path.at()))
         except OSError:
-            return affinity, CpuSet()
+            return CpuSet()
+
+    def _effective(self, irq: int) -> CpuSet:
+        if irq in self._moved:
+            return self._moved[irq][1]
+        try:
+            return CpuSet.parse(self._base.read(paths.IRQ_EFFECTIVE.at(irq)))
+        except (OSError, CpuSetError):
+            return CpuSet()
 
     def _moved_file(self, path: str) -> str | None:
         match = _IRQ_FILE.fullmatch(path)
@@ -145,7 +154,9 @@ def open_host(root: Path) -> TreeFs | ScratchFs:
         if root.is_dir():
             base = DirectoryFs(root)
             log = root / LOG
-            return ScratchFs(base, log) if log.exists() else base
+            # A log that is a link out of the tree would have the writes go elsewhere.
+            ours = log.is_file() and log.resolve().is_relative_to(root.resolve())
+            return ScratchFs(base, log) if ours else base
         if root.is_file():
             return ArchiveFs(root)
     except OSError as error:

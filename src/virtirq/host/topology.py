@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from virtirq.cpuset import CpuSet
 from virtirq.errors import CpuSetError
 from virtirq.host import paths
 from virtirq.host.fs import Reader
 from virtirq.host.paths import KernelPath
 from virtirq.model import Node, Topology
+
+_LEVELS: Final = tuple("123456789")
 
 
 def read_topology(reader: Reader) -> Topology:
@@ -58,10 +62,20 @@ def _read_nodes(reader: Reader) -> dict[int, Node]:
         cpus = read_cpus(reader, paths.NODE_CPUS, f"node{number}")
         if cpus is None:
             continue
-        text = reader.text(paths.NODE_DISTANCE, f"node{number}")
-        distances = dict(zip(numbers, map(int, (text or "").split()), strict=False))
-        nodes[number] = Node(number, cpus, distances)
+        nodes[number] = Node(number, cpus, _read_distances(reader, number, numbers))
     return nodes
+
+
+def _read_distances(reader: Reader, number: int, numbers: list[int]) -> dict[int, int]:
+    text = reader.text(paths.NODE_DISTANCE, f"node{number}")
+    if text is None:
+        return {}
+    try:
+        return dict(zip(numbers, map(int, text.split()), strict=True))
+    except ValueError:
+        where = paths.NODE_DISTANCE.at(f"node{number}")
+        reader.malformed(paths.NODE_DISTANCE, where, "not one number for each node")
+        return {}
 
 
 def _read_groups(reader: Reader, online: CpuSet, path: KernelPath) -> tuple[CpuSet, ...]:
@@ -88,7 +102,8 @@ def _read_llcs(reader: Reader, online: CpuSet) -> tuple[CpuSet, ...]:
             if not index.startswith("index"):
                 continue
             level = reader.text(paths.CACHE_LEVEL, f"cpu{cpu}", index)
-            if level is not None and level.isdigit() and int(level) > best:
+            # One digit: the kernel knows no more than a few levels.
+            if level is not None and level in _LEVELS and int(level) > best:
                 best, last = int(level), index
         group = last and read_cpus(reader, paths.CACHE_CPUS, f"cpu{cpu}", last)
         if group and cpu in group:

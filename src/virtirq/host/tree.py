@@ -9,7 +9,6 @@ its kind is there.
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import posixpath
@@ -17,13 +16,17 @@ import shutil
 import stat
 import subprocess
 import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from lzma import LZMAError
 from pathlib import Path
 from typing import Any, Final
 
 from virtirq.errors import RecordingError
-from virtirq.host.fs import READ_LIMIT, HostFs, decode
+from virtirq.host.fs import HostFs, decode
 from virtirq.host.paths import KernelPath
 
 RECORDING: Final = "/virtirq/recording.json"
@@ -31,11 +34,13 @@ FORMAT: Final = 1
 _MAX_LINKS: Final = 40  # as MAXSYMLINKS in include/linux/namei.h
 _MAX_MEMBERS: Final = 2_000_000
 _MAX_BYTES: Final = 1 << 30
+_MAX_FILE: Final = 1 << 24
+_MAX_PATH: Final = 4096  # PATH_MAX in include/uapi/linux/limits.h
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file, link or directory of a tree. `size` guards against reading a monster."""
+    """A file, link or directory of a tree."""
 
     mode: int
     link: str = ""
@@ -99,28 +104,29 @@ class TreeFs(HostFs):
         return {}
 
     @cached_property
-    def _description(self) -> dict[str, Any]:
-        if self._entry(RECORDING) is None:
-            return {}
+    def _description(self) -> Mapping[str, Any]:
         try:
-            described = json.loads(self._content(RECORDING))
-            if described["format"] != FORMAT:
-                raise RecordingError(
-                    f"{self.recording}: recording format {described['format']!r} is not {FORMAT}",
-                    hint="read it with the virtirq that recorded it, or record the host again",
-                )
-            return dict(described)
-        except (ValueError, TypeError, KeyError) as error:
+            real = self._resolve(RECORDING)
+            entry = self._entry(real)
+            if entry is None:
+                return {}
+            if not stat.S_ISREG(entry.mode):
+                raise ValueError("not a file")
+            return _checked(json.loads(self._content(real)))
+        except RecordingError as error:
+            raise RecordingError(f"{self.recording}: {error}", hint=error.hint) from error
+        except (OSError, ValueError, RecursionError) as error:
             raise RecordingError(f"{self.recording}: {RECORDING} is malformed: {error}") from error
 
     @cached_property
     def _recorded(self) -> frozenset[str] | None:
         patterns = self._description.get("patterns")
-        return None if patterns is None else frozenset(map(str, patterns))
+        return None if patterns is None else frozenset(patterns)
 
     @cached_property
-    def _errors(self) -> dict[str, int]:
-        return {str(k): int(v) for k, v in self._description.get("errors", {}).items()}
+    def _errors(self) -> Mapping[str, int]:
+        errors: Mapping[str, int] = self._description.get("errors", {})
+        return errors
 
     def _any(self, base: str, parts: list[str]) -> bool:
         """Whether the tree holds anything that fits the pattern."""
@@ -183,8 +189,11 @@ class TreeFs(HostFs):
         """Archives often hold one top folder; the host's root is where proc or sys is."""
         if self._entry("/proc") is not None or self._entry("/sys") is not None:
             return
-        tops = [name for name in self._names("/") if not name.startswith(".")]
+        tops = sorted(name for name in self._names("/") if not name.startswith("."))
         for top in tops:
+            entry = self._entry(f"/{top}")
+            if entry is None or not stat.S_ISDIR(entry.mode):
+                continue  # a link would lead out of the tree
             if any(self._entry(f"/{top}/{name}") is not None for name in ("proc", "sys")):
                 self._prefix = f"/{top}"
                 self._real.clear()
@@ -219,7 +228,7 @@ class DirectoryFs(TreeFs):
 
     def _content(self, path: str) -> bytes:
         with open(self._at(path), "rb") as file:
-            return file.read(READ_LIMIT)
+            return file.read(_MAX_FILE)
 
 
 class ArchiveFs(TreeFs):
@@ -239,8 +248,12 @@ class ArchiveFs(TreeFs):
         try:
             with _open_archive(archive) as tar:
                 for count, member in enumerate(tar):
-                    total += member.size if member.isreg() else 0
-                    if count > _MAX_MEMBERS or total > _MAX_BYTES:
+                    total += member.size  # even of what is skipped: it must be unpacked, too
+                    if (
+                        max(count, len(self._members)) > _MAX_MEMBERS
+                        or total > _MAX_BYTES
+                        or max(len(member.name), len(member.linkname)) > _MAX_PATH
+                    ):
                         raise RecordingError(f"{archive}: larger than any host's tree")
                     path = posixpath.normpath("/" + member.name.strip("/"))
                     if member.isdir():
@@ -248,13 +261,14 @@ class ArchiveFs(TreeFs):
                     elif member.issym():
                         self._put(path, Entry(stat.S_IFLNK | 0o777, member.linkname))
                     elif member.islnk():
-                        hard.append((path, posixpath.normpath("/" + member.linkname)))
+                        hard.append((path, posixpath.normpath("/" + member.linkname.strip("/"))))
                     elif member.isreg():
                         file = tar.extractfile(member)
-                        self._data[path] = file.read(READ_LIMIT) if file else b""
+                        self._data[path] = file.read(_MAX_FILE) if file else b""
                         self._put(path, Entry(stat.S_IFREG | member.mode))
-        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-            raise RecordingError(f"{archive}: not a readable tar archive: {error}") from error
+        except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, LZMAError) as error:
+            why = str(error).partition("\n")[0].rstrip(": ")
+            raise RecordingError(f"{archive}: not a readable tar archive: {why}") from error
         for path, target in hard:
             if target in self._data:
                 self._data[path] = self._data[target]
@@ -288,11 +302,35 @@ class ArchiveFs(TreeFs):
         return self._data[self._key(path)]
 
 
-def _open_archive(archive: Path) -> tarfile.TarFile:
+def _checked(told: Any) -> Mapping[str, Any]:
+    """The content of a recording.json. Raises ValueError, or RecordingError for its format."""
+    if not isinstance(told, dict) or "format" not in told:
+        raise ValueError("it names no format")
+    if told["format"] != FORMAT:
+        raise RecordingError(
+            f"recording format {told['format']!r:.40} is not {FORMAT}",
+            hint="read it with the virtirq that recorded it, or record the host again",
+        )
+    patterns, errors = told.get("patterns"), told.get("errors", {})
+    if patterns is not None and not (
+        isinstance(patterns, list) and all(isinstance(each, str) for each in patterns)
+    ):
+        raise ValueError("patterns is not a list of strings")
+    if not isinstance(errors, dict) or not all(
+        isinstance(number, int) and number in errno.errorcode for number in errors.values()
+    ):
+        raise ValueError("errors does not give an errno for each path")
+    return told
+
+
+@contextmanager
+def _open_archive(archive: Path) -> Iterator[tarfile.TarFile]:
     with archive.open("rb") as file:
         magic = file.read(4)
     if magic != b"\x28\xb5\x2f\xfd":
-        return tarfile.open(archive, "r:*")
+        with tarfile.open(archive, "r:*") as tar:
+            yield tar
+        return
     # Zstandard came to Python's tarfile in 3.14; until then its own program unpacks it.
     zstd = shutil.which("zstd")
     if zstd is None:
@@ -300,9 +338,14 @@ def _open_archive(archive: Path) -> tarfile.TarFile:
             f"{archive}: compressed with Zstandard, and there is no zstd command",
             hint="install zstd, or unpack the archive and give its directory",
         )
-    done = subprocess.run(
-        [zstd, "-dcq", "--", str(archive)], capture_output=True, check=False, timeout=300
-    )
-    if done.returncode:
-        raise RecordingError(f"{archive}: not a readable archive: zstd failed")
-    return tarfile.open(fileobj=io.BytesIO(done.stdout), mode="r:")
+    with subprocess.Popen(
+        [zstd, "-dcq", "--", str(archive)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as unpack:
+        try:
+            with tarfile.open(fileobj=unpack.stdout, mode="r|") as tar:
+                yield tar
+            # What follows the archive is padding, unless someone is up to no good.
+            if unpack.stdout and len(unpack.stdout.read(_MAX_FILE)) < _MAX_FILE and unpack.wait():
+                raise RecordingError(f"{archive}: not a readable tar archive: zstd failed")
+        finally:
+            unpack.kill()
