@@ -129,10 +129,10 @@ def _document(snapshot: Snapshot, part: Plan, findings: Sequence[Finding]) -> Do
 def _guest(document: Document, guest: Guest) -> None:
     document.line(Cell(f"guest {guest.name}", "bold"), f", known from {guest.source}")
     for vcpu in guest.vcpus:
-        cpus = "every CPU: not pinned" if vcpu.cpus is None else f"CPUs {vcpu.cpus}"
+        cpus = "every CPU: not pinned" if vcpu.cpus is None else screens.named(vcpu.cpus)
         document.line(f"vCPU {vcpu.index} may run on {cpus}", indent=2)
     if guest.emulator is not None:
-        document.line(f"its emulator may run on CPUs {guest.emulator}", indent=2)
+        document.line(f"its emulator may run on {screens.named(guest.emulator)}", indent=2)
 
 
 def _device(document: Document, snapshot: Snapshot, device: DevicePlan) -> None:
@@ -154,9 +154,8 @@ def _interrupt(document: Document, row: Row, interrupt: Interrupt | None) -> Non
     document.line(Cell(f"IRQ {row.irq}", "bold"), f" {name or row.kind}", indent=2)
     where = f"affinity {screens.shown(row.before)}, delivered to CPU {screens.shown(row.effective)}"
     document.line(where, indent=4)
-    verb = "should be on" if row.after is not None else "left alone"
-    target = f" CPUs {row.after}" if row.after is not None else ""
-    document.line(f"{verb}{target}: {row.reason}", indent=4)
+    verdict = "left alone" if row.after is None else f"should be on {screens.named(row.after)}"
+    document.line(f"{verdict}: {row.reason}", indent=4)
     if interrupt is not None and interrupt.counts:
         total = sum(interrupt.counts.values())
         right = sum(n for cpu, n in interrupt.counts.items() if row.after and cpu in row.after)

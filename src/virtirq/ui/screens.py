@@ -41,7 +41,18 @@ _SEVERITY: Final[dict[Severity, Style]] = {
     Severity.WARNING: "warn",
     Severity.NOTE: "dim",
 }
-_VERDICTS: Final = {"in-place": "ok", "unknown-place": "unknown", "loose": "loose"}
+_VERDICTS: Final = {
+    "in-place": "ok",
+    "wrong-cpu": "wrong CPU",
+    "wrong-node": "wrong node",
+    "loose": "not pinned",
+    "unknown-place": "unknown",
+    "pending": "pending",
+    "native": "left alone",
+    "no-target": "left alone",
+    "target-offline": "left alone",
+}
+"""Short words for ``status``; ``plan`` and ``explain`` give the reasons."""
 
 
 def status_screen(
@@ -149,11 +160,8 @@ def _device(document: Document, snapshot: Snapshot, device: DevicePlan) -> None:
     node = f", node {device.node}" if device.node is not None else ""
     if pci and pci.physfn:
         kind += f" VF of {pci.physfn}"
-    document.line(
-        Cell(str(device.device.address), "bold"),
-        f"  {kind}{node}  {device.directive} ({device.directive_from}): {device.note}",
-        indent=2,
-    )
+    document.line(Cell(str(device.device.address), "bold"), f"  {kind}{node}", indent=2)
+    document.line(f"{device.directive} ({device.directive_from}): {device.note}", indent=4)
 
 
 def _vectors(document: Document, rows: list[Row], *, short: bool) -> None:
@@ -161,10 +169,9 @@ def _vectors(document: Document, rows: list[Row], *, short: bool) -> None:
         placed = [row for row in rows if row.status == "in-place"]
         rows = [row for row in rows if row.status != "in-place"]
         on = union(row.effective or row.before or CpuSet() for row in placed)
-        irqs = CpuSet(row.irq for row in placed)
-        document.line(
-            Cell(f"{len(placed)} interrupts in place on CPUs {on} (IRQs {irqs})", "good"), indent=4
-        )
+        irqs = sorted(row.irq for row in placed)
+        told = f"{len(placed)} interrupts in place on CPUs {on} (IRQs {irqs[0]} to {irqs[-1]})"
+        document.line(Cell(told, "good"), indent=4)
     document.table(
         Table(
             ("VECTOR", "IRQ", "AFFINITY", "ON", "SHOULD BE", "VERDICT"),
@@ -209,7 +216,7 @@ def _endnotes(
 ) -> None:
     document.line()
     pins, all_ = len(plan.pins), len(plan.actions)
-    told = f"{pins} of {all_} interrupts are not where they should be" if pins else "all in place"
+    told = f"{pins} of {all_} interrupts are to be pinned" if pins else "nothing to move"
     document.line(Cell(told, "warn" if pins else "good") if all_ else "no interrupts")
     worse = sum(each.severity is not Severity.NOTE for each in findings)
     if findings:
@@ -221,9 +228,13 @@ def _endnotes(
 
 
 def _verdict(row: Row) -> Cell:
-    word = _VERDICTS.get(row.status, row.status)
-    text = word if row.status == "in-place" else f"{word}: {row.reason}"
+    text = _VERDICTS.get(row.status, row.reason)
     return Cell(text, _STYLES.get(row.status, "warn" if row.moves else "dim"))
+
+
+def named(cpus: CpuSet) -> str:
+    """``CPU 4`` or ``CPUs 4-7``."""
+    return f"CPU {cpus}" if len(cpus) == 1 else f"CPUs {cpus}"
 
 
 def _vector(row: Row) -> str:

@@ -1,0 +1,220 @@
+"""Every command line of `cases.py`: exit code, output and errors against a golden file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.ui.cases import CASES, Case
+from virtirq.errors import VirtirqError
+from virtirq.ui.cli import make_parser
+
+GOLDEN = REPOSITORY / "tests/golden"
+DEMO = REPOSITORY / "src/virtirq/demo/two-node.tar.xz"
+SINGLE = REPOSITORY / "tests/hosts/single-node.tar.xz"
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two-node host without its guests."""
+    root = tmp_path_factory.mktemp("bare")
+    with tarfile.open(DEMO) as tar:
+        members = [each for each in tar if not each.name.startswith("virtirq/domains")]
+        tar.extractall(root, members, filter="data")
+    return root
+
+
+def virtirq(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "80", **(env or {})}
+    return subprocess.run(
+        [sys.executable, "-m", "virtirq", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def steady(text: str) -> str:
+    """Without what argparse words anew from one Python to the next."""
+    text = re.sub(r"(?s)^usage: .*?(?=^virtirq)", "", text, flags=re.MULTILINE)
+    return re.sub(r"\(choose from .*\)", "(choose from …)", text)
+
+
+def typed(case: Case, places: dict[str, Path]) -> list[str]:
+    return [word.format(**places) for word in shlex.split(case.line)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_golden(case: Case, bare: Path, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    places = {"demo": DEMO, "single": SINGLE, "bare": bare, "absent": tmp_path / "absent"}
+    for name in ("empty", "used"):
+        places[name] = tmp_path / name
+        places[name].mkdir()
+    (tmp_path / "used" / "file").touch()
+    for name, text in case.files.items():
+        places[name] = tmp_path / name
+        places[name].write_text(text)
+    done = virtirq(*typed(case, places))
+    assert "Traceback" not in done.stderr
+    assert done.returncode == case.exit, done.stderr
+    shown = f"$ virtirq {case.line}\n{done.stdout}"
+    if done.stderr:
+        shown += f"--- stderr\n{steady(done.stderr)}"
+    for name, place in sorted(places.items(), key=lambda item: -len(str(item[1]))):
+        shown = shown.replace(str(place), f"{{{name}}}")
+    golden = GOLDEN / f"{case.name}.txt"
+    if pytestconfig.getoption("--regenerate-output"):
+        golden.write_text(shown)
+    assert shown == golden.read_text()
+
+
+def test_no_golden_is_left_over() -> None:
+    assert {each.stem for each in GOLDEN.iterdir()} == {case.name for case in CASES}
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+def test_every_verb_and_option_is_in_the_table() -> None:
+    """Whatever the parser knows, some case types (or another test of this folder)."""
+    elsewhere = Path(__file__).parent.glob("test_*.py")
+    source = " ".join(case.line for case in CASES) + " ".join(
+        each.read_text() for each in elsewhere
+    )
+    parser = make_parser()
+    (verbs,) = (a for a in parser._actions if a.dest == "verb")
+    assert isinstance(verbs.choices, dict)
+    for verb, sub in verbs.choices.items():
+        assert re.search(rf"\b{verb}\b", source), verb
+        for action in (*parser._actions, *sub._actions):
+            options = action.option_strings
+            assert not options or any(
+                re.search(rf"(?<![\w-]){option}\b", source) for option in options
+            ), options
+
+
+def test_every_error_class_is_shown_by_a_test() -> None:
+    tests = " ".join(each.read_text() for each in (REPOSITORY / "tests").rglob("*.py"))
+    known = [VirtirqError]
+    for each in known:
+        known += each.__subclasses__()
+        assert re.search(rf"\b{each.__name__}\b", tests), each
+
+
+def test_help_names_every_verb_and_the_exit_codes() -> None:
+    shown = virtirq("--help").stdout
+    (verbs,) = (a for a in make_parser()._actions if a.dest == "verb")
+    for verb in verbs.choices or ():
+        assert re.search(rf"^ +{verb} +\w", shown, re.MULTILINE), verb
+    assert re.findall(r"\b[0-6] (?=[a-z])", shown.partition("exit codes:")[2])
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = virtirq("-d", "-s", str(tmp_path / "absent"), "status")
+    assert done.returncode == 1
+    assert "RecordingError" in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_of_that_shell(shell: str) -> None:
+    done = virtirq("--print-completion", shell)
+    assert done.returncode == 0
+    for word in ("status", "restore", "--sysroot"):
+        assert word.strip("-") in done.stdout
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True)
+
+
+def test_a_closed_pipe_is_not_an_error_message() -> None:
+    script = f"{shlex.quote(sys.executable)} -m virtirq -s {shlex.quote(str(DEMO))} plan | head -1"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("build 0000:41:00.0")
+    assert done.stderr == ""
+
+
+def test_scratch_host_apply_status_restore(tmp_path: Path) -> None:
+    """What a person does with `virtirq demo DIR`."""
+    root = tmp_path / "scratch"
+    assert virtirq("demo", str(root)).returncode == 0
+    before = virtirq("-s", str(root), "status", "-J").stdout
+    planned = virtirq("-s", str(root), "plan").stdout
+    done = virtirq("-s", str(root), "apply")
+    assert done.returncode == 0
+    # The same lines in dry run and real run, and then what became of them.
+    assert done.stdout.startswith(planned)
+    assert done.stdout.splitlines()[-1] == "47 applied"
+    assert virtirq("-s", str(root), "plan").stdout.splitlines()[-1].startswith("0 of 47")
+    applied = json.loads(virtirq("-s", str(root), "apply", "--json").stdout)
+    assert {i["status"] for i in interrupts(applied)} == {"in-place"}
+    assert virtirq("-s", str(root), "restore", "web").stdout.splitlines()[-1] == "7 applied"
+    assert virtirq("-s", str(root), "restore").returncode == 0
+    after = json.loads(virtirq("-s", str(root), "status", "-J").stdout)
+    for now, was in zip(interrupts(after), interrupts(json.loads(before)), strict=True):
+        assert now["before"] == was["before"]
+
+
+def interrupts(data: Any) -> list[dict[str, Any]]:
+    return [i for g in data["guests"] for d in g["devices"] for i in d["interrupts"]]
+
+
+def test_apply_in_part_is_told_and_exits_4(tmp_path: Path) -> None:
+    """CPU 4 has no interrupt vector left, and web may use no other."""
+    root = tmp_path / "scratch"
+    virtirq("demo", str(root))
+    for irq in range(1000, 1200):
+        directory = root / f"proc/irq/{irq}"
+        directory.mkdir()
+        for name in ("smp_affinity_list", "effective_affinity_list"):
+            (directory / name).write_text("4\n")
+    config = tmp_path / "virtirq.toml"
+    config.write_text('[[rule]]\nguest = "web"\ndirective = "4"\n')
+    done = virtirq("-s", str(root), "--config", str(config), "apply")
+    assert done.returncode == 4
+    assert done.stdout.count("\nrefused: IRQ") == 4
+    assert "no interrupt vector left on CPUs 4\n" in done.stdout
+    assert done.stdout.splitlines()[-1] == "43 applied, 4 refused"
+    assert virtirq("-s", str(root), "--config", str(config), "apply", "web").returncode == 1
+    assert virtirq("-s", str(root), "check").stdout.count("vectors-low") == 1
+
+
+def test_a_directory_for_state_that_cannot_be_made_exits_5(tmp_path: Path) -> None:
+    root = tmp_path / "scratch"
+    virtirq("demo", str(root))
+    (root / "run").touch()
+    done = virtirq("-s", str(root), "apply")
+    assert done.returncode == 5
+    assert done.stderr == f"virtirq: error: {root}/run/virtirq: Not a directory\n"
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tar.xz"])
+def test_a_recording_of_a_recording_shows_the_same(tmp_path: Path, suffix: str) -> None:
+    archive = str(tmp_path / f"host.{suffix}")
+    done = virtirq("-s", str(DEMO), "record", "--keep-names", archive)
+    assert done.returncode == 0, done.stderr
+    shown = virtirq("-s", str(DEMO), "status").stdout.replace(str(DEMO), "")
+    assert virtirq("-s", archive, "status").stdout.replace(archive, "") == shown
+
+
+def test_a_recording_renames_guests(tmp_path: Path) -> None:
+    archive = str(tmp_path / "host.tar")
+    assert virtirq("-s", str(DEMO), "record", archive).returncode == 0
+    told = json.loads(virtirq("-s", archive, "plan", "--json").stdout)
+    assert [guest["name"] for guest in told["guests"]] == ["guest1", "guest2", "guest3"]
+
+
+def test_the_demo_holds() -> None:
+    done = virtirq("demo")
+    assert done.returncode == 0, done.stderr
+    assert "47 of 47 moved interrupts have the planned affinity and CPU" in done.stdout
+    assert "47 of 47 affinities are as they were found" in done.stdout
+    assert "recording" in done.stdout.splitlines()[0]
