@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.control.scenes import DISK, FIRST, HOST, IRQS, NIC, NIC_ONLY, WEB, affinities
 from virtirq.control import cycle
+from virtirq.control.journal import locked_journal
 from virtirq.cpuset import CpuSet
 from virtirq.errors import UsageError
 from virtirq.host import paths
@@ -83,13 +85,24 @@ def test_a_momentary_absence_is_not_forgotten(tmp_path: Path) -> None:
     assert affinities(fs)[FIRST] == "4-7"
 
 
+def test_an_affinity_that_cannot_be_read_now_is_restored_later(tmp_path: Path) -> None:
+    fs = HOST.fs()
+    cycle.apply(fs, [WEB], Config(), tmp_path, ())
+    fs.faults[paths.IRQ_AFFINITY.at(FIRST)] = errno.EIO
+    cycle.restore(fs, [WEB], tmp_path, ())
+    fs.faults.clear()
+    assert affinities(fs)[FIRST] == "4"
+    cycle.restore(fs, [WEB], tmp_path, ())
+    assert affinities(fs)[FIRST] == "4-7"
+
+
 def test_interrupts_of_a_guest_that_is_gone_are_forgotten(tmp_path: Path) -> None:
     fs = HOST.fs()
     cycle.apply(fs, [WEB], Config(), tmp_path, ())
     for irq in IRQS:
         fs.free(irq)
     assert cycle.restore(fs, [], tmp_path, ()).plan.actions == ()
-    with cycle.locked_journal(tmp_path, HOST.boot_id) as journal:
+    with locked_journal(tmp_path, HOST.boot_id) as journal:
         assert journal.remembered() == ()
 
 

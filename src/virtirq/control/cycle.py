@@ -72,9 +72,7 @@ def chosen(whole: Plan, names: Sequence[str], known: Iterable[Guest] = ()) -> Pl
             there = ", ".join(dict.fromkeys(guest.name for guest in guests)) or "none"
             raise UsageError(f"no guest is called {name!r}", hint=f"guests here: {there}")
     wanted = set(names)
-    return Plan(
-        tuple(each for each in whole.guests if wanted & {each.guest.name, each.guest.uuid})
-    )
+    return Plan(tuple(each for each in whole.guests if wanted & {each.guest.name, each.guest.uuid}))
 
 
 def apply(
@@ -95,7 +93,7 @@ def restore(fs: HostFs, guests: Sequence[Guest], state: Path, names: Sequence[st
         chosen_plan = chosen(restore_plan(snapshot, remembered), names, guests)
         done = _carry_out(fs, journal, snapshot, chosen_plan, restoring=True)
         for action in chosen_plan.actions:
-            if isinstance(action, Keep):
+            if isinstance(action, Keep) and action.reason.code != "unknown-place":
                 journal.forget(action.key)
         # A vector may be absent for a moment while the guest moves it, keeping its affinity; a
         # device without any interrupt has given them all up, and their affinity with them.

@@ -1,0 +1,158 @@
+"""Time per interrupt for read, plan and write, beside a floor: ``python -m bench.per_interrupt``.
+
+The made host has 512 CPUs, 200 guests and 16,384 interrupts, in a directory in memory. The floor
+of reading and writing opens, reads or writes, and closes the very same files and does nothing
+else; it is measured in the same run, in turns. To see the growth, a quarter of the host is
+measured too. Figures are medians; the ratios matter, not the microseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.hostmaker import MadeHost, passthrough
+from virtirq.control.cycle import observe
+from virtirq.control.executor import Executor
+from virtirq.control.journal import locked_journal
+from virtirq.cpuset import CpuSet
+from virtirq.host.fs import HostFs, LiveFs
+from virtirq.model import Guest, GuestDevice, PciAddress, Plan, Vcpu
+from virtirq.policy.config import Config
+from virtirq.policy.findings import findings
+from virtirq.policy.placement import plan
+
+CPUS, NODES = 512, 4
+_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+"""Files in memory, as those of /proc, /sys and /run are."""
+
+
+class TracedFs(LiveFs):
+    """Files under a root, read as on a live host; notes what is read and written."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = str(root)
+        self.reads: list[str] = []
+        self.writes: list[tuple[str, str]] = []
+
+    def read(self, path: str) -> str:
+        self.reads.append(self._root + path)
+        return super().read(self._root + path)
+
+    def listdir(self, path: str) -> list[str]:
+        return super().listdir(self._root + path)
+
+    def readlink(self, path: str) -> str:
+        return super().readlink(self._root + path)
+
+    def mode(self, path: str) -> int:
+        return super().mode(self._root + path)
+
+    def write(self, path: str, text: str) -> None:
+        self.writes.append((self._root + path, text))
+        super().write(self._root + path, text)
+
+
+def made(guests: int, vectors: int) -> tuple[MadeHost, list[Guest]]:
+    """A host with this many guests, each with one device of this many vectors."""
+    per_node = CPUS // NODES
+    devices, running = [], []
+    for number in range(guests):
+        node = number % NODES
+        address = f"{number // 256:04x}:{number % 256:02x}:00.0"
+        devices.append(
+            passthrough(address, vectors=vectors, first_irq=100 + number * vectors, node=node)
+        )
+        first = node * per_node + (number // NODES * 2) % per_node
+        vcpus = tuple(Vcpu(index, CpuSet([first + index])) for index in range(2))
+        held = (GuestDevice(PciAddress.parse(address), "hostdev"),)
+        running.append(Guest(f"guest{number:03d}", "bench", vcpus=vcpus, devices=held))
+    nodes = {n: f"{n * per_node}-{(n + 1) * per_node - 1}" for n in range(NODES)}
+    return MadeHost(online=f"0-{CPUS - 1}", nodes=nodes, devices=devices), running
+
+
+def floor_read(files: list[str]) -> None:
+    for path in files:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        os.read(descriptor, 1 << 16)
+        os.close(descriptor)
+
+
+def floor_write(writes: list[tuple[str, str]], reads: list[str]) -> None:
+    floor_read(reads)
+    for path, text in writes:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        os.write(descriptor, text.encode())
+        os.close(descriptor)
+
+
+def timed(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def execute(fs: HostFs, todo: Plan, state: Path) -> None:
+    with locked_journal(state, "bench") as journal:
+        Executor(fs, journal).run(todo.pins)
+
+
+def once(
+    root: Path,
+    state: Path,
+    running: list[Guest],
+    note: Callable[[str, Callable[[], object]], None],
+) -> None:
+    """One turn: read, plan, write, each beside its floor."""
+    fs = TracedFs(root)
+    snapshot = observe(fs, running)  # warms the caches, and says which files are read
+    reads = fs.reads
+    note("read floor", lambda: floor_read(reads))
+    note("read", lambda: observe(fs, running))
+    note("plan", lambda: plan(snapshot, Config()))
+    todo = plan(snapshot, Config())
+    note("findings", lambda: findings(snapshot, todo))
+    fs.reads = []
+    note("write", lambda: execute(fs, todo, state))
+    note("write floor", lambda: floor_write(fs.writes, fs.reads))
+    assert len(fs.writes) == len(snapshot.interrupts)
+
+
+def measure(guests: int, vectors: int, rounds: int) -> None:
+    host, running = made(guests, vectors)
+    count = guests * vectors
+    print(f"{CPUS} CPUs, {guests} guests, {count} interrupts")
+    times: dict[str, list[float]] = {}
+
+    def note(name: str, work: Callable[[], object]) -> None:
+        times.setdefault(name, []).append(timed(work) / count * 1e6)
+
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(prefix="virtirq-bench-", dir=_MEMORY) as directory:
+            root = host.write(Path(directory, "host"))
+            once(root, Path(directory, "state"), running, note)
+    middle = {name: statistics.median(each) for name, each in times.items()}
+    for name, value in middle.items():
+        floor = middle.get(f"{name} floor")
+        beside = f"   {value / floor:4.1f} times its floor" if floor else ""
+        print(f"  {name:12} {value:8.1f} µs an interrupt{beside}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    for guests in (50, 100, 200):
+        measure(guests, 82, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
