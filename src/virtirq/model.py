@@ -191,10 +191,14 @@ class Word(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """What someone asked for a device: a word, or CPUs (then `word` is None)."""
+    """What someone asked for a device: a word, or CPUs (then `word` is None).
+
+    `vcpus`, where there are any, are numbers of the guest's vCPUs: the CPUs of those are meant.
+    """
 
     word: Word | None
     cpus: CpuSet = CpuSet()
+    vcpus: CpuSet = CpuSet()
 
     @classmethod
     def parse(cls, text: str) -> Directive:
@@ -214,6 +218,8 @@ class Directive:
         return cls(None, cpus)
 
     def __str__(self) -> str:
+        if self.vcpus:
+            return f"vcpus {self.vcpus}"
         return self.word.value if self.word else str(self.cpus)
 
 

@@ -68,16 +68,16 @@ def load_guests(fs: HostFs, domain_files: Sequence[Path]) -> tuple[Guest, ...]:
 def redacted_domains(
     fs: HostFs, domain_files: Sequence[Path], *, keep_names: bool = False
 ) -> dict[str, str]:
-    """The guests' domain XML as a recording holds it, path to text; see `domainxml.redact`."""
+    """The guests' domain XML as a recording holds it, path to text; see `redaction.redact`."""
     texts = _domain_texts(fs, domain_files)
     if not texts:
         return {}
-    from virtirq.guests.domainxml import parse_domain, redact
+    from virtirq.guests.redaction import redact
 
     found = {}
     for number, (where, text) in enumerate(texts, start=1):
-        name = parse_domain(text, where=where).name if keep_names else f"guest{number}"
-        found[f"{DOMAINS_DIR}/{number:03d}.xml"] = redact(text, name=name)
+        name = None if keep_names else f"guest{number}"
+        found[f"{DOMAINS_DIR}/{number:03d}.xml"] = redact(text, name=name, where=where)
     return found
 
 
