@@ -276,6 +276,13 @@ class Guest:
     directive: Directive | None = None
     directive_from: str | None = None
     problems: tuple[str, ...] = ()
+    domain_id: int | None = None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What a person may call it, as virsh does: name, UUID, or id while it runs."""
+        domain_id = None if self.domain_id is None else str(self.domain_id)
+        return frozenset(each for each in (self.name, self.uuid, domain_id) if each)
 
     @property
     def key(self) -> str:
