@@ -73,12 +73,18 @@ python=$(find_python) || {
 }
 
 if [ "$goal" = test ]; then
-	# Without these only the lab's tests cannot run; the tests themselves say so, loudly.
+	# Without these the lab's and libvirt's tests cannot run; they say so themselves, loudly.
 	# shellcheck disable=SC2046
-	need $(missing <"$here/lab/packages.txt") || say "the QEMU lab's tests will not run without them"
+	need $(missing <"$here/lab/packages.txt") || say "some tests will not run without them"
 fi
 
 "$python" -m venv "$venv"
 extra=
-[ "$goal" = run ] || extra='[dev]'
+if [ "$goal" = test ]; then
+	extra='[dev]'
+	# libvirt-python has to be built; without headers or compiler the rest must still install.
+	if pkg-config --exists libvirt 2>/dev/null && command -v gcc >/dev/null; then
+		extra='[dev,libvirt]'
+	fi
+fi
 "$venv/bin/python" -m pip install -q --disable-pip-version-check -e "$here$extra"

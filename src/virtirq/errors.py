@@ -12,7 +12,12 @@ Tree (exit code of the command in brackets)::
     ├── RecordingError           [2]  a --sysroot that is not a host's tree
     ├── JournalError             [1]  the journal cannot be read or written
     ├── BusyError                [1]  another virtirq holds the lock
-    └── DeploymentError          [5]  not permitted, or read-only where it must write
+    ├── LibvirtError             [1]  libvirt was asked and refused
+    ├── DeploymentError          [5]  not permitted, or read-only where it must write
+    │   └── AccessError               libvirt does not let this user in, or do that
+    └── UnavailableError         [6]  something that is needed is not there
+        ├── DependencyError           a Python module
+        └── ConnectionFailedError     libvirt cannot be reached at a URI
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ EXIT_USAGE = 2
 EXIT_FINDINGS = 3
 EXIT_PARTIAL = 4
 EXIT_PERMISSION = 5
+EXIT_UNAVAILABLE = 6
 
 
 class VirtirqError(Exception):
@@ -80,7 +86,29 @@ class BusyError(VirtirqError):
     """Another virtirq holds the lock."""
 
 
+class LibvirtError(VirtirqError):
+    """libvirt was asked for something and refused; the message is its own."""
+
+
 class DeploymentError(VirtirqError):
     """The kernel's files are read-only or closed to this user: nothing can be pinned."""
 
     exit_code = EXIT_PERMISSION
+
+
+class AccessError(DeploymentError):
+    """libvirt does not let this user connect, or do what was asked."""
+
+
+class UnavailableError(VirtirqError):
+    """Something that is needed for this is not there."""
+
+    exit_code = EXIT_UNAVAILABLE
+
+
+class DependencyError(UnavailableError):
+    """A Python module is not installed; the hint names the package."""
+
+
+class ConnectionFailedError(UnavailableError):
+    """libvirt cannot be reached; the message names the URI."""

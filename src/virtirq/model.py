@@ -191,10 +191,14 @@ class Word(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """What someone asked for a device: a word, or CPUs (then `word` is None)."""
+    """What someone asked for a device: a word, or CPUs (then `word` is None).
+
+    `vcpus`, where there are any, are numbers of the guest's vCPUs: the CPUs of those are meant.
+    """
 
     word: Word | None
     cpus: CpuSet = CpuSet()
+    vcpus: CpuSet = CpuSet()
 
     @classmethod
     def parse(cls, text: str) -> Directive:
@@ -214,6 +218,8 @@ class Directive:
         return cls(None, cpus)
 
     def __str__(self) -> str:
+        if self.vcpus:
+            return f"vcpus {self.vcpus}"
         return self.word.value if self.word else str(self.cpus)
 
 
@@ -270,6 +276,13 @@ class Guest:
     directive: Directive | None = None
     directive_from: str | None = None
     problems: tuple[str, ...] = ()
+    domain_id: int | None = None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What a person may call it, as virsh does: name, UUID, or id while it runs."""
+        domain_id = None if self.domain_id is None else str(self.domain_id)
+        return frozenset(each for each in (self.name, self.uuid, domain_id) if each)
 
     @property
     def key(self) -> str:

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from virtirq.cpuset import CpuSet
 from virtirq.errors import DomainXmlError
-from virtirq.guests import domainxml
-from virtirq.guests.domainxml import MAX_VCPUS, NAMESPACE, parse_domain, redact
+from virtirq.guests import reading
+from virtirq.guests.domainxml import MAX_VCPUS, parse_domain
+from virtirq.guests.reading import NAMESPACE
+from virtirq.guests.redaction import redact
 from virtirq.model import NATIVE, Directive, Guest, GuestDevice, PciAddress, Vcpu
 
 DOMAINS = Path(__file__).parent / "domains"
@@ -160,7 +162,7 @@ def test_a_file_in_the_syntax_of_the_rfc() -> None:
 def test_every_attribute_that_is_read_is_in_a_file_here() -> None:
     from xml.etree import ElementTree
 
-    wanted, left, seen = set(), [("domain", domainxml._DOMAIN)], set()
+    wanted, left, seen = set(), [("domain", reading.DOMAIN)], set()
     while left:
         tag, rule = left.pop()
         if tag == "metadata" or (tag, id(rule)) in seen:

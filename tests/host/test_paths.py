@@ -11,15 +11,17 @@ import pytest
 
 from tests.hostmaker import MadeDevice, MadeFs, MadeHost, MadeInterrupt, passthrough
 from virtirq.control.cycle import observe
+from virtirq.guests.threads import Processes
 from virtirq.host import paths
 from virtirq.host.fs import Reader
 from virtirq.host.paths import MANIFEST, KernelPath
 from virtirq.host.pci import list_addresses
 from virtirq.host.recording import record
 from virtirq.host.tree import RECORDING
-from virtirq.model import PciAddress
+from virtirq.model import Guest, PciAddress
 
 NIC, GPU = "0000:82:00.0", "0000:01:00.0"
+WEB = Guest("web", "test", uuid="6f0b9be0-6f0c-4c6b-9e0a-8f2f3a6f2d11")
 # Everything that a reader may look for is there, on an Intel host and on an AMD one.
 INTEL = MadeHost(
     online="0-3",
@@ -38,6 +40,10 @@ INTEL = MadeHost(
     files={
         "/proc/irq/default_smp_affinity": "f",
         "/sys/fs/cgroup/system.slice/irqbalance.service/cgroup.procs": "77",
+        "/run/libvirt/qemu/web.pid": "4242",
+        "/proc/4242/cmdline": f"qemu\0-uuid\0{WEB.uuid}",
+        "/proc/4242/task/4242/comm": "CPU 0/KVM",
+        "/proc/4242/task/4242/status": "Cpus_allowed_list:\t0-3",
     },
 )
 HOSTS = {
@@ -69,6 +75,7 @@ def seen(fs: MadeFs) -> list[tuple[str, str]]:
     devices = [PciAddress.parse(each) for each in (NIC, GPU, "0000:00:1f.0")]
     observe(fs, (), also=devices)
     list_addresses(Reader(fs))
+    Processes(fs).seen(WEB)
     return fs.calls
 
 
@@ -101,7 +108,7 @@ def test_readers_touch_what_the_manifest_names(name: str, live: bool) -> None:
         ("read", "/proc/cmdline"),
         ("read", "/proc/irq"),
         ("read", "/proc/irq/1/smp_affinity"),
-        ("listdir", "/proc/net"),
+        ("listdir", "/proc/net/dev_snmp6"),
         ("read", "/proc/77/status"),
         ("readlink", "/sys/bus/pci/devices/0000:82:00.0/subsystem"),
         ("mode", "/sys/bus/pci/devices/0000:82:00.0/config"),

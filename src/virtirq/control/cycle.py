@@ -19,7 +19,7 @@ from virtirq.host.irqbalance import read_irqbalance
 from virtirq.host.pci import read_devices
 from virtirq.host.posting import read_posting
 from virtirq.host.topology import read_topology
-from virtirq.model import Guest, Keep, Outcome, PciAddress, Plan, Snapshot
+from virtirq.model import Gap, Guest, Keep, Outcome, PciAddress, Plan, Snapshot
 from virtirq.policy.config import Config
 from virtirq.policy.placement import plan, restore_plan
 
@@ -36,8 +36,16 @@ class Done:
     fault: bool = False
 
 
-def observe(fs: HostFs, guests: Sequence[Guest], also: Iterable[PciAddress] = ()) -> Snapshot:
-    """The host now, with these guests; `also` names more devices to read interrupts of."""
+def observe(
+    fs: HostFs,
+    guests: Sequence[Guest],
+    also: Iterable[PciAddress] = (),
+    gaps: Sequence[Gap] = (),
+) -> Snapshot:
+    """The host now, with these guests; `also` names more devices to read interrupts of.
+
+    `gaps` are what could not be read of the guests.
+    """
     reader = Reader(fs)
     topology = read_topology(reader)
     addresses = {device.address for guest in guests for device in guest.devices} | set(also)
@@ -54,12 +62,12 @@ def observe(fs: HostFs, guests: Sequence[Guest], also: Iterable[PciAddress] = ()
         vectors_on=read_vector_load(reader),
         posting=read_posting(reader),
         irqbalance=read_irqbalance(reader),
-        gaps=reader.gaps,
+        gaps=(*gaps, *reader.gaps),
     )
 
 
 def chosen(whole: Plan, names: Sequence[str], known: Iterable[Guest] = ()) -> Plan:
-    """The part of a plan that concerns the named guests (name or UUID); all for no names.
+    """The part of a plan that concerns the named guests (name, UUID or id); all for no names.
 
     The whole is planned first, so that a part of it comes out the same. Raises UsageError for a
     name that neither the plan nor `known` has.
@@ -68,11 +76,11 @@ def chosen(whole: Plan, names: Sequence[str], known: Iterable[Guest] = ()) -> Pl
         return whole
     guests = [*(each.guest for each in whole.guests), *known]
     for name in names:
-        if not any(name in (guest.name, guest.uuid) for guest in guests):
+        if not any(name in guest.names for guest in guests):
             there = ", ".join(dict.fromkeys(guest.name for guest in guests)) or "none"
             raise UsageError(f"no guest is called {name!r}", hint=f"guests here: {there}")
     wanted = set(names)
-    return Plan(tuple(each for each in whole.guests if wanted & {each.guest.name, each.guest.uuid}))
+    return Plan(tuple(each for each in whole.guests if wanted & each.guest.names))
 
 
 def apply(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from virtirq.control.cycle import STATE_DIR
-from virtirq.errors import ConfigError, DomainXmlError, UsageError
+from virtirq.errors import ConfigError, DomainXmlError, UsageError, VirtirqError
 from virtirq.host.fs import HostFs, LiveFs
-from virtirq.model import Guest
+from virtirq.model import Gap, Guest
 from virtirq.policy.config import Config, parse_config
+
+if TYPE_CHECKING:
+    from virtirq.guests.libvirt import Connection
 
 CONFIG_FILE: Final = Path("/etc/virtirq/virtirq.toml")
 DOMAINS_DIR: Final = "/virtirq/domains"
@@ -48,6 +52,45 @@ def load_config(path: Path | None, sysroot: Path | None = None) -> Config:
     return parse_config(sources) if sources else Config()
 
 
+class Found(NamedTuple):
+    """The guests, and what could not be read of them."""
+
+    guests: tuple[Guest, ...]
+    gaps: tuple[Gap, ...] = ()
+
+
+def find_guests(
+    fs: HostFs, domain_files: Sequence[Path], uri: str | None, *, must: bool = False
+) -> Found:
+    """The guests of this machine: of a recording and files, and those that run under libvirt.
+
+    libvirt is asked at `uri`; at the default URI where there is neither recording nor file. That
+    may fail and leave a gap, unless with `must`. Raises what `load_guests` and
+    `guests.libvirt.connected` raise, and UsageError for another machine's libvirt.
+    """
+    known = load_guests(fs, domain_files)
+    if uri is None and (fs.recording is not None or domain_files):
+        return Found(known)
+    refuse_recording(fs, uri)
+    try:
+        with _this_machines(uri) as connection:
+            live = connection.guests(fs)
+    except VirtirqError as error:
+        if uri is not None or must:
+            raise
+        return Found(known, (_guests_gap(error),))
+    return Found(_unique((each.source, each) for each in (*known, *live.guests)), live.gaps)
+
+
+def refuse_recording(fs: HostFs, uri: str | None) -> None:
+    """Raises UsageError for a URI beside a recording."""
+    if uri is not None and fs.recording is not None:
+        raise UsageError(
+            f"{fs.recording} is a recording: libvirt has no part in it",
+            hint="leave out either --connect or --sysroot",
+        )
+
+
 def load_guests(fs: HostFs, domain_files: Sequence[Path]) -> tuple[Guest, ...]:
     """The guests of a recording and of domain XML files. Raises DomainXmlError, UsageError."""
     texts = _domain_texts(fs, domain_files)
@@ -55,30 +98,72 @@ def load_guests(fs: HostFs, domain_files: Sequence[Path]) -> tuple[Guest, ...]:
         return ()
     from virtirq.guests.domainxml import parse_domain
 
-    guests: dict[str, Guest] = {}
-    for where, text in texts:
-        guest = parse_domain(text, where=where)
+    return _unique((where, parse_domain(text, where=where)) for where, text in texts)
+
+
+def _unique(guests: Iterable[tuple[str, Guest]]) -> tuple[Guest, ...]:
+    known: dict[str, Guest] = {}
+    for where, guest in guests:
         for key in filter(None, (guest.uuid, guest.name)):
-            if key in guests:
+            if key in known:
                 raise UsageError(f"{where}: there is already a guest with {key}")
-            guests[key] = guest
-    return tuple({id(guest): guest for guest in guests.values()}.values())
+            known[key] = guest
+    return tuple({id(guest): guest for guest in known.values()}.values())
+
+
+@contextmanager
+def _this_machines(uri: str | None) -> Iterator[Connection]:
+    """A connection to libvirt here. Raises UsageError for another machine's, before it asks."""
+    from virtirq.guests import libvirt
+
+    asked = uri or libvirt.default_uri()
+    if libvirt.is_remote(asked):
+        raise _elsewhere(asked)
+    with libvirt.connected(asked) as connection:
+        if connection.remote:
+            raise _elsewhere(asked)
+        yield connection
+
+
+def _elsewhere(uri: str) -> UsageError:
+    return UsageError(
+        f"the guests of {uri} run on another host: their interrupts are not this machine's",
+        hint=f"run virtirq there; from here, only 'virtirq -c {uri} status', settings and"
+        " definitions work",
+    )
+
+
+def _guests_gap(error: VirtirqError) -> Gap:
+    return Gap("guests", f"{error} ({error.hint})" if error.hint else str(error))
 
 
 def redacted_domains(
-    fs: HostFs, domain_files: Sequence[Path], *, keep_names: bool = False
-) -> dict[str, str]:
-    """The guests' domain XML as a recording holds it, path to text; see `domainxml.redact`."""
+    fs: HostFs, domain_files: Sequence[Path], *, uri: str | None = None, keep_names: bool = False
+) -> tuple[dict[str, str], tuple[Gap, ...]]:
+    """The guests' domain XML as a recording holds it, path to text; see `redaction.redact`.
+
+    The guests are those that `find_guests` finds; what could not be read is a gap.
+    """
+    refuse_recording(fs, uri)
     texts = _domain_texts(fs, domain_files)
+    gaps: tuple[Gap, ...] = ()
+    if uri is not None or (fs.recording is None and not domain_files):
+        try:
+            with _this_machines(uri) as connection:
+                texts += connection.running()
+        except VirtirqError as error:
+            if uri is not None:
+                raise
+            gaps = (_guests_gap(error),)
     if not texts:
-        return {}
-    from virtirq.guests.domainxml import parse_domain, redact
+        return {}, gaps
+    from virtirq.guests.redaction import redact
 
     found = {}
     for number, (where, text) in enumerate(texts, start=1):
-        name = parse_domain(text, where=where).name if keep_names else f"guest{number}"
-        found[f"{DOMAINS_DIR}/{number:03d}.xml"] = redact(text, name=name)
-    return found
+        name = None if keep_names else f"guest{number}"
+        found[f"{DOMAINS_DIR}/{number:03d}.xml"] = redact(text, name=name, where=where)
+    return found, gaps
 
 
 def _domain_texts(fs: HostFs, domain_files: Sequence[Path]) -> list[tuple[str, str]]:

@@ -19,10 +19,12 @@ class KernelPath:
 
     `optional`: the kernel leaves it out where it does not apply (a device without a driver has
     no ``driver`` link), so that its absence is a fact. Absence of any other is a gap.
+    `recorded`: whether ``record`` takes it; what tells of the host's users it leaves out.
     """
 
     pattern: str
     optional: bool = False
+    recorded: bool = True
 
     def at(self, *names: object) -> str:
         """The path with its fields filled in, in order."""
@@ -89,6 +91,12 @@ IRQBALANCE_SOCKET: Final = KernelPath("/run/irqbalance/{socket}", optional=True)
 IRQBALANCE_CGROUP: Final = KernelPath(
     "/sys/fs/cgroup/system.slice/irqbalance.service/cgroup.procs", optional=True
 )
+# Documentation/filesystems/proc.rst: which process is which guest's, and where its threads run
+PROCESS_ARGUMENTS: Final = KernelPath("/proc/{pid}/cmdline", optional=True, recorded=False)
+THREAD_NAME: Final = KernelPath("/proc/{pid}/task/{tid}/comm", optional=True, recorded=False)
+THREAD_STATUS: Final = KernelPath("/proc/{pid}/task/{tid}/status", optional=True, recorded=False)
+# libvirt, src/qemu/qemu_process.c, qemuProcessLaunch(): for virtqemud and libvirtd alike
+LIBVIRT_PID: Final = KernelPath("/run/libvirt/qemu/{guest}.pid", optional=True, recorded=False)
 BOOT_ID: Final = KernelPath("/proc/sys/kernel/random/boot_id")
 OS_RELEASE: Final = KernelPath("/proc/sys/kernel/osrelease")
 
@@ -96,6 +104,7 @@ MANIFEST: Final = tuple(each for each in globals().values() if isinstance(each, 
 
 CPU_DIR: Final = "/sys/devices/system/cpu"
 PCI_DIR: Final = "/sys/bus/pci/devices"
+PROC_DIR: Final = "/proc"
 IRQ_DIR: Final = "/proc/irq"
 IOMMU_DIR: Final = "/sys/class/iommu"
 IRQBALANCE_DIR: Final = "/run/irqbalance"

@@ -60,7 +60,7 @@ def record(fs: HostFs, target: Path, extra: Mapping[str, str]) -> int:
 
 def _fill(fs: HostFs, tar: tarfile.TarFile, extra: Mapping[str, str]) -> int:
     errors: dict[str, int] = {}
-    covered = [path for path in paths.MANIFEST if fs.covers(path)]
+    covered = [path for path in paths.MANIFEST if path.recorded and fs.covers(path)]
     interfaces = _interfaces(fs)
     count = 0
     for directory in (paths.IRQ_DIR, paths.PCI_DIR):

@@ -34,9 +34,9 @@ def asked_for(guest: Guest, device: GuestDevice, pci: PciDevice | None, config: 
         directive, origin = config.default, config.default_from
     spread = (rule and rule.spread) or config.spread
     if spread is None:
-        # x86 delivers to one CPU, so words deal single CPUs; an explicit cpuset is written as
-        # it was given, as the RFC has it.
-        spread = Spread.VECTOR if directive.word is not None else Spread.MASK
+        # x86 delivers to one CPU, so words and vCPU numbers deal single CPUs; an explicit cpuset
+        # is written as it was given, as the RFC has it.
+        spread = Spread.MASK if directive.cpus else Spread.VECTOR
     return Asked(directive, origin, spread)
 
 

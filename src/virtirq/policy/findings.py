@@ -48,7 +48,10 @@ def _of_guest(snapshot: Snapshot, planned: GuestPlan) -> Iterator[Finding]:
     guest = planned.guest
     for problem in guest.problems:
         yield _finding("setting-not-understood", guest.name, problem)
-    asks = any(d.directive and d.directive.word is Word.AUTO for d in planned.devices)
+    asks = any(
+        d.directive and (d.directive.word is Word.AUTO or d.directive.vcpus)
+        for d in planned.devices
+    )
     if asks and guest.vcpus and all(floats(v, snapshot.topology) for v in guest.vcpus):
         text = f"its {len(guest.vcpus)} vCPUs may run on every CPU"
         yield _finding("vcpus-not-pinned", guest.name, text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from virtirq.cpuset import CpuSet, union
 from virtirq.model import Directive, Guest, PciDevice, Topology, Vcpu, Word
@@ -41,6 +41,8 @@ def target_of(
     directive: Directive, guest: Guest, device: PciDevice | None, topology: Topology, taken: CpuSet
 ) -> Target:
     """The target of a guest's device; `taken` are the CPUs that guests' vCPUs are pinned to."""
+    if directive.vcpus:
+        return _of_vcpus(directive.vcpus, guest, device, topology)
     match directive.word:
         case Word.NATIVE:
             return Target(None, "native: left alone", code="native")
@@ -140,6 +142,18 @@ def _auto(guest: Guest, device: PciDevice | None, topology: Topology) -> Target:
     if union(seat.cpus for seat in near) != cpus:
         note += f", {union(seat.cpus for seat in near)} of them on the device's node"
     return Target(cpus, note, seats=near)
+
+
+def _of_vcpus(wanted: CpuSet, guest: Guest, device: PciDevice | None, topology: Topology) -> Target:
+    """As `auto`, for some of the guest's vCPUs."""
+    chosen = tuple(vcpu for vcpu in guest.vcpus if vcpu.index in wanted)
+    if not chosen:
+        return _left(f"{guest.name} has none of vCPUs {wanted}: left alone")
+    target = _auto(replace(guest, vcpus=chosen), device, topology)
+    missing = wanted - CpuSet(vcpu.index for vcpu in chosen)
+    gone = f"; it has no vCPU {missing}" if missing else ""
+    named = CpuSet(vcpu.index for vcpu in chosen)
+    return replace(target, note=f"vCPUs {named}: {target.note}{gone}")
 
 
 def _runs_on(vcpu: Vcpu, topology: Topology) -> CpuSet:

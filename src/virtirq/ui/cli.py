@@ -13,6 +13,9 @@ from virtirq import __version__
 from virtirq.errors import EXIT_FAILED, VirtirqError
 
 _SHELLS: Final = ("bash", "zsh", "fish")
+_STORED: Final = """\
+Settings are kept in the guest's <metadata> in libvirt. With neither --live nor --config,
+both are meant where the guest runs, and its definition where it does not."""
 _EPILOG: Final = """\
 exit codes: 0 ok, 1 failed, 2 usage or bad input, 3 findings, 4 applied in part,
 5 not permitted or read-only, 6 dependency or connection missing"""
@@ -60,14 +63,16 @@ def make_parser() -> argparse.ArgumentParser:
     _common(parser, top=True)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
 
-    def verb(name: str, help_: str, more: str = "") -> argparse.ArgumentParser:
+    def verb(
+        name: str, help_: str, more: str = "", *, config: bool = True
+    ) -> argparse.ArgumentParser:
         made = verbs.add_parser(
             name,
             help=help_,
             description=f"{help_[0].upper()}{help_[1:]}. {more}".strip(),
             allow_abbrev=False,
         )
-        _common(made, top=False)
+        _common(made, top=False, config=config)
         return made
 
     verb("status", "show guests, devices and vectors, and where each should be (the default)")
@@ -80,6 +85,56 @@ def make_parser() -> argparse.ArgumentParser:
     explain = verb("explain", "say why an object is where it is, or what a finding means")
     explain.add_argument(
         "object", metavar="OBJECT", help="a guest, a PCI address, an IRQ number or a finding's code"
+    )
+    get = verb(
+        "get",
+        "show a guest's settings, or what one of its devices is asked for",
+        _STORED,
+        config=False,
+    )
+    _guest(get)
+    _device(get)
+    _affected(get, "as the guest runs", "as it is defined")
+    set_ = verb(
+        "set", "set what a guest, or one of its devices, is asked for", _STORED, config=False
+    )
+    _guest(set_)
+    _device(set_)
+    set_.add_argument(
+        "directive",
+        metavar="DIRECTIVE",
+        help="auto, native, emulator, local or a CPU list such as 2-5,^3",
+    )
+    _affected(set_, "change the running guest", "change what it is started from next")
+    _force(set_)
+    unset = verb(
+        "unset", "take out a guest's own setting, or one of its devices'", _STORED, config=False
+    )
+    _guest(unset)
+    _device(unset)
+    _affected(unset, "change the running guest", "change what it is started from next")
+    _force(unset)
+    define = verb(
+        "define",
+        "define a guest from domain XML with the RFC's <hostdev cpuset='…'>",
+        "The attribute may stand on <hostdev>, <interface> and <disk type='nvme'>; libvirt does"
+        " not know it, so it is moved into the guest's <metadata>.",
+    )
+    _path(define.add_argument("file", metavar="FILE", type=Path, help="domain XML; - for stdin"))
+    define.add_argument(
+        "--validate", action="store_true", help="let libvirt check the XML against its schema"
+    )
+    dumpxml = verb(
+        "dumpxml",
+        "print a guest's domain XML with the settings as <hostdev cpuset='…'>",
+        "The inverse of define.",
+    )
+    _guest(dumpxml)
+    dumpxml.add_argument(
+        "--inactive", action="store_true", help="what the guest is started from next"
+    )
+    dumpxml.add_argument(
+        "--security-info", action="store_true", help="with passwords, as define needs them"
     )
     record = verb("record", "record this host for --sysroot, bug reports and tests")
     record.add_argument("--keep-names", action="store_true", help="do not rename the guests")
@@ -103,8 +158,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _common(parser: argparse.ArgumentParser, *, top: bool) -> None:
-    """Options that may stand before or after the verb."""
+def _common(parser: argparse.ArgumentParser, *, top: bool, config: bool = True) -> None:
+    """Options that may stand before or after the verb.
+
+    `config` is false where --config after the verb is virsh's.
+    """
     default: dict[str, Any] = {} if top else {"default": argparse.SUPPRESS}
     _path(
         parser.add_argument(
@@ -127,14 +185,23 @@ def _common(parser: argparse.ArgumentParser, *, top: bool) -> None:
             help="domain XML of a guest; may be repeated",
         )
     )
-    _path(
-        parser.add_argument(
-            "--config",
-            metavar="FILE",
-            type=Path,
-            help="configuration to use instead of /etc/virtirq/virtirq.toml",
-            **default,
+    if config:
+        _path(
+            parser.add_argument(
+                "--config",
+                metavar="FILE",
+                type=Path,
+                help="configuration to use instead of /etc/virtirq/virtirq.toml",
+                **default,
+            )
         )
+    parser.add_argument(
+        "-c",
+        "--connect",
+        metavar="URI",
+        help="libvirt to ask for guests, else $LIBVIRT_DEFAULT_URI or qemu:///system;"
+        " is not asked where --sysroot or --domain give the guests",
+        **default,
     )
     parser.add_argument("-J", "--json", action="store_true", help="print JSON", **default)
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only", **default)
@@ -143,8 +210,34 @@ def _common(parser: argparse.ArgumentParser, *, top: bool) -> None:
     )
 
 
+def _guest(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("guest", metavar="GUEST", help="name, UUID or id, as virsh takes it")
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "device",
+        metavar="DEVICE",
+        nargs="?",
+        help="PCI address, alias or MAC address of a passed-through device; all for none",
+    )
+
+
+def _affected(parser: argparse.ArgumentParser, live: str, config: str) -> None:
+    parser.add_argument("--live", action="store_true", help=live)
+    parser.add_argument("--config", action="store_true", dest="config_", help=config)
+
+
+def _force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="drop what is not understood of virtirq's metadata in the guest",
+    )
+
+
 def _guests(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("guests", metavar="GUEST", nargs="*", help="name or UUID; all for none")
+    parser.add_argument("guests", metavar="GUEST", nargs="*", help="name, UUID or id; all for none")
 
 
 def _path(action: argparse.Action) -> None:

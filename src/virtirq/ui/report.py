@@ -9,6 +9,7 @@ from virtirq.cpuset import CpuSet
 from virtirq.model import (
     Action,
     Finding,
+    Gap,
     Interrupt,
     InterruptKey,
     Outcome,
@@ -104,7 +105,7 @@ def as_json(
             for planned in plan.guests
         ],
         "findings": findings_json(findings),
-        "gaps": gaps_json(snapshot),
+        "gaps": gaps_json(snapshot.gaps),
     }
 
 
@@ -121,8 +122,8 @@ def findings_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
     ]
 
 
-def gaps_json(snapshot: Snapshot) -> list[dict[str, str]]:
-    return [{"path": gap.path, "error": gap.error} for gap in snapshot.gaps]
+def gaps_json(gaps: Iterable[Gap]) -> list[dict[str, str]]:
+    return [{"path": gap.path, "error": gap.error} for gap in gaps]
 
 
 def count_outcomes(outcomes: Iterable[Outcome]) -> dict[Status, int]:

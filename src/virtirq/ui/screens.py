@@ -10,6 +10,7 @@ from virtirq.cpuset import CpuSet, union
 from virtirq.model import (
     DevicePlan,
     Finding,
+    Gap,
     Guest,
     GuestPlan,
     Plan,
@@ -223,7 +224,12 @@ def _endnotes(
         document.line(
             f"{_plural(len(findings), 'finding')}, {worse} of them warnings: see 'virtirq check'"
         )
-    for gap in snapshot.gaps:
+    gap_lines(document, snapshot.gaps)
+
+
+def gap_lines(document: Document, gaps: Iterable[Gap]) -> None:
+    """What could not be read, and why."""
+    for gap in gaps:
         document.line(Cell(f"not read: {gap.path}: {gap.error}", "dim"))
 
 

@@ -6,24 +6,35 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtirq.control import cycle, sources
 from virtirq.control.cycle import Done
-from virtirq.errors import EXIT_FAILED, EXIT_FINDINGS, EXIT_OK, EXIT_PARTIAL, EXIT_PERMISSION
+from virtirq.errors import (
+    EXIT_FAILED,
+    EXIT_FINDINGS,
+    EXIT_OK,
+    EXIT_PARTIAL,
+    EXIT_PERMISSION,
+    UsageError,
+)
 from virtirq.host.fs import HostFs
-from virtirq.model import Finding, Guest, Plan, Snapshot
+from virtirq.model import Finding, Gap, Guest, Plan, Snapshot
 from virtirq.policy.config import Config, render_config
 from virtirq.policy.findings import findings as find
 from virtirq.policy.placement import plan as make_plan
 from virtirq.ui import report, screens
 from virtirq.ui.document import Document
 
+if TYPE_CHECKING:
+    from virtirq.ui.settings import Shown
+
 
 class Inputs(NamedTuple):
     fs: HostFs
     guests: tuple[Guest, ...]
     config: Config
+    gaps: tuple[Gap, ...] = ()
 
 
 class View(NamedTuple):
@@ -33,6 +44,14 @@ class View(NamedTuple):
 
 
 def status(args: argparse.Namespace) -> int:
+    if _asks_libvirt(args):
+        from virtirq.guests.libvirt import default_uri, is_remote
+
+        uri = args.connect or default_uri()
+        if is_remote(uri):
+            from virtirq.ui import settings
+
+            return _shown(args, settings.remote_status(uri))
     view = _view(args)
     _show(
         args,
@@ -48,7 +67,7 @@ def plan(args: argparse.Namespace) -> int:
     _show(
         args,
         lambda: report.as_json(view.snapshot, part, view.findings),
-        lambda: screens.plan_screen(view.snapshot, part),
+        lambda: _with_gaps(screens.plan_screen(view.snapshot, part), view.snapshot),
     )
     return EXIT_OK
 
@@ -56,13 +75,13 @@ def plan(args: argparse.Namespace) -> int:
 def apply(args: argparse.Namespace) -> int:
     if args.dry_run:
         return plan(args)
-    fs, guests, config = _inputs(args)
+    fs, guests, config, _ = _inputs(args, must=True)
     done = cycle.apply(fs, guests, config, sources.state_dir(args.sysroot), args.guests)
     return _done(args, done)
 
 
 def restore(args: argparse.Namespace) -> int:
-    fs, guests, _ = _inputs(args)
+    fs, guests, _, _ = _inputs(args)
     done = cycle.restore(fs, guests, sources.state_dir(args.sysroot), args.guests)
     return _done(args, done)
 
@@ -74,9 +93,9 @@ def check(args: argparse.Namespace) -> int:
         lambda: {
             "schema": report.SCHEMA,
             "findings": report.findings_json(view.findings),
-            "gaps": report.gaps_json(view.snapshot),
+            "gaps": report.gaps_json(view.snapshot.gaps),
         },
-        lambda: screens.findings_screen(view.findings),
+        lambda: _with_gaps(screens.findings_screen(view.findings), view.snapshot),
     )
     return EXIT_FINDINGS if any(each.severity.rank for each in view.findings) else EXIT_OK
 
@@ -95,11 +114,15 @@ def record(args: argparse.Namespace) -> int:
     from virtirq.host.recording import record as write
 
     fs = sources.open_fs(args.sysroot)
-    domains = sources.redacted_domains(fs, args.domains, keep_names=args.keep_names)
+    domains, gaps = sources.redacted_domains(
+        fs, args.domains, uri=args.connect, keep_names=args.keep_names
+    )
     count = write(fs, args.file, domains)
     document = Document()
     document.line(f"{args.file}: {count} files; try: virtirq --sysroot {args.file} status")
-    _show(args, lambda: {"schema": report.SCHEMA, "files": count}, lambda: document)
+    screens.gap_lines(document, gaps)
+    data = {"schema": report.SCHEMA, "files": count, "gaps": report.gaps_json(gaps)}
+    _show(args, lambda: data, lambda: document)
     return EXIT_OK
 
 
@@ -121,15 +144,66 @@ def demo(args: argparse.Namespace) -> int:
     return tour.copy_to(args.dir) if args.dir else tour.run()
 
 
-def _inputs(args: argparse.Namespace) -> Inputs:
+def get(args: argparse.Namespace) -> int:
+    from virtirq.ui import settings
+
+    return _shown(args, settings.get(_uri(args), args))
+
+
+def set(args: argparse.Namespace) -> int:
+    from virtirq.ui import settings
+
+    return _shown(args, settings.set_(_uri(args), args))
+
+
+def unset(args: argparse.Namespace) -> int:
+    from virtirq.ui import settings
+
+    return _shown(args, settings.unset(_uri(args), args))
+
+
+def define(args: argparse.Namespace) -> int:
+    from virtirq.ui import settings
+
+    return _shown(args, settings.define(_uri(args), args))
+
+
+def dumpxml(args: argparse.Namespace) -> int:
+    from virtirq.ui import settings
+
+    data = settings.dumpxml(_uri(args), args)
+    if args.json:
+        _show(args, lambda: data, Document)
+    elif not args.quiet:
+        sys.stdout.write(data["xml"])  # as it is: no line may be folded
+    return EXIT_OK
+
+
+def _uri(args: argparse.Namespace) -> str:
+    """Where libvirt is asked, by a verb that needs it. Raises UsageError."""
+    from virtirq.guests.libvirt import default_uri
+
+    if args.sysroot is not None or args.domains:
+        raise UsageError(f"{args.verb} works on libvirt's guests: leave out -s and --domain")
+    uri: str = args.connect or default_uri()
+    return uri
+
+
+def _asks_libvirt(args: argparse.Namespace) -> bool:
+    return args.sysroot is None and (args.connect is not None or not args.domains)
+
+
+def _inputs(args: argparse.Namespace, *, must: bool = False) -> Inputs:
+    """`must`: the guests have to be known, so that it cannot be that nothing is done for them."""
     config = sources.load_config(args.config, args.sysroot)
     fs = sources.open_fs(args.sysroot)
-    return Inputs(fs, sources.load_guests(fs, args.domains), config)
+    found = sources.find_guests(fs, args.domains, args.connect, must=must)
+    return Inputs(fs, found.guests, config, found.gaps)
 
 
 def _view(args: argparse.Namespace) -> View:
-    fs, guests, config = _inputs(args)
-    snapshot = cycle.observe(fs, guests)
+    fs, guests, config, gaps = _inputs(args)
+    snapshot = cycle.observe(fs, guests, gaps=gaps)
     planned = make_plan(snapshot, config)
     return View(snapshot, planned, find(snapshot, planned))
 
@@ -156,6 +230,18 @@ def exit_code(done: Done) -> int:
     if not bad:
         return EXIT_OK
     return EXIT_PARTIAL if bad < len(done.outcomes) else EXIT_FAILED
+
+
+def _with_gaps(document: Document, snapshot: Snapshot) -> Document:
+    """Where no guest is known it matters why."""
+    if not snapshot.guests:
+        screens.gap_lines(document, snapshot.gaps)
+    return document
+
+
+def _shown(args: argparse.Namespace, shown: Shown) -> int:
+    _show(args, lambda: shown.data, lambda: shown.document)
+    return EXIT_OK
 
 
 def _show(

@@ -1,0 +1,284 @@
+"""libvirt, for the whole house: the only module that imports it, and only when asked.
+
+A `Connection` reads. What changes something (metadata, definitions) is done in the control room,
+on the objects that `Connection.find` gives.
+
+URIs with a host part are another machine's libvirt: its guests can be read and their settings
+changed, but their interrupts are not this machine's (`Connection.remote`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from enum import IntFlag
+from types import ModuleType
+from typing import Any, Final, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from virtirq.cpuset import CpuSet
+from virtirq.errors import (
+    AccessError,
+    ConnectionFailedError,
+    DependencyError,
+    DomainXmlError,
+    LibvirtError,
+    UsageError,
+)
+from virtirq.guests.domainxml import parse_domain
+from virtirq.guests.threads import Processes
+from virtirq.host.fs import HostFs
+from virtirq.model import Gap, Guest, Vcpu
+
+DEFAULT_URI: Final = "qemu:///system"
+
+# libvirt's ABI, include/libvirt/libvirt-domain.h: these numbers never change.
+METADATA_ELEMENT: Final = 2  # VIR_DOMAIN_METADATA_ELEMENT
+DEFINE_VALIDATE: Final = 1  # VIR_DOMAIN_DEFINE_VALIDATE
+_LIST_ACTIVE: Final = 1  # VIR_CONNECT_LIST_DOMAINS_ACTIVE
+_XML_SECURE: Final = 1  # VIR_DOMAIN_XML_SECURE
+_XML_INACTIVE: Final = 2  # VIR_DOMAIN_XML_INACTIVE
+# include/libvirt/virterror.h
+_NO_DOMAIN: Final = 42
+_NOT_PERMITTED: Final = frozenset({29, 45, 79, 80, 88})  # OPERATION_DENIED, AUTH_*, ACCESS_DENIED
+
+
+class Affect(IntFlag):
+    """What a change concerns: the running guest, its persistent definition, or both."""
+
+    LIVE = 1  # VIR_DOMAIN_AFFECT_LIVE
+    CONFIG = 2  # VIR_DOMAIN_AFFECT_CONFIG
+
+
+class VirDomain(Protocol):
+    """What is used of libvirt-python's virDomain."""
+
+    def name(self) -> str: ...
+    def UUIDString(self) -> str: ...  # noqa: N802
+    def isActive(self) -> int: ...  # noqa: N802
+    def isPersistent(self) -> int: ...  # noqa: N802
+    def XMLDesc(self, flags: int) -> str: ...  # noqa: N802
+    def vcpuPinInfo(self, flags: int) -> Sequence[Sequence[bool]]: ...  # noqa: N802
+    def emulatorPinInfo(self, flags: int) -> Sequence[bool]: ...  # noqa: N802
+    def setMetadata(  # noqa: N802
+        self, kind: int, text: str | None, key: str | None, uri: str | None, flags: int, /
+    ) -> int: ...
+
+
+class VirConnect(Protocol):
+    """What is used of libvirt-python's virConnect."""
+
+    def getURI(self) -> str: ...  # noqa: N802
+    def getCPUMap(self) -> tuple[int, Sequence[bool], int]: ...  # noqa: N802
+    def listAllDomains(self, flags: int) -> Sequence[VirDomain]: ...  # noqa: N802
+    def lookupByID(self, number: int, /) -> VirDomain: ...  # noqa: N802
+    def lookupByUUIDString(self, uuid: str) -> VirDomain: ...  # noqa: N802
+    def lookupByName(self, name: str) -> VirDomain: ...  # noqa: N802
+    def defineXMLFlags(self, xml: str, flags: int) -> VirDomain: ...  # noqa: N802
+    def close(self) -> int: ...
+
+
+class LiveGuests(NamedTuple):
+    """The running guests, and which could not be read in full."""
+
+    guests: tuple[Guest, ...]
+    gaps: tuple[Gap, ...] = ()
+
+
+def default_uri() -> str:
+    """What virsh takes without ``-c``, but for root's and users' different defaults."""
+    return os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
+
+
+def is_remote(uri: str) -> bool:
+    """Whether the URI names a host: libvirt's rule for going over the network.
+
+    libvirt: src/remote/remote_driver.c, doRemoteOpen().
+    """
+    try:
+        return bool(urlsplit(uri).netloc)
+    except ValueError:
+        return True
+
+
+@contextmanager
+def connected(uri: str, *, write: bool = False) -> Iterator[Connection]:
+    """A connection, read-only unless `write`, so that any user may look.
+
+    Raises DependencyError, ConnectionFailedError, AccessError.
+    """
+    module = _module()
+    try:
+        raw: VirConnect = module.open(uri) if write else module.openReadOnly(uri)
+    except module.libvirtError as error:
+        text = f"cannot connect to libvirt at {uri}: {_text(error)}"
+        if error.get_error_code() in _NOT_PERMITTED or error.get_int1() == errno.EACCES:
+            raise AccessError(
+                text, hint="run as root, or become a member of the group libvirt"
+            ) from error
+        raise ConnectionFailedError(
+            text, hint="start libvirt's daemon, or name another URI with -c"
+        ) from error
+    try:
+        yield Connection(uri, raw, module)
+    finally:
+        # It may have broken meanwhile; that was told where it mattered.
+        with suppress(module.libvirtError):
+            raw.close()
+
+
+@dataclass(frozen=True)
+class Connection:
+    """An open connection to libvirt; see `connected`."""
+
+    uri: str
+    raw: VirConnect
+    module: Any
+
+    @property
+    def remote(self) -> bool:
+        """Whether the guests run on another machine; aliases of libvirt.conf are looked through."""
+        with self.asking("ask for its URI"):
+            return is_remote(self.uri) or is_remote(self.raw.getURI())
+
+    @contextmanager
+    def asking(self, what: str) -> Iterator[None]:
+        """Turns libvirt's errors into ours: ``cannot WHAT: REASON``."""
+        try:
+            yield
+        except self.module.libvirtError as error:
+            text = f"cannot {what}: {_text(error)}"
+            if error.get_error_code() in _NOT_PERMITTED:
+                raise AccessError(
+                    text, hint="run as root, or become a member of the group libvirt"
+                ) from error
+            raise LibvirtError(text) from error
+
+    def guests(self, fs: HostFs | None) -> LiveGuests:
+        """The running guests. `fs` is the machine they run on, None when that is another one."""
+        found, gaps = [], []
+        processes = Processes(fs) if fs is not None else None
+        for name, domain, xml in self._running():
+            try:
+                guest = replace(parse_domain(xml, where=name), source="libvirt")
+            except DomainXmlError as error:
+                gaps.append(Gap(f"{self.uri}: {name}", str(error).removeprefix(f"{name}: ")))
+                continue
+            seen = processes.seen(guest) if processes is not None else None
+            found.append(seen or self._as_pinned(guest, domain))
+            if processes is not None and seen is None and self._has_threads():
+                gaps.append(
+                    Gap(f"/proc: threads of {name}", "not found; libvirt's pinning counts instead")
+                )
+        return LiveGuests(tuple(found), tuple(gaps))
+
+    def running(self) -> list[tuple[str, str]]:
+        """(name, domain XML) of each running guest."""
+        return [(name, xml) for name, _, xml in self._running()]
+
+    def find(self, name: str) -> VirDomain:
+        """The guest that virsh would take `name` for: an id, a UUID or a name.
+
+        libvirt: tools/virsh-util.c, virshLookupDomainInternal(). Raises UsageError.
+        """
+        lookups: list[Any] = [lambda: self.raw.lookupByName(name)]
+        if len(name) in (32, 36):
+            lookups.insert(0, lambda: self.raw.lookupByUUIDString(name))
+        if name.isascii() and name.isdecimal() and len(name) < 10:
+            lookups.insert(0, lambda: self.raw.lookupByID(int(name)))
+        with self.asking(f"look for {name}"):
+            for lookup in lookups:
+                try:
+                    domain: VirDomain = lookup()
+                    return domain
+                except self.module.libvirtError as error:
+                    if error.get_error_code() not in (_NO_DOMAIN, *_MALFORMED):
+                        raise
+        raise UsageError(
+            f"no guest is called {name!r} at {self.uri}", hint="see 'virsh list --all'"
+        )
+
+    def xml(self, domain: VirDomain, *, inactive: bool = False, secure: bool = False) -> str:
+        """The domain's XML: live, or with `inactive` what it is started from next."""
+        flags = (_XML_INACTIVE if inactive else 0) | (_XML_SECURE if secure else 0)
+        with self.asking(f"read the definition of {domain.name()}"):
+            return domain.XMLDesc(flags)
+
+    def cpus(self) -> CpuSet | None:
+        """The CPUs that the guests' host has, offline ones too; None when libvirt cannot tell."""
+        try:
+            count = self.raw.getCPUMap()[0]
+        except self.module.libvirtError:
+            return None
+        return CpuSet.span(0, count - 1)
+
+    def _running(self) -> Iterator[tuple[str, VirDomain, str]]:
+        with self.asking(f"list the guests of {self.uri}"):
+            domains = self.raw.listAllDomains(_LIST_ACTIVE)
+        for domain in sorted(domains, key=lambda each: each.name()):
+            with self.asking(f"read the definition of {domain.name()}"):
+                try:
+                    text = domain.XMLDesc(0)
+                except self.module.libvirtError as error:
+                    if error.get_error_code() == _NO_DOMAIN:
+                        continue  # it ended, and was defined nowhere
+                    raise
+            yield domain.name(), domain, text
+
+    def _as_pinned(self, guest: Guest, domain: VirDomain) -> Guest:
+        """The guest where libvirt pinned it, numad's choice included, which the XML lacks."""
+        try:
+            pins = [_cpus(each) for each in domain.vcpuPinInfo(Affect.LIVE)]
+            emulator = _cpus(domain.emulatorPinInfo(Affect.LIVE))
+        except self.module.libvirtError:
+            return guest
+        return replace(
+            guest,
+            vcpus=tuple(
+                Vcpu(vcpu.index, pins[vcpu.index]) if vcpu.index < len(pins) else vcpu
+                for vcpu in guest.vcpus
+            ),
+            emulator=emulator,
+        )
+
+    def _has_threads(self) -> bool:
+        return urlsplit(self.uri).scheme.partition("+")[0] == "qemu"
+
+
+# For lookups: VIR_ERR_INVALID_ARG, which a name that is no UUID gives.
+_MALFORMED: Final = (8,)
+
+
+def _cpus(bits: Sequence[bool]) -> CpuSet | None:
+    """None for all CPUs: that is how libvirt says that there is no pin."""
+    return None if all(bits) else CpuSet(cpu for cpu, allowed in enumerate(bits) if allowed)
+
+
+def _text(error: Exception) -> str:
+    """libvirt's message in one line."""
+    return " ".join(str(error).split())
+
+
+def _module() -> ModuleType:
+    """libvirt-python, with its habit of printing errors taken away. Raises DependencyError."""
+    try:
+        import libvirt
+    except ImportError as error:
+        why = "" if isinstance(error, ModuleNotFoundError) else f": {error}"
+        raise DependencyError(
+            f"the Python module libvirt cannot be imported{why}"
+            if why
+            else "the Python module libvirt is not installed",
+            hint="install python3-libvirt, or run: pip install 'virtirq[libvirt]'",
+        ) from error
+    module: ModuleType = libvirt
+    # It prints every error to stderr otherwise (src/util/virerror.c, virDefaultErrorFunc()).
+    libvirt.registerErrorHandler(_quiet, None)
+    return module
+
+
+def _quiet(_context: object, _error: object) -> None:
+    pass
