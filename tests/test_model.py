@@ -27,7 +27,6 @@ from virtirq.model import (
     PciAddress,
     PciDevice,
     Severity,
-    Snapshot,
     Status,
     Topology,
     Word,
@@ -171,9 +170,6 @@ class TestInterrupt:
         other = PciAddress.parse("0000:02:00.0")
         many = [Interrupt(n, d, InterruptKind.MSI, 0) for n, d in ((1, NIC), (2, other), (3, NIC))]
         assert by_device(many) == {NIC: (many[0], many[2]), other: (many[1],)}
-        shot = Snapshot(0.0, Topology(CpuSet(), CpuSet()), interrupts=tuple(many))
-        assert shot.interrupts_of(NIC) == (many[0], many[2])
-        assert shot.interrupts_of(PciAddress.parse("0000:03:00.0")) == ()
 
 
 @pytest.mark.parametrize(

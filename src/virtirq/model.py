@@ -308,10 +308,14 @@ class Posting:
 
 @dataclass(frozen=True, slots=True)
 class Irqbalance:
-    """Whether irqbalance runs; `pid` of the running one; None in `running` when not known."""
+    """Whether irqbalance runs; `pid` of the running one; None in `running` when not known.
+
+    `spares_vfio`: it was started with the option that leaves interrupts of vfio-pci alone.
+    """
 
     running: bool | None
     pid: int | None = None
+    spares_vfio: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,9 +338,6 @@ class Snapshot:
     posting: Posting = Posting(None, "not looked at")
     irqbalance: Irqbalance = Irqbalance(None)
     gaps: tuple[Gap, ...] = ()
-
-    def interrupts_of(self, device: PciAddress) -> tuple[Interrupt, ...]:
-        return tuple(each for each in self.interrupts if each.device == device)
 
 
 class Reason(NamedTuple):

@@ -82,3 +82,17 @@ def test_what_may_not_be_read_is_not_known(path: str) -> None:
     fs = replace(RUNNING, files={CGROUP: "812"}).live()
     fs.faults[path] = errno.EACCES
     assert read(fs) == Irqbalance(True, 812)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "spares"),
+    [
+        ("/usr/sbin/irqbalance\0--foreground\0--banmod=vfio-pci\0", True),
+        ("/usr/sbin/irqbalance\0--foreground\0", False),
+        ("/usr/sbin/irqbalance\0--banmod=vfio_pci\0", False),
+    ],
+)
+def test_one_that_leaves_vfio_alone(arguments: str, spares: bool) -> None:
+    fs = RUNNING.live()
+    fs.set("/proc/812/cmdline", arguments)
+    assert read_irqbalance(Reader(fs)) == Irqbalance(True, 812, spares_vfio=spares)

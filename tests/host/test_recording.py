@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import stat
 import tarfile
 from collections.abc import Mapping
@@ -103,8 +104,7 @@ def test_every_kind_of_archive(suffix: str, tmp_path: Path) -> None:
 def test_it_can_be_tried_on_a_scratch(tmp_path: Path) -> None:
     record(HOST.live(), tmp_path / "host.tar", {})
     root = tmp_path / "host"
-    with tarfile.open(tmp_path / "host.tar") as tar:
-        tar.extractall(root, filter="tar")
+    shutil.unpack_archive(tmp_path / "host.tar", root)
     (root / "virtirq" / "scratch.jsonl").touch()
     fs = open_host(root)
     assert fs.writable
@@ -255,7 +255,7 @@ class TestWhatIsLeftOut:
 
 
 class TestWholeOrNotAtAll:
-    @pytest.mark.parametrize("name", ["host", "host.zip", "host.tar.zst", "host.tgz", ".tar"])
+    @pytest.mark.parametrize("name", ["host", "host.zip", "host.tar.zst", ".tar"])
     def test_unknown_kind(self, name: str, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="cannot tell the kind") as raised:
             record(HOST.live(), tmp_path / name, {})

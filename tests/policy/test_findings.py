@@ -124,7 +124,7 @@ CASES: Final[dict[str, Case]] = {
     "interrupts-posted": Case(
         snapshot(posting=POSTING),
         "host",
-        "device interrupts are posted: AVIC is on",
+        "device interrupts may be posted: AVIC is on",
         (snapshot(), snapshot(posting=Posting(active=False, basis="AVIC is off"))),
     ),
     "target-offline": Case(
@@ -196,6 +196,12 @@ CASES: Final[dict[str, Case]] = {
             snapshot(interrupts=[msix(40, 0, on="7")], guests=[guest(pins=("4",))]),
             snapshot(interrupts=[msix(40, 0, on="3")], guests=[guest(pins=("4",))]),
         ),
+    ),
+    "place-unknown": Case(
+        snapshot(interrupts=[msix(40, 0, at=None, on=None), msix(41, 1, at="1", on="1")]),
+        f"vm {NIC}",
+        "1 of 2 interrupts are at places that could not be read",
+        (snapshot(interrupts=[msix(40, 0, at="0", on="0")]),),
     ),
     "affinity-loose": Case(
         snapshot(interrupts=[msix(40, 0, on="0")]),

@@ -49,6 +49,7 @@ from virtirq.model import (
     Snapshot,
     Spread,
     Word,
+    by_device,
 )
 from virtirq.policy.config import Config
 from virtirq.policy.placement import plan, restore_plan
@@ -437,7 +438,7 @@ def test_every_plan(state: Snapshot, config: Config) -> None:
 
 
 def _holds_for_device(state: Snapshot, of: Guest, device: DevicePlan) -> None:
-    mine = state.interrupts_of(device.device.address)
+    mine = by_device(state.interrupts).get(device.device.address, ())
     assert Counter((a.irq, a.key) for a in device.actions) == Counter((i.irq, i.key) for i in mine)
     assert device.note.isprintable()
     assert device.directive_from
@@ -456,7 +457,9 @@ def _holds_for_action(state: Snapshot, of: Guest, device: DevicePlan, action: Ac
     assert action.key.device == device.device.address
     assert action.reason.text.isprintable()
     (interrupt,) = (
-        each for each in state.interrupts_of(action.key.device) if each.irq == action.irq
+        each
+        for each in state.interrupts
+        if (each.device, each.irq) == (action.key.device, action.irq)
     )
     if isinstance(action, Keep):
         assert action.reason.code in KEEP_CODES

@@ -6,15 +6,16 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.ui import cases
 from tests.ui.cases import CASES, Case
 from virtirq.errors import VirtirqError
 from virtirq.ui.cli import make_parser
@@ -27,10 +28,9 @@ SINGLE = REPOSITORY / "tests/hosts/single-node.tar.xz"
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The two-node host without its guests."""
-    root = tmp_path_factory.mktemp("bare")
-    with tarfile.open(DEMO) as tar:
-        members = [each for each in tar if not each.name.startswith("virtirq/domains")]
-        tar.extractall(root, members, filter="data")
+    root = tmp_path_factory.mktemp("hosts") / "bare"
+    assert virtirq("demo", str(root)).returncode == 0
+    shutil.rmtree(root / "virtirq/domains")
     return root
 
 
@@ -194,6 +194,56 @@ def test_a_directory_for_state_that_cannot_be_made_exits_5(tmp_path: Path) -> No
     done = virtirq("-s", str(root), "apply")
     assert done.returncode == 5
     assert done.stderr == f"virtirq: error: {root}/run/virtirq: Not a directory\n"
+
+
+def test_output_that_cannot_be_written_is_told() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "virtirq", "-s", str(SINGLE), "status"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    text = "virtirq: error: the output could not be written: No space left on device\n"
+    assert done.stderr == text
+
+
+def test_closed_output_is_no_output() -> None:
+    command = f"{shlex.quote(sys.executable)} -m virtirq -s {shlex.quote(str(SINGLE))} >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_name_that_the_encoding_lacks_is_escaped(bare: Path, tmp_path: Path) -> None:
+    domain = tmp_path / "vm.xml"
+    domain.write_text(cases.hostdev("größe", "81", "4"), encoding="utf-8")
+    words = ("-s", str(bare), "--domain", str(domain), "plan")
+    done = virtirq(*words, env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0
+    assert done.stdout.startswith("gr\\xf6\\xdfe 0000:81:00.0")
+
+
+def test_a_domain_from_the_standard_input(bare: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "virtirq", "-s", str(bare), "--domain", "-", "plan"],
+        input=cases.hostdev("piped", "81", "4"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("piped 0000:81:00.0")
+
+
+def test_a_monster_of_a_file_is_refused_unread(tmp_path: Path) -> None:
+    monster = tmp_path / "monster"
+    with monster.open("wb") as file:
+        file.truncate(1 << 40)
+    for words in (("--domain", str(monster), "status"), ("--config", str(monster), "status")):
+        done = virtirq("-s", str(SINGLE), *words)
+        assert done.returncode == 2
+        assert done.stderr == f"virtirq: error: {monster}: larger than 16 MiB\n"
 
 
 def test_a_scratch_host_does_not_lead_out_of_its_tree(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ from virtirq.control.cycle import STATE_DIR
 from virtirq.errors import (
     ConfigError,
     DomainXmlError,
+    InputError,
     RecordingError,
     UsageError,
     VirtirqError,
@@ -21,6 +24,8 @@ from virtirq.policy.config import Config, parse_config
 
 if TYPE_CHECKING:
     from virtirq.guests.libvirt import Connection
+
+_MAX_TEXT: Final = 16 << 20
 
 CONFIG_FILE: Final = Path("/etc/virtirq/virtirq.toml")
 DOMAINS_DIR: Final = "/virtirq/domains"
@@ -53,18 +58,25 @@ def state_dir(sysroot: Path | None) -> Path:
 def load_config(path: Path | None, sysroot: Path | None = None) -> Config:
     """The configuration from `path`, else from where it is installed; raises ConfigError.
 
-    ``conf.d/*.toml`` beside the file is read after it, by name. A file that was asked for must
-    be there, the installed one need not be. A recorded host's configuration is not recorded, so
-    only `path` counts with a `sysroot`.
+    The installed file need not be there, and ``conf.d/*.toml`` beside it is read after it, by
+    name. A recorded host's configuration is not recorded, so only `path` counts with a
+    `sysroot`.
     """
-    main = path or (CONFIG_FILE if sysroot is None else None)
-    if main is None:
-        return Config()
-    if path is not None and not path.is_file():
-        raise ConfigError(f"{path}: no such file")
-    files = [main, *sorted((main.parent / "conf.d").glob("*.toml"))]
-    sources = [(str(file), _text(file)) for file in files if file.exists()]
+    files = [path] if path is not None else [] if sysroot is not None else _installed_config()
+    sources = [(str(file), _text(file, ConfigError)) for file in files]
     return parse_config(sources) if sources else Config()
+
+
+def _installed_config() -> list[Path]:
+    """The installed files that there are; one that may not be looked for is an error."""
+    try:
+        names = sorted(os.listdir(CONFIG_FILE.parent / "conf.d"))
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        raise ConfigError(f"{CONFIG_FILE.parent}/conf.d: {error.strerror}") from error
+    main = [CONFIG_FILE] if os.path.lexists(CONFIG_FILE) else []
+    return main + [CONFIG_FILE.parent / "conf.d" / each for each in names if each.endswith(".toml")]
 
 
 class Found(NamedTuple):
@@ -190,22 +202,21 @@ def _domain_texts(fs: HostFs, domain_files: Sequence[Path]) -> list[tuple[str, s
         except OSError:
             names = []
         texts = [(name, fs.read(f"{DOMAINS_DIR}/{name}")) for name in names]
-    return texts + [(str(file), _domain_text(file)) for file in domain_files]
+    return texts + [(str(file), _text(file, DomainXmlError)) for file in domain_files]
 
 
-def _text(file: Path) -> str:
+def _text(file: Path, problem: type[InputError]) -> str:
+    """The text of a file that a person wrote, or of the standard input for ``-``."""
     try:
-        return file.read_text(encoding="utf-8")
+        if str(file) == "-":
+            data = sys.stdin.buffer.read(_MAX_TEXT + 1)
+        else:
+            with file.open("rb") as opened:
+                data = opened.read(_MAX_TEXT + 1)
+        if len(data) > _MAX_TEXT:
+            raise problem(f"{file}: larger than {_MAX_TEXT >> 20} MiB")
+        return data.decode()
     except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}") from error
+        raise problem(f"{file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not UTF-8 text: {error.reason}") from error
-
-
-def _domain_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DomainXmlError(f"{file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DomainXmlError(f"{file}: not UTF-8 text: {error.reason}") from error
+        raise problem(f"{file}: not UTF-8 text: {error.reason}") from error

@@ -12,6 +12,7 @@ from virtirq.host import paths
 from virtirq.host.fs import Reader
 from virtirq.model import Irqbalance
 
+_BAN = "--banmod=vfio-pci"
 _SOCKET = re.compile(r"irqbalance(\d{1,9})\.sock", re.ASCII)
 _PID = re.compile(r"\d{1,9}", re.ASCII)
 
@@ -30,7 +31,14 @@ def read_irqbalance(reader: Reader) -> Irqbalance:
     pids += [int(pid) for pid in cgroup if _PID.fullmatch(pid)]
     for pid in pids:
         if reader.fs.recording is not None or reader.fs.isdir(f"/proc/{pid}"):
-            return Irqbalance(True, pid)
+            return Irqbalance(True, pid, spares_vfio=_spares_vfio(reader, pid))
     if reader.missed(paths.IRQBALANCE_SOCKET, paths.IRQBALANCE_CGROUP):
         return Irqbalance(None)
     return Irqbalance(False)
+
+
+def _spares_vfio(reader: Reader, pid: int) -> bool:
+    """Whether it was told to; no recording holds the arguments of processes."""
+    if reader.fs.recording is not None:
+        return False
+    return _BAN in (reader.text(paths.PROCESS_ARGUMENTS, pid) or "").split("\0")

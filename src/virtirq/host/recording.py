@@ -27,7 +27,15 @@ from virtirq.host.fs import HostFs
 from virtirq.host.paths import KernelPath
 from virtirq.host.tree import FORMAT, RECORDING
 
-_MODES: Final = {".tar": "w:", ".gz": "w:gz", ".bz2": "w:bz2", ".xz": "w:xz"}
+_MODES: Final = {
+    ".tar": "w:",
+    ".gz": "w:gz",
+    ".tgz": "w:gz",
+    ".bz2": "w:bz2",
+    ".tbz2": "w:bz2",
+    ".xz": "w:xz",
+    ".txz": "w:xz",
+}
 _NO_BOOT: Final = "00000000-0000-0000-0000-000000000000"
 _VFIO_ACTION: Final = re.compile(r"vfio-(?:msix?\[\d+\]|intx)\([0-9a-f:.]+\)", re.ASCII)
 

@@ -18,7 +18,7 @@ def read_topology(reader: Reader) -> Topology:
     """The host's topology; what cannot be read is a gap of `reader` and empty here.
 
     Without ``online`` the CPUs of the nodes stand in, if those are there: offline CPUs are in
-    no node's cpulist (mm/memory_hotplug and drivers/base/node.c show online CPUs only).
+    no node's cpulist (drivers/base/node.c shows online CPUs only).
     """
     nodes = _read_nodes(reader)
     online = read_cpus(reader, paths.CPU_ONLINE)

@@ -8,8 +8,11 @@ its kind is there.
 
 from __future__ import annotations
 
+import bz2
 import errno
+import gzip
 import json
+import lzma
 import os
 import posixpath
 import shutil
@@ -21,7 +24,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from lzma import LZMAError
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +37,7 @@ _MAX_LINKS: Final = 40  # as MAXSYMLINKS in include/linux/namei.h
 _MAX_MEMBERS: Final = 2_000_000
 _MAX_BYTES: Final = 1 << 30
 _MAX_FILE: Final = 1 << 24
+_MAX_DEPTH: Final = 64
 _MAX_PATH: Final = 4096  # PATH_MAX in include/uapi/linux/limits.h
 
 
@@ -253,6 +256,7 @@ class ArchiveFs(TreeFs):
                         max(count, len(self._members)) > _MAX_MEMBERS
                         or total > _MAX_BYTES
                         or max(len(member.name), len(member.linkname)) > _MAX_PATH
+                        or member.name.count("/") > _MAX_DEPTH
                     ):
                         raise RecordingError(f"{archive}: larger than any host's tree")
                     path = posixpath.normpath("/" + member.name.strip("/"))
@@ -266,7 +270,14 @@ class ArchiveFs(TreeFs):
                         file = tar.extractfile(member)
                         self._data[path] = file.read(_MAX_FILE) if file else b""
                         self._put(path, Entry(stat.S_IFREG | member.mode))
-        except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, LZMAError) as error:
+        except (
+            tarfile.TarError,
+            EOFError,
+            OSError,
+            ValueError,
+            zlib.error,
+            lzma.LZMAError,
+        ) as error:
             why = str(error).partition("\n")[0].rstrip(": ")
             raise RecordingError(f"{archive}: not a readable tar archive: {why}") from error
         for path, target in hard:
@@ -323,13 +334,41 @@ def _checked(told: Any) -> Mapping[str, Any]:
     return told
 
 
+_OPENERS: Final[Mapping[bytes, Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
+
+
+class _Bounded:
+    """A stream that ends in an error when more comes out of it than any host's tree has.
+
+    tarfile reads long names and extended headers whole, before anyone can look at their size.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._left = _MAX_BYTES
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._file.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise OSError(errno.EFBIG, "larger than any host's tree")
+        return data
+
+
 @contextmanager
 def _open_archive(archive: Path) -> Iterator[tarfile.TarFile]:
     with archive.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"\x28\xb5\x2f\xfd":
-        with tarfile.open(archive, "r:*") as tar:
-            yield tar
+        magic = file.read(6)
+    if not magic.startswith(b"\x28\xb5\x2f\xfd"):
+        opener = next((way for start, way in _OPENERS.items() if magic.startswith(start)), open)
+        with opener(archive, "rb") as file:
+            whole: Any = _Bounded(file)
+            with tarfile.open(fileobj=whole, mode="r|") as tar:
+                yield tar
         return
     # Zstandard came to Python's tarfile in 3.14; until then its own program unpacks it.
     zstd = shutil.which("zstd")
@@ -342,10 +381,11 @@ def _open_archive(archive: Path) -> Iterator[tarfile.TarFile]:
         [zstd, "-dcq", "--", str(archive)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as unpack:
         try:
-            with tarfile.open(fileobj=unpack.stdout, mode="r|") as tar:
+            stream: Any = _Bounded(unpack.stdout)
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
                 yield tar
             # What follows the archive is padding, unless someone is up to no good.
-            if unpack.stdout and len(unpack.stdout.read(_MAX_FILE)) < _MAX_FILE and unpack.wait():
+            if len(stream.read(_MAX_FILE)) < _MAX_FILE and unpack.wait():
                 raise RecordingError(f"{archive}: not a readable tar archive: zstd failed")
         finally:
             unpack.kill()

@@ -50,9 +50,9 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
         ),
         "interrupts-posted": Advice(
             _NOTE,
-            "The IOMMU posts device interrupts straight to the vCPUs, wherever they run. The"
-            " kernel accepts an affinity for a posted interrupt and the hardware ignores it, so"
-            " pinning changes nothing for those.",
+            "The host can post device interrupts straight to vCPUs, wherever they run. The kernel"
+            " accepts an affinity for a posted interrupt and the hardware ignores it: where it is"
+            " pinned changes nothing. Whether a vector is posted cannot be told from here.",
             "nothing to do: posted interrupts are better than pinned ones",
         ),
         "target-offline": Advice(
@@ -65,7 +65,7 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             _WARNING,
             "The target holds isolated or nohz_full CPUs that are not the guest's own: its"
             " interrupts would disturb what those CPUs are kept free for.",
-            "take those CPUs out of the CPU list, or pin the guest's emulator elsewhere",
+            "take those CPUs out of the CPU list, or pin the guest's vCPUs or emulator elsewhere",
         ),
         "vectors-low": Advice(
             _WARNING,
@@ -91,6 +91,12 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             " plan has CPUs for them elsewhere: their handlers' memory is remote.",
             "run 'virtirq apply'",
         ),
+        "place-unknown": Advice(
+            _WARNING,
+            "Where interrupts are now, or whose they are, could not be read, so nobody can say"
+            " whether they are well placed.",
+            "run as root on the host itself; 'virtirq status' lists what could not be read",
+        ),
         "affinity-loose": Advice(
             _NOTE,
             "Interrupts are on a CPU that serves them well, but by chance: their affinity allows"
@@ -110,9 +116,10 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
         ),
         "setting-not-understood": Advice(
             _WARNING,
-            "The guest's definition holds a virtirq setting that this version cannot understand."
-            " It is left as it is, and what is not understood counts as not set.",
-            "correct the setting in the guest's <metadata>, or update virtirq",
+            "The guest's definition holds something about vCPUs, devices or virtirq's settings"
+            " that has no effect or that this version cannot understand. It is left as it is,"
+            " and counts as not set.",
+            "correct the guest's definition (virsh edit), or update virtirq",
         ),
     }
 )

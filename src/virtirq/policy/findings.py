@@ -31,12 +31,12 @@ def _finding(code: str, subject: str, message: str) -> Finding:
 
 def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Finding]:
     targets = union(d.target for g in plan.guests for d in g.devices if d.target is not None)
-    if snapshot.irqbalance.running and targets:
+    if snapshot.irqbalance.running and not snapshot.irqbalance.spares_vfio and targets:
         pid = f" (pid {snapshot.irqbalance.pid})" if snapshot.irqbalance.pid else ""
         yield _finding("irqbalance-running", "host", f"irqbalance{pid} may undo pins")
     if snapshot.posting.active:
         basis = snapshot.posting.basis
-        yield _finding("interrupts-posted", "host", f"device interrupts are posted: {basis}")
+        yield _finding("interrupts-posted", "host", f"device interrupts may be posted: {basis}")
     full = CpuSet(c for c in targets if snapshot.vectors_on.get(c, 0) >= VECTORS_LOW)
     if full:
         most = max(snapshot.vectors_on[cpu] for cpu in full)
@@ -90,16 +90,16 @@ def _of_device(snapshot: Snapshot, guest: Guest, plan: DevicePlan) -> Iterator[F
 
 
 _MISPLACED: Final = (
-    ("wrong-cpu", "are delivered to another CPU than planned"),
-    ("wrong-node", "are delivered on another node than planned"),
-    ("loose", "are well placed, but not pinned as planned"),
+    ("wrong-cpu", "wrong-cpu", "are delivered to another CPU than planned"),
+    ("wrong-node", "wrong-node", "are delivered on another node than planned"),
+    ("loose", "affinity-loose", "are well placed, but not pinned as planned"),
+    ("unknown-place", "place-unknown", "are at places that could not be read"),
 )
+"""Reason of the pins, code of the finding, and what to say of them."""
 
 
 def _misplaced(subject: str, plan: DevicePlan) -> Iterator[Finding]:
-    for code, what in _MISPLACED:
-        pins = [a for a in plan.actions if isinstance(a, Pin) and a.reason.code == code]
+    for reason, code, what in _MISPLACED:
+        pins = [a for a in plan.actions if isinstance(a, Pin) and a.reason.code == reason]
         if pins:
-            name = "affinity-loose" if code == "loose" else code
-            text = f"{len(pins)} of {len(plan.actions)} interrupts {what}"
-            yield _finding(name, subject, text)
+            yield _finding(code, subject, f"{len(pins)} of {len(plan.actions)} interrupts {what}")

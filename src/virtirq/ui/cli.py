@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ exit codes: 0 ok, 1 failed, 2 usage or bad input, 3 findings, 4 applied in part,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code. Only a bug, or ``--debug``, shows a traceback."""
+    _prepare_output()
     parser = make_parser()
     args = parser.parse_args(argv)
     try:
@@ -32,18 +34,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VirtirqError as error:
         if args.debug:
             raise
-        from virtirq.ui.document import printable
-
-        print(printable(f"virtirq: error: {error}"), file=sys.stderr)
-        if error.hint:
-            print(printable(f"hint: {error.hint}"), file=sys.stderr)
+        _complain(str(error), error.hint)
         return error.exit_code
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; the interpreter must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader (head, less) has seen enough
+        return EXIT_FAILED
+    except OSError as error:
+        if args.debug:
+            raise
+        _drop_output()
+        where = f"{error.filename}: " if error.filename else "the output could not be written: "
+        _complain(f"{where}{error.strerror or error}")
+        return EXIT_FAILED
+    except (MemoryError, RecursionError) as error:
+        if args.debug:
+            raise
+        _complain(f"the input is too large or too deep ({type(error).__name__})")
         return EXIT_FAILED
     except KeyboardInterrupt:
+        _complain("interrupted")
         return 130
+
+
+def _prepare_output() -> None:
+    """Output may be closed, or in an encoding that lacks a guest's name; neither may be fatal."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """What is still in the buffer goes nowhere: the interpreter must not complain at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complain(text: str, hint: str | None = None) -> None:
+    from virtirq.ui.document import printable
+
+    print(printable(f"virtirq: error: {text}"), file=sys.stderr)
+    if hint:
+        print(printable(f"hint: {hint}"), file=sys.stderr)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -171,7 +203,7 @@ def _common(parser: argparse.ArgumentParser, *, top: bool, config: bool = True) 
             "-s",
             "--sysroot",
             metavar="DIR",
-            type=Path,
+            type=_some_path,
             help="a recorded host: a directory tree or tar archive",
             **default,
         )
@@ -240,6 +272,13 @@ def _force(parser: argparse.ArgumentParser) -> None:
 
 def _guests(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("guests", metavar="GUEST", nargs="*", help="name, UUID or id; all for none")
+
+
+def _some_path(text: str) -> Path:
+    """A path; not the empty one that an unset shell variable gives, which would be ``.``."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return Path(text)
 
 
 def _path(action: argparse.Action) -> None:

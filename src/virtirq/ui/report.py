@@ -16,8 +16,10 @@ from virtirq.model import (
     Pin,
     Plan,
     Snapshot,
+    Spread,
     Status,
 )
+from virtirq.policy.config import Config
 
 SCHEMA: Final = 1
 
@@ -124,6 +126,33 @@ def findings_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
 
 def gaps_json(gaps: Iterable[Gap]) -> list[dict[str, str]]:
     return [{"path": gap.path, "error": gap.error} for gap in gaps]
+
+
+def config_json(config: Config) -> dict[str, Any]:
+    """The effective configuration with where each setting came from."""
+
+    def text(value: object) -> object:
+        return None if value is None else value.value if isinstance(value, Spread) else str(value)
+
+    return {
+        "schema": SCHEMA,
+        "default": str(config.default),
+        "default_from": config.default_from,
+        "spread": text(config.spread),
+        "rules": [
+            {
+                "from": rule.origin,
+                "guest": rule.guest,
+                "device": rule.device,
+                "class": rule.class_,
+                "driver": rule.driver,
+                "node": rule.node,
+                "directive": str(rule.directive),
+                "spread": text(rule.spread),
+            }
+            for rule in config.rules
+        ],
+    }
 
 
 def count_outcomes(outcomes: Iterable[Outcome]) -> dict[Status, int]:

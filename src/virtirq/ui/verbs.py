@@ -134,13 +134,17 @@ def config(args: argparse.Namespace) -> int:
             document.line(line)
     else:
         document.line("the configuration is valid")
-    _show(args, lambda: {"schema": report.SCHEMA, "valid": True}, lambda: document)
+    _show(args, lambda: report.config_json(loaded), lambda: document)
     return EXIT_OK
 
 
 def demo(args: argparse.Namespace) -> int:
     from virtirq.ui import tour
 
+    if args.sysroot or args.domains or args.config or args.connect or args.json:
+        raise UsageError(
+            "demo shows the recorded host that ships with virtirq: it takes no options"
+        )
     return tour.copy_to(args.dir) if args.dir else tour.run()
 
 
@@ -233,9 +237,13 @@ def exit_code(done: Done) -> int:
 
 
 def _with_gaps(document: Document, snapshot: Snapshot) -> Document:
-    """Where no guest is known it matters why."""
+    """Says that something was not read: all of it where no guest is known, else where to look."""
     if not snapshot.guests:
         screens.gap_lines(document, snapshot.gaps)
+    elif snapshot.gaps:
+        count = len(snapshot.gaps)
+        what = "1 kind of file" if count == 1 else f"{count} kinds of file"
+        document.line(f"{what} could not be read: 'virtirq status' lists them")
     return document
 
 
