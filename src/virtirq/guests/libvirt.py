@@ -58,6 +58,7 @@ class VirDomain(Protocol):
 
     def name(self) -> str: ...
     def UUIDString(self) -> str: ...  # noqa: N802
+    def ID(self) -> int: ...  # noqa: N802
     def isActive(self) -> int: ...  # noqa: N802
     def isPersistent(self) -> int: ...  # noqa: N802
     def XMLDesc(self, flags: int) -> str: ...  # noqa: N802
@@ -163,7 +164,9 @@ class Connection:
         processes = Processes(fs) if fs is not None else None
         for name, domain, xml in self._running():
             try:
-                guest = replace(parse_domain(xml, where=name), source="libvirt")
+                guest = replace(
+                    parse_domain(xml, where=name), source="libvirt", domain_id=domain.ID()
+                )
             except DomainXmlError as error:
                 gaps.append(Gap(f"{self.uri}: {name}", str(error).removeprefix(f"{name}: ")))
                 continue
@@ -222,6 +225,8 @@ class Connection:
             with self.asking(f"read the definition of {domain.name()}"):
                 try:
                     text = domain.XMLDesc(0)
+                    if not domain.isActive():
+                        continue  # it was shut down meanwhile
                 except self.module.libvirtError as error:
                     if error.get_error_code() == _NO_DOMAIN:
                         continue  # it ended, and was defined nowhere
