@@ -54,10 +54,12 @@ def held() -> Iterator[Any]:
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     connection = libvirt.open(URI)
     try:
+        # An earlier test's objects may still be around, and with them its domains.
         for domain in connection.listAllDomains():
+            if domain.isPersistent():
+                domain.undefine()
             if domain.isActive():
                 domain.destroy()
-            domain.undefine()
         yield connection
     finally:
         connection.close()

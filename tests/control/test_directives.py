@@ -115,6 +115,21 @@ def test_a_device_under_another_name_is_the_same_device(host: Any, connection: C
     assert ours(domain, CONFIG) == element('<device address="0000:83:00.0" cpuset="2"/>')
 
 
+def test_names_that_only_the_running_guest_has(host: Any, connection: Connection) -> None:
+    """Here a VF of a network; generated aliases alike, which the test driver does not make."""
+    live = domain_xml(devices=VF.replace("0a:0b:0c", "0a:0b:0d"))
+    domain = host.createXML(live, 0)
+    uuid = f"<uuid>{domain.UUIDString()}</uuid><name>"
+    host.defineXML(domain_xml(devices=POOLED).replace("<name>", uuid))
+    changed = change(connection, "web", "84:10.1", AUTO)
+    name = "52:54:00:0a:0b:0d"
+    assert changed.changes == (
+        Change("live", name, None, "auto"),
+        Change("config", name, None, "auto"),
+    )
+    assert ours(domain) == ours(domain, CONFIG) == element(f'<device mac="{name}" cpuset="auto"/>')
+
+
 def test_nobody_elses_metadata_is_touched(connection: Connection, web: Any) -> None:
     before = web.XMLDesc(0), web.XMLDesc(2)
     assert "<a:kept/>" in before[0]

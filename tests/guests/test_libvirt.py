@@ -17,6 +17,7 @@ from virtirq.errors import (
     ConnectionFailedError,
     DependencyError,
     LibvirtError,
+    UnavailableError,
     UsageError,
 )
 from virtirq.guests.libvirt import Connection, connected, default_uri, is_remote
@@ -39,7 +40,8 @@ def test_running_guests_where_libvirt_pinned_them(host: Any, connection: Connect
     host.createXML(domain_xml("b", devices=NIC + GPU), 0)
     host.createXML(domain_xml("a", devices=""), 0)
     host.defineXML(domain_xml("off"))
-    guests, gaps = connection.guests(MadeHost().live())
+    guests, gaps, texts = connection.guests(MadeHost().live())
+    assert ["<name>a<" in texts[0], "<name>b<" in texts[1]] == [True, True]
     assert gaps == ()
     assert [guest.name for guest in guests] == ["a", "b"]
     assert guests[1].source == "libvirt"
@@ -53,10 +55,10 @@ def test_running_guests_where_libvirt_pinned_them(host: Any, connection: Connect
 def test_a_pin_made_live_counts(host: Any, connection: Connection) -> None:
     domain = host.createXML(domain_xml(), 0)
     domain.pinVcpu(1, (False, True, True) + (False,) * 5)
-    (guest,), _ = connection.guests(None)
+    (guest,), *_ = connection.guests(None)
     assert str(guest.vcpus[1].cpus) == "1-2"
     domain.pinVcpu(1, (True,) * 8)
-    (guest,), _ = connection.guests(None)
+    (guest,), *_ = connection.guests(None)
     assert guest.vcpus[1].cpus is None
 
 
@@ -66,7 +68,7 @@ def test_threads_count_more_than_pins(host: Any, connection: Connection) -> None
     for tid, name, cpus in ((42, "CPU 0/KVM", "5"), (43, "CPU 1/KVM", "6")):
         files[f"/proc/42/task/{tid}/comm"] = name
         files[f"/proc/42/task/{tid}/status"] = f"Cpus_allowed_list:\t{cpus}"
-    (guest,), _ = connection.guests(MadeHost(files=files).live())
+    (guest,), *_ = connection.guests(MadeHost(files=files).live())
     assert guest.pid == 42
     assert [(str(each.cpus), each.tid) for each in guest.vcpus] == [("5", 42), ("6", 43)]
 
@@ -111,7 +113,7 @@ def test_a_guest_that_ends_while_it_is_read_is_left_out(host: Any, persistent: b
 
 def test_a_guest_that_cannot_be_understood_is_a_gap(host: Any, connection: Connection) -> None:
     host.createXML(domain_xml("odd\x7f", devices=""), 0)
-    guests, gaps = connection.guests(None)
+    guests, gaps, _ = connection.guests(None)
     assert guests == ()
     assert [gap.error for gap in gaps] == ["<name> 'odd\\x7f' is not a name"]
 
@@ -157,6 +159,7 @@ def test_no_libvirt_at_a_uri(uri: str, reason: str, capfd: pytest.CaptureFixture
         pass
     assert f"cannot connect to libvirt at {uri}: " in str(caught.value)
     assert reason in str(caught.value)
+    assert isinstance(caught.value, UnavailableError)
     assert caught.value.exit_code == 6
     assert capfd.readouterr() == ("", "")
 
@@ -225,6 +228,6 @@ def test_without_libvirt_python(error: str, told: str) -> None:
 def test_vcpus_keep_their_numbers(host: Any, connection: Connection) -> None:
     xml = domain_xml().replace("<vcpu>2<", "<vcpu current='2'>3<")
     host.createXML(xml, 0)
-    (guest,), _ = connection.guests(None)
+    (guest,), *_ = connection.guests(None)
     assert [each.index for each in guest.vcpus] == [0, 1]
     assert all(isinstance(each, Vcpu) for each in guest.vcpus)

@@ -87,6 +87,8 @@ class LiveGuests(NamedTuple):
 
     guests: tuple[Guest, ...]
     gaps: tuple[Gap, ...] = ()
+    texts: tuple[str, ...] = ()
+    """The domain XML of each guest."""
 
 
 def default_uri() -> str:
@@ -160,7 +162,7 @@ class Connection:
 
     def guests(self, fs: HostFs | None) -> LiveGuests:
         """The running guests. `fs` is the machine they run on, None when that is another one."""
-        found, gaps = [], []
+        found, gaps, texts = [], [], []
         processes = Processes(fs) if fs is not None else None
         for name, domain, xml in self._running():
             try:
@@ -170,17 +172,14 @@ class Connection:
             except DomainXmlError as error:
                 gaps.append(Gap(f"{self.uri}: {name}", str(error).removeprefix(f"{name}: ")))
                 continue
+            texts.append(xml)
             seen = processes.seen(guest) if processes is not None else None
             found.append(seen or self._as_pinned(guest, domain))
             if processes is not None and seen is None and self._has_threads():
                 gaps.append(
                     Gap(f"/proc: threads of {name}", "not found; libvirt's pinning counts instead")
                 )
-        return LiveGuests(tuple(found), tuple(gaps))
-
-    def running(self) -> list[tuple[str, str]]:
-        """(name, domain XML) of each running guest."""
-        return [(name, xml) for name, _, xml in self._running()]
+        return LiveGuests(tuple(found), tuple(gaps), tuple(texts))
 
     def find(self, name: str) -> VirDomain:
         """The guest that virsh would take `name` for: an id, a UUID or a name.
