@@ -56,9 +56,10 @@ def held() -> Iterator[Any]:
     try:
         # An earlier test's objects may still be around, and with them its domains.
         for domain in connection.listAllDomains():
+            active = domain.isActive()
             if domain.isPersistent():
                 domain.undefine()
-            if domain.isActive():
+            if active:
                 domain.destroy()
         yield connection
     finally:
