@@ -443,6 +443,26 @@ def test_any_set_of_devices_comes_back(
     assert [(i.irq, i.kind.value, i.vector, i.affinity, i.counts) for i in found] == expected
 
 
+def test_a_large_host_costs_the_same_for_each_interrupt() -> None:
+    """64 devices with 256 vectors each: as many accesses for each as on a small host."""
+
+    def accesses(devices: int) -> int:
+        made = [
+            passthrough(f"0000:{8 + n:02x}:00.0", vectors=256, first_irq=256 * (n + 1))
+            for n in range(devices)
+        ]
+        fs = MadeHost(online="0-255", devices=made, siblings=(), llcs=()).live()
+        addresses = [PciAddress.parse(each.address) for each in made]
+        found, gaps = read(fs, *addresses, possible="0-255")
+        assert len(found) == 256 * devices
+        assert gaps == ()
+        return len(fs.calls)
+
+    one = accesses(1)
+    assert one <= 9 * 256 + 2
+    assert accesses(64) == 64 * one
+
+
 @pytest.mark.skipif(not RECORDED.is_dir(), reason="the hosts recorded by others are not here")
 def test_a_host_that_hwloc_gathered() -> None:
     """Two sockets of 2012: 516 interrupt files, 128 vectors on one card, and no /proc/irq."""

@@ -16,9 +16,9 @@ from virtirq.policy.target import (
     Deal,
     Seat,
     Target,
-    floats,
     local_to,
     pinned_cpus,
+    runs_on,
     target_of,
 )
 
@@ -118,24 +118,24 @@ CASES = {
         code="no-target",
     ),
     "auto, not pinned, isolcpus": Case(
-        AUTO, RT, guest(pins=UNPINNED), function(), "0-1",
-        "vCPUs are not pinned: CPUs 0-1 local to the device",
+        AUTO, RT, guest(pins=UNPINNED), function(), "0-1,4",
+        "CPUs 0-1,4 of its vCPUs, 0-1 of them on the device's node", "0-1/0-1",
     ),
     "auto, housekeeping affinity, isolcpus": Case(
-        AUTO, RT, guest(pins=("0-1,4", "0-1,4")), function(node=1), "4",
-        "vCPUs are not pinned: CPUs 4 local to the device",
+        AUTO, RT, guest(pins=("0-1,4", "0-1,4")), function(node=1), "0-1,4",
+        "CPUs 0-1,4 of its vCPUs, 4 of them on the device's node", "4/4",
     ),
     "auto, not pinned, local CPUs all isolated": Case(
-        AUTO, host(isolated="4-7"), guest(pins=UNPINNED), function(node=1), "4-7",
-        "vCPUs are not pinned: CPUs 4-7 local to the device",
+        AUTO, host(isolated="4-7"), guest(pins=UNPINNED), function(node=1), "0-3",
+        "CPUs 0-3 of its vCPUs", "0-3/0-3",
     ),
     "auto, not pinned, nohz_full": Case(
         AUTO, host(nohz_full="1-3"), guest(pins=UNPINNED), function(), "0",
         "vCPUs are not pinned: CPUs 0 local to the device",
     ),
     "auto, not pinned, local CPUs all nohz_full": Case(
-        AUTO, host(nohz_full="0-3", isolated="2-3"), guest(pins=UNPINNED), function(), "0-1",
-        "vCPUs are not pinned: CPUs 0-1 local to the device",
+        AUTO, host(nohz_full="0-3"), guest(pins=UNPINNED), function(), "0-3",
+        "vCPUs are not pinned: CPUs 0-3 local to the device",
     ),
     # auto, when some are
     "auto, one of two pinned": Case(
@@ -168,8 +168,20 @@ CASES = {
         "the emulator's CPUs 6-7 are offline", code="target-offline",
     ),
     "emulator, not pinned": Case(
-        EMULATOR, RT, guest(emulator=None), function(), "0-1",
-        "the emulator is not pinned: CPUs 0-1 local to the device",
+        EMULATOR, host(), guest(emulator=None), function(), "0-3",
+        "the emulator is not pinned: CPUs 0-3 local to the device",
+    ),
+    "emulator, not pinned, isolcpus": Case(
+        EMULATOR, RT, guest(emulator=None), function(), "0-1,4",
+        "CPUs 0-1,4 of its emulator", "0-1",
+    ),
+    "emulator, pinned to the housekeeping CPUs": Case(
+        EMULATOR, host(isolated="2-7"), guest(emulator=cpus("0-1")), function(node=1), "0-1",
+        "CPUs 0-1 of its emulator",
+    ),
+    "auto, pinned to the housekeeping CPUs": Case(
+        AUTO, host(isolated="2-7"), guest(pins=("0-1", "0-1")), function(node=1), "0-1",
+        "CPUs 0-1 of its vCPUs", "0-1/0-1",
     ),
     "emulator, on every CPU": Case(
         EMULATOR, host(), guest(emulator=cpus("0-7")), NODELESS, None,
@@ -242,23 +254,25 @@ def test_seats_follow_vcpus_by_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pin", "topology", "floating"),
+    ("mask", "topology", "place"),
     [
-        (None, host(), True),
-        ("0-7", host(), True),
-        ("0-6", host(), False),
-        ("0-8191", host(), True),
-        ("0-1,4", RT, True),
-        ("0-2,4", RT, True),
-        ("0-1", RT, False),
-        ("2", RT, False),
-        ("0-7", host(isolated="0-7"), True),
-        ("0-6", host(isolated="0-7"), False),
-        ("0-3", host("0-3", possible="0-7"), True),
+        (None, host(), None),
+        ("0-7", host(), None),
+        ("0-6", host(), "0-6"),
+        ("0-8191", host(), None),
+        ("0-1,4", RT, "0-1,4"),
+        ("0-2,4", RT, "0-2,4"),
+        (None, RT, "0-1,4"),
+        ("0-7", RT, "0-1,4"),
+        ("2", RT, "2"),
+        ("0-7", host(isolated="0-7"), None),
+        ("0-3", host("0-3", possible="0-7"), None),
+        ("4-7", host("0-3", possible="0-7"), ""),
     ],
 )
-def test_floats(pin: str | None, topology: Topology, floating: bool) -> None:
-    assert floats(Vcpu(0, None if pin is None else cpus(pin)), topology) is floating
+def test_where_a_thread_runs(mask: str | None, topology: Topology, place: str | None) -> None:
+    found = runs_on(None if mask is None else cpus(mask), topology)
+    assert found == (None if place is None else cpus(place))
 
 
 def test_pinned_cpus() -> None:
@@ -384,10 +398,10 @@ def _means_what_it_says(
         return
     if directive.word is Word.AUTO:
         of_guest = union(each.cpus or CpuSet() for each in it.vcpus)
-        free = all(floats(each, topology) for each in it.vcpus)
+        free = all(runs_on(each.cpus, topology) is None for each in it.vcpus)
     else:
         of_guest = it.emulator or CpuSet()
-        free = it.emulator is None or topology.general <= it.emulator
+        free = runs_on(it.emulator, topology) is None
     if free:
         assert local is not None
         assert target.cpus <= local

@@ -196,6 +196,17 @@ def test_a_directory_for_state_that_cannot_be_made_exits_5(tmp_path: Path) -> No
     assert done.stderr == f"virtirq: error: {root}/run/virtirq: Not a directory\n"
 
 
+def test_a_scratch_host_does_not_lead_out_of_its_tree(tmp_path: Path) -> None:
+    root = tmp_path / "scratch"
+    virtirq("demo", str(root))
+    (tmp_path / "elsewhere").mkdir()
+    (root / "run").symlink_to(tmp_path / "elsewhere")
+    done = virtirq("-s", str(root), "apply")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"virtirq: error: {root}/run: is a link")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tar.xz"])
 def test_a_recording_of_a_recording_shows_the_same(tmp_path: Path, suffix: str) -> None:
     archive = str(tmp_path / f"host.{suffix}")

@@ -79,6 +79,14 @@ def test_many_interrupts_in_place_are_one_line_on_a_terminal() -> None:
     assert len(whole.plain().splitlines()) == 101
 
 
+def test_nothing_that_is_shown_steers_the_terminal() -> None:
+    document = Document()
+    document.line("Linux 6.1\x1b]0;owned\x07", Cell("a\nb"))
+    assert document.plain() == "Linux 6.1\N{REPLACEMENT CHARACTER}]0;owned" + (
+        "\N{REPLACEMENT CHARACTER}a\N{REPLACEMENT CHARACTER}b\n"
+    )
+
+
 def test_tables_line_up_with_each_other() -> None:
     document = Document()
     for text in ("a", "long text"):

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from virtirq.control.cycle import STATE_DIR
-from virtirq.errors import ConfigError, DomainXmlError, UsageError, VirtirqError
+from virtirq.errors import (
+    ConfigError,
+    DomainXmlError,
+    RecordingError,
+    UsageError,
+    VirtirqError,
+)
 from virtirq.host.fs import HostFs, LiveFs
 from virtirq.model import Gap, Guest
 from virtirq.policy.config import Config, parse_config
@@ -31,8 +37,17 @@ def open_fs(sysroot: Path | None) -> HostFs:
 
 
 def state_dir(sysroot: Path | None) -> Path:
-    """The directory of journal and lock: ``/run/virtirq`` of that host."""
-    return STATE_DIR if sysroot is None else sysroot / STATE_DIR.relative_to("/")
+    """The directory of journal and lock: ``/run/virtirq`` of that host.
+
+    Raises RecordingError where a link in the tree would lead out of it.
+    """
+    if sysroot is None:
+        return STATE_DIR
+    state = sysroot / STATE_DIR.relative_to("/")
+    for each in (state.parent, state):
+        if each.is_symlink():
+            raise RecordingError(f"{each}: is a link; a scratch host must not lead out of its tree")
+    return state
 
 
 def load_config(path: Path | None, sysroot: Path | None = None) -> Config:

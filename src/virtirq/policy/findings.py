@@ -8,7 +8,7 @@ from typing import Final
 from virtirq.cpuset import CpuSet, union
 from virtirq.model import DevicePlan, Finding, Guest, GuestPlan, Pin, Plan, Snapshot, Word
 from virtirq.policy.advice import ADVICE
-from virtirq.policy.target import floats, local_to, pinned_cpus
+from virtirq.policy.target import local_to, pinned_cpus, wide
 
 VECTORS_LOW: Final = 180
 """Vectors in use on a CPU from which on the rest (of about 200) is called low."""
@@ -52,7 +52,7 @@ def _of_guest(snapshot: Snapshot, planned: GuestPlan) -> Iterator[Finding]:
         d.directive and (d.directive.word is Word.AUTO or d.directive.vcpus)
         for d in planned.devices
     )
-    if asks and guest.vcpus and all(floats(v, snapshot.topology) for v in guest.vcpus):
+    if asks and guest.vcpus and all(wide(v.cpus, snapshot.topology) for v in guest.vcpus):
         text = f"its {len(guest.vcpus)} vCPUs may run on every CPU"
         yield _finding("vcpus-not-pinned", guest.name, text)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from virtirq.cpuset import CpuSet, union
-from virtirq.model import Directive, Guest, PciDevice, Topology, Vcpu, Word
+from virtirq.model import Directive, Guest, PciDevice, Topology, Word
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +56,33 @@ def target_of(
             return _explicit(directive.cpus, topology)
 
 
-def floats(vcpu: Vcpu, topology: Topology) -> bool:
-    """Whether nothing ties the vCPU to a part of the host.
+def wide(cpus: CpuSet | None, topology: Topology) -> bool:
+    """Whether a thread with this mask may run on every online CPU: nobody pinned it."""
+    return cpus is None or topology.online <= cpus
 
-    A thread that nobody pinned runs on every CPU but the isolated ones: those are in no
+
+def runs_on(cpus: CpuSet | None, topology: Topology) -> CpuSet | None:
+    """The online CPUs where a thread with this mask runs; None for all of them.
+
+    A thread that nobody pinned keeps off isolated CPUs, allowed there or not: those are in no
     scheduling domain (Documentation/admin-guide/kernel-parameters.txt, isolcpus=).
     """
-    return vcpu.cpus is None or topology.general <= vcpu.cpus
+    if not wide(cpus, topology):
+        return (cpus or CpuSet()) & topology.online
+    return None if topology.general == topology.online else topology.general
 
 
 def pinned_cpus(guests: Iterable[Guest], topology: Topology) -> CpuSet:
-    """The CPUs that some guest's vCPUs are pinned to."""
+    """The CPUs that some guest's vCPUs are dedicated to.
+
+    A vCPU that may use all CPUs without ``isolcpus=`` is dedicated to none, whether somebody
+    wrote that down or it is what every thread gets.
+    """
     return union(
         vcpu.cpus
         for guest in guests
         for vcpu in guest.vcpus
-        if vcpu.cpus is not None and not floats(vcpu, topology)
+        if vcpu.cpus is not None and not topology.general <= vcpu.cpus
     )
 
 
@@ -127,11 +138,12 @@ def _left(why: str) -> Target:
 def _auto(guest: Guest, device: PciDevice | None, topology: Topology) -> Target:
     if not guest.vcpus:
         return _left(f"{guest.name} has no vCPU whose CPUs are known")
-    if all(floats(vcpu, topology) for vcpu in guest.vcpus):
+    places = {vcpu.index: runs_on(vcpu.cpus, topology) for vcpu in guest.vcpus}
+    if all(cpus is None for cpus in places.values()):
         return _beside(device, topology, "vCPUs are not pinned")
     seats = tuple(
-        Seat(_runs_on(vcpu, topology), vcpu.index)
-        for vcpu in sorted(guest.vcpus, key=lambda vcpu: vcpu.index)
+        Seat(topology.online if cpus is None else cpus, index)
+        for index, cpus in sorted(places.items())
     )
     cpus = union(seat.cpus for seat in seats)
     if not cpus:
@@ -156,13 +168,6 @@ def _of_vcpus(wanted: CpuSet, guest: Guest, device: PciDevice | None, topology: 
     return replace(target, note=f"vCPUs {named}: {target.note}{gone}")
 
 
-def _runs_on(vcpu: Vcpu, topology: Topology) -> CpuSet:
-    """Where the vCPU runs: one that floats never on an isolated CPU, allowed there or not."""
-    if vcpu.cpus is None or floats(vcpu, topology):
-        return topology.general
-    return vcpu.cpus & topology.online
-
-
 def _near(seats: Sequence[Seat], local: CpuSet | None) -> tuple[Seat, ...]:
     """The seats cut down to the device's node, or as they are when none reaches it."""
     if local is not None and any(seat.cpus & local for seat in seats):
@@ -171,9 +176,9 @@ def _near(seats: Sequence[Seat], local: CpuSet | None) -> tuple[Seat, ...]:
 
 
 def _emulator(guest: Guest, device: PciDevice | None, topology: Topology) -> Target:
-    if guest.emulator is None or topology.general <= guest.emulator:
+    cpus = runs_on(guest.emulator, topology)
+    if cpus is None:
         return _beside(device, topology, "the emulator is not pinned")
-    cpus = guest.emulator & topology.online
     if not cpus:
         return Target(
             None, f"the emulator's CPUs {guest.emulator} are offline", code="target-offline"
@@ -183,7 +188,7 @@ def _emulator(guest: Guest, device: PciDevice | None, topology: Topology) -> Tar
 
 
 def _beside(device: PciDevice | None, topology: Topology, why: str) -> Target:
-    """Where nothing says which CPUs: those local to the device, without the isolated ones."""
+    """Where nothing says which CPUs: those local to the device."""
     local = local_to(device, topology)
     if local is None:
         return _left(f"{why} and {_nowhere(device)}: left alone")

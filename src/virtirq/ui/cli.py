@@ -32,9 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VirtirqError as error:
         if args.debug:
             raise
-        print(f"virtirq: error: {error}", file=sys.stderr)
+        from virtirq.ui.document import printable
+
+        print(printable(f"virtirq: error: {error}"), file=sys.stderr)
         if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+            print(printable(f"hint: {error.hint}"), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # The reader (head, less) has seen enough; the interpreter must not complain at exit.

@@ -23,10 +23,21 @@ _RICH: Final[dict[Style, str]] = {
 }
 
 
+def printable(text: str) -> str:
+    """The text without what would steer a terminal: recordings and guests are not to be trusted."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
+    """A piece of text; what is not printable is replaced."""
+
     text: str
     style: Style = ""
+
+    def __post_init__(self) -> None:
+        if not self.text.isprintable():
+            object.__setattr__(self, "text", printable(self.text))
 
 
 @dataclass(frozen=True, slots=True)

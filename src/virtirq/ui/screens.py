@@ -18,7 +18,7 @@ from virtirq.model import (
     Snapshot,
     Status,
 )
-from virtirq.policy.target import pinned_cpus
+from virtirq.policy.target import wide
 from virtirq.ui.document import Cell, Document, Style, Table
 from virtirq.ui.report import Row, Rows, count_outcomes
 
@@ -147,7 +147,8 @@ def _guest(document: Document, snapshot: Snapshot, planned: GuestPlan) -> None:
 
 def _vcpus(snapshot: Snapshot, guest: Guest) -> str:
     count = _plural(len(guest.vcpus), "vCPU")
-    pinned = pinned_cpus([guest], snapshot.topology)
+    topology = snapshot.topology
+    pinned = union(vcpu.cpus for vcpu in guest.vcpus if vcpu.cpus and not wide(vcpu.cpus, topology))
     if not pinned:
         return f"{count}, not pinned"
     nodes = sorted({str(snapshot.topology.node_of(cpu)) for cpu in pinned})

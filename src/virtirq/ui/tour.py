@@ -109,7 +109,8 @@ def _unpack(directory: Path) -> None:
         resources.as_file(resources.files("virtirq.demo") / HOST) as archive,
         tarfile.open(archive) as tar,
     ):
-        tar.extractall(directory, filter="data")
+        # "data" would add write permission, which tells that an affinity can be set.
+        tar.extractall(directory, filter="tar")
     (directory / LOG).parent.mkdir(exist_ok=True)
     (directory / LOG).touch()
 
