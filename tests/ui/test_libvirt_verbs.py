@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.hostmaker import MadeHost
 from tests.libvirtmaker import CONFIG, LIVE, NIC, URI, VF, domain_xml, held, ours
+from virtirq.control import sources
 from virtirq.ui.cli import main
 
 DEMO = REPOSITORY / "src/virtirq/demo/two-node.tar.xz"
@@ -301,6 +303,22 @@ def test_the_setting_decides(host: Any, capsys: pytest.CaptureFixture[str]) -> N
     for name in (host.lookupByName("web").UUIDString(), str(host.lookupByName("web").ID())):
         (guest,) = json.loads(run(f"plan {name} -J", capsys)[1])["guests"]
         assert guest["name"] == "web"
+
+
+def test_threads_that_were_seen_are_named(
+    host: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuid = host.lookupByName("web").UUIDString()
+    files = {
+        "/proc/42/cmdline": f"qemu\0-uuid\0{uuid}",
+        "/proc/42/task/43/comm": "CPU 0/KVM",
+        "/proc/42/task/43/status": "Cpus_allowed_list:\t0",
+    }
+    made = MadeHost(files=files).live()
+    monkeypatch.setattr(sources, "open_fs", lambda _sysroot: made)
+    _, shown, _ = run("explain web", capsys)
+    assert "  vCPU 0 (thread 43) may run on CPU 0\n" in shown
+    assert "  vCPU 1 may run on CPU 4\n" in shown
 
 
 def test_novas_wish_is_explained(host: Any, capsys: pytest.CaptureFixture[str]) -> None:
