@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib import import_module
+from types import ModuleType
 from typing import NoReturn
 
 import pytest
@@ -23,3 +25,11 @@ def need_program(name: str) -> None:
     """`not_run` unless the program is there."""
     if shutil.which(name) is None:
         not_run(f"{name} is not installed")
+
+
+def need_libvirt() -> ModuleType:
+    """libvirt-python, or `not_run`; `make test` builds it where libvirt's headers are."""
+    try:
+        return import_module("libvirt")
+    except ImportError as error:
+        not_run(f"libvirt-python is not installed ({error}): see lab/packages.txt")

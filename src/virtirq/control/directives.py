@@ -91,6 +91,7 @@ def change(
     if directive is not None:
         check_cpus(connection, directive)
     name = domain.name()
+    lasting = _lasting_name(connection, domain, device) if affect & Affect.CONFIG else None
     new: list[tuple[Affect, Settings, Settings]] = []
     changes = []
     for where in (Affect.CONFIG, Affect.LIVE):
@@ -103,7 +104,10 @@ def change(
                 f" {there.settings.problems[0].removeprefix('metadata: ')}",
                 hint="correct it with 'virsh edit', update virtirq, or drop that part by --force",
             )
-        after, told = _changed(there, name, device, directive)
+        if lasting is not None and where is Affect.CONFIG and _find(there, lasting):
+            after, told = _changed(there, name, lasting, directive)
+        else:
+            after, told = _changed(there, name, device, directive)
         new.append((where, there.settings, after))
         changes.append(told)
     _write(connection, domain, new)
@@ -170,6 +174,17 @@ def _affected(connection: Connection, domain: VirDomain, affect: Affect | None) 
             f"{domain.name()} is transient: it has no persistent definition", hint="use --live"
         )
     return affect
+
+
+def _lasting_name(connection: Connection, domain: VirDomain, device: str | None) -> str | None:
+    """The name by which the definition knows a device that is named as the running guest has it.
+
+    libvirt makes up aliases at start, and chooses VFs of a network then.
+    """
+    if device is None or not domain.isActive():
+        return None
+    found = _find(definition(connection, domain, Affect.LIVE), device)
+    return None if found is None else found.store.name
 
 
 def _changed(

@@ -172,24 +172,33 @@ def redacted_domains(
     The guests are those that `find_guests` finds; what could not be read is a gap.
     """
     refuse_recording(fs, uri)
-    texts = _domain_texts(fs, domain_files)
+    texts: list[tuple[str, str, Guest | None]] = [
+        (where, text, None) for where, text in _domain_texts(fs, domain_files)
+    ]
     gaps: tuple[Gap, ...] = ()
     if uri is not None or (fs.recording is None and not domain_files):
         try:
             with _this_machines(uri) as connection:
-                texts += connection.running()
+                live = connection.guests(fs)
         except VirtirqError as error:
             if uri is not None:
                 raise
             gaps = (_guests_gap(error),)
+        else:
+            gaps = live.gaps
+            texts += [
+                (guest.name, text, guest)
+                for guest, text in zip(live.guests, live.texts, strict=True)
+            ]
     if not texts:
         return {}, gaps
     from virtirq.guests.redaction import redact
 
     found = {}
-    for number, (where, text) in enumerate(texts, start=1):
+    for number, (where, text, seen) in enumerate(texts, start=1):
         name = None if keep_names else f"guest{number}"
-        found[f"{DOMAINS_DIR}/{number:03d}.xml"] = redact(text, name=name, where=where)
+        path = f"{DOMAINS_DIR}/{number:03d}.xml"
+        found[path] = redact(text, name=name, where=where, seen=seen)
     return found, gaps
 
 

@@ -58,6 +58,7 @@ class VirDomain(Protocol):
 
     def name(self) -> str: ...
     def UUIDString(self) -> str: ...  # noqa: N802
+    def ID(self) -> int: ...  # noqa: N802
     def isActive(self) -> int: ...  # noqa: N802
     def isPersistent(self) -> int: ...  # noqa: N802
     def XMLDesc(self, flags: int) -> str: ...  # noqa: N802
@@ -86,6 +87,8 @@ class LiveGuests(NamedTuple):
 
     guests: tuple[Guest, ...]
     gaps: tuple[Gap, ...] = ()
+    texts: tuple[str, ...] = ()
+    """The domain XML of each guest."""
 
 
 def default_uri() -> str:
@@ -159,25 +162,24 @@ class Connection:
 
     def guests(self, fs: HostFs | None) -> LiveGuests:
         """The running guests. `fs` is the machine they run on, None when that is another one."""
-        found, gaps = [], []
+        found, gaps, texts = [], [], []
         processes = Processes(fs) if fs is not None else None
         for name, domain, xml in self._running():
             try:
-                guest = replace(parse_domain(xml, where=name), source="libvirt")
+                guest = replace(
+                    parse_domain(xml, where=name), source="libvirt", domain_id=domain.ID()
+                )
             except DomainXmlError as error:
                 gaps.append(Gap(f"{self.uri}: {name}", str(error).removeprefix(f"{name}: ")))
                 continue
+            texts.append(xml)
             seen = processes.seen(guest) if processes is not None else None
             found.append(seen or self._as_pinned(guest, domain))
             if processes is not None and seen is None and self._has_threads():
                 gaps.append(
                     Gap(f"/proc: threads of {name}", "not found; libvirt's pinning counts instead")
                 )
-        return LiveGuests(tuple(found), tuple(gaps))
-
-    def running(self) -> list[tuple[str, str]]:
-        """(name, domain XML) of each running guest."""
-        return [(name, xml) for name, _, xml in self._running()]
+        return LiveGuests(tuple(found), tuple(gaps), tuple(texts))
 
     def find(self, name: str) -> VirDomain:
         """The guest that virsh would take `name` for: an id, a UUID or a name.
@@ -222,6 +224,8 @@ class Connection:
             with self.asking(f"read the definition of {domain.name()}"):
                 try:
                     text = domain.XMLDesc(0)
+                    if not domain.isActive():
+                        continue  # it was shut down meanwhile
                 except self.module.libvirtError as error:
                     if error.get_error_code() == _NO_DOMAIN:
                         continue  # it ended, and was defined nowhere

@@ -10,17 +10,25 @@ from virtirq.guests.devices import pci_addresses
 from virtirq.guests.domainxml import checked_name, understand
 from virtirq.guests.reading import NAMESPACE, NOVA, read_domain
 from virtirq.guests.values import mac_of_text
+from virtirq.model import Guest
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 
-def redact(text: str, *, name: str | None = None, where: str = "domain XML") -> str:
+def redact(
+    text: str,
+    *,
+    name: str | None = None,
+    where: str = "domain XML",
+    seen: Guest | None = None,
+) -> str:
     """The domain XML with nothing in it but what `parse_domain` reads, and no identity.
 
     `name` replaces the guest's name. The UUID is made from the name, and MAC addresses become
     52:54:00:00:00:01, :02 and so on, the same for the same. `parse_domain` gives the same guest
-    for the result, these three apart. Raises DomainXmlError where `parse_domain` does.
+    for the result, these three apart. `seen` is the guest as it runs: where its threads really
+    may run is written in place of the pins. Raises DomainXmlError where `parse_domain` does.
     """
     # Imported here: slow to import, and seldom needed.
     import uuid
@@ -33,6 +41,8 @@ def redact(text: str, *, name: str | None = None, where: str = "domain XML") -> 
     except DomainXmlError as error:
         raise DomainXmlError(f"{where}: {error}", hint=error.hint) from error
     _drop_what_says_nothing(domain)
+    if seen is not None:
+        _set_pins(domain, seen)
     _set_text(domain, "uuid", str(uuid.uuid5(uuid.NAMESPACE_URL, f"{NAMESPACE}/{shown}")))
     _set_text(domain, "name", shown)
     _renumber_macs(domain)
@@ -54,6 +64,23 @@ def _drop_what_says_nothing(domain: Element) -> None:
         metadata[:] = [
             each for each in metadata if not NOVA.match(each.tag) or each.find("*/*/*") is not None
         ]
+
+
+def _set_pins(domain: Element, guest: Guest) -> None:
+    """<cputune> with a pin for each thread whose CPUs are known."""
+    domain[:] = [each for each in domain if each.tag != "cputune"]
+    for vcpu in domain.findall("vcpu"):
+        vcpu.attrib.pop("cpuset", None)
+    cputune = domain.makeelement("cputune", {})
+    domain.append(cputune)
+    pins = [("vcpupin", {"vcpu": str(each.index)}, each.cpus) for each in guest.vcpus]
+    pins += [("emulatorpin", {}, guest.emulator)]
+    pins += [
+        ("iothreadpin", {"iothread": str(number)}, cpus) for number, cpus in guest.iothreads.items()
+    ]
+    for tag, which, cpus in pins:
+        if cpus:
+            cputune.append(domain.makeelement(tag, {**which, "cpuset": str(cpus)}))
 
 
 def _set_text(domain: Element, tag: str, text: str) -> None:

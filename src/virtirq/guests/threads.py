@@ -81,12 +81,12 @@ class Processes:
         return None
 
     def _candidates(self, name: str, uuid: str) -> list[int]:
-        """libvirt's own file first, which only root can read and nobody else can write."""
+        """libvirt's own file first: nobody but root can write it, so nobody can pose as a guest."""
         pid = _number(self._read(paths.LIBVIRT_PID.at(name)) if "/" not in name else None)
         if pid is not None and _uuid(self._read(paths.PROCESS_ARGUMENTS.at(pid))) == uuid:
             return [pid]
-        # The file is closed to this user, or libvirt runs in a container and its pid is not
-        # ours: then whoever was started with the guest's UUID.
+        # libvirt runs for a user, or in a container where pids are others: then whoever was
+        # started with the guest's UUID.
         if self._scanned is None:
             self._scanned = self._scan()
         return self._scanned.get(uuid, [])

@@ -130,7 +130,9 @@ def _guest(document: Document, guest: Guest) -> None:
     document.line(Cell(f"guest {guest.name}", "bold"), f", known from {guest.source}")
     for vcpu in guest.vcpus:
         cpus = "every CPU: not pinned" if vcpu.cpus is None else screens.named(vcpu.cpus)
-        document.line(f"vCPU {vcpu.index} may run on {cpus}", indent=2)
+        # A thread was looked at, or else it is what the guest's definition says.
+        thread = "" if vcpu.tid is None else f" (thread {vcpu.tid})"
+        document.line(f"vCPU {vcpu.index}{thread} may run on {cpus}", indent=2)
     if guest.emulator is not None:
         document.line(f"its emulator may run on {screens.named(guest.emulator)}", indent=2)
 
