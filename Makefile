@@ -1,6 +1,8 @@
 # make run    sets up and runs the main job on the recorded host that ships with virtirq
 # make test   sets up and passes the tests, the QEMU lab's included
-# make lab    a shell in the quick QEMU lab: a running kernel with VFIO to try things on
+# make lab    a shell on a virtualisation host inside QEMU, with libvirt and VFIO devices; builds
+#             its image once (lab/full/README.md); make quick-lab is smaller: one kernel, one NIC
+# make demo-host  records the host that the demo shows anew, in the lab
 # make bench  time per interrupt for read, plan and write, beside a floor
 # make golden writes the tests' golden outputs again; look at the difference before you commit
 
@@ -8,7 +10,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint lab bench golden clean
+.PHONY: run test lint lab quick-lab demo-host bench golden clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/virtirq demo
@@ -22,7 +24,13 @@ lint: $(VENV)/test.stamp
 	$(BIN)/mypy
 
 lab: $(VENV)/test.stamp
+	$(BIN)/python -m lab.full shell
+
+quick-lab: $(VENV)/test.stamp
 	$(BIN)/python -m lab quick
+
+demo-host: $(VENV)/test.stamp
+	$(BIN)/python -m lab.record_demo
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m bench.per_interrupt

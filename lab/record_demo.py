@@ -1,102 +1,62 @@
 """Records the host that `virtirq demo` shows: `python -m lab.record_demo`.
 
-The quick lab's two-node machine runs with every device held through VFIO; `virtirq record`
-records it there, with three guests: one on its devices' node, one on the wrong node, one whose
-vCPUs are not pinned.
+The full lab's host runs three guests under libvirt with real VFIO devices: one pinned on its
+devices' node, one pinned on the wrong node, one not pinned, with a device that uses INTx. They
+make traffic, and `virtirq record` records the host there.
 """
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
-from . import quick
-from .guest import held_devices
-from .vfio import HeldDevice
+from . import full
+from .full import E1000E, IGB_VFS, GuestSpec, Host
 
-_INSIDE = "--inside"
+_ROOT = Path(__file__).resolve().parents[1]
 _NAME = "two-node.tar.xz"
-_SHOTS = 20
 
 
-def domain(name: str, pins: dict[int, str], vcpus: int, devices: list[str]) -> str:
-    """Domain XML of a guest with these vCPU pins and host devices."""
-    tune = "".join(f"<vcpupin vcpu='{vcpu}' cpuset='{cpus}'/>" for vcpu, cpus in pins.items())
-    held = ""
-    for device in devices:
-        domain, bus, rest = device.split(":")
-        slot, function = rest.split(".")
-        held += (
-            "<hostdev mode='subsystem' type='pci' managed='yes'><source>"
-            f"<address domain='0x{domain}' bus='0x{bus}' slot='0x{slot}' function='0x{function}'/>"
-            "</source></hostdev>"
-        )
+def wheels(directory: Path, python: str) -> None:
+    """virtirq's wheel and those of what it needs at run time, for that version of Python."""
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(directory), str(_ROOT)], check=True)
+    (wheel,) = directory.glob("virtirq-*.whl")
+    download = ["download", "--only-binary=:all:", "--python-version", python]
+    subprocess.run([*pip, *download, "-d", str(directory), str(wheel)], check=True)
+
+
+def guests(host: Host) -> tuple[GuestSpec, ...]:
+    """What runs on the host."""
+    near, far = host.plug_nvme(1), host.plug_nvme(0)
     return (
-        f"<domain type='kvm'><name>{name}</name><vcpu>{vcpus}</vcpu>"
-        f"<cputune>{tune}</cputune><devices>{held}</devices></domain>"
+        GuestSpec("web", pins=("4", "5", "6", "7"), hostdevs=(IGB_VFS[1][0], near)),
+        GuestSpec("db", pins=("1", "2", "3"), hostdevs=(E1000E[1], far)),
+        # This driver can be told not to use MSI.
+        GuestSpec(
+            "build",
+            pins=("", ""),
+            hostdevs=(E1000E[0], IGB_VFS[0][0]),
+            kernel_args="e1000e.IntMode=0",
+        ),
     )
 
 
-def guests(devices: list[HeldDevice]) -> dict[str, str]:
-    """The guests' XML by name, from what the machine has."""
-    on: dict[int, list[str]] = {}
-    for device in devices:
-        node = Path("/sys/bus/pci/devices", device.bdf, "numa_node").read_text()
-        on.setdefault(int(node), []).append(device.bdf)
-    (nic, disk, *vfs), (other_nic, other_disk), legacy = on[1], on[0], on[-1]
-    return {
-        "web": domain("web", {0: "4", 1: "5", 2: "6", 3: "7"}, 4, [nic, *vfs[:2]]),
-        "db": domain("db", {0: "1", 1: "2", 2: "3"}, 3, [disk, *legacy]),
-        "build": domain("build", {}, 2, [other_nic, other_disk]),
-    }
-
-
-def inside(results: Path) -> int:
-    """In the lab."""
-    virtirq = Path(sysconfig.get_path("scripts"), "virtirq")
-    with held_devices() as devices, tempfile.TemporaryDirectory() as directory:
-        for device in devices:
-            _make_traffic(device)
-        files: list[str] = []
-        for name, text in guests(devices).items():
-            file = Path(directory, f"{name}.xml")
-            file.write_text(text)
-            files += ["--domain", str(file)]
-        return subprocess.call([virtirq, "record", "--keep-names", *files, str(results / _NAME)])
-
-
-def _make_traffic(device: HeldDevice) -> None:
-    """Interrupts on every vector, where a way to raise them is known."""
-    try:
-        for vector in range(device.vectors):
-            for _ in range(_SHOTS):
-                device.fire(vector)
-                device.wait(vector)
-    except NotImplementedError:
-        return
-
-
-def outside() -> int:
-    """On this machine."""
-    root = Path(__file__).resolve().parents[1]
-    with tempfile.TemporaryDirectory() as results:
-        command = [sys.executable, "-m", "lab.record_demo", _INSIDE, results]
-        done = quick.run(
-            quick.two_nodes(),
-            command,
-            cwd=root,
-            timeout=600,
-            writable=[Path(results)],
-            stream=True,
-        )
-        if done.returncode == 0:
-            shutil.copy(Path(results, _NAME), root / "src/virtirq/demo" / _NAME)
-        return done.returncode
+def main() -> int:
+    full.build()
+    with tempfile.TemporaryDirectory() as directory, full.lab() as host, ExitStack() as running:
+        wheels(Path(directory), host.python_version())
+        host.install_wheels(Path(directory))
+        for spec in guests(host):
+            guest = running.enter_context(host.guest(spec))
+            guest.traffic(2)
+        print(host.run(["virtirq", "record", "--keep-names", f"/tmp/{_NAME}"]).stdout)
+        host.get(f"/tmp/{_NAME}", _ROOT / "src/virtirq/demo" / _NAME)
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(inside(Path(sys.argv[2])) if sys.argv[1:2] == [_INSIDE] else outside())
+    sys.exit(main())

@@ -53,7 +53,7 @@ CASES = [
     Case("plan-one-guest", "-s {demo} plan web"),
     Case("plan-json", "--json -s {demo} plan db"),
     Case(
-        "plan-another-guest", "-s {bare} --domain {x} plan", files={"x": hostdev("vm", "81", "4")}
+        "plan-another-guest", "-s {bare} --domain {x} plan", files={"x": hostdev("vm", "41", "4")}
     ),
     Case(
         "plan-absent-device", "-s {bare} --domain {x} plan", files={"x": hostdev("vm", "99", "4")}
@@ -61,14 +61,14 @@ CASES = [
     Case(
         "plan-two-domains",
         "-s {bare} --domain {x} plan --domain {y}",
-        files={"x": hostdev("a", "81", "4", "5"), "y": hostdev("b", "82", "6-7", "6-7")},
+        files={"x": hostdev("a", "41", "4", "5"), "y": hostdev("b", "42", "6-7", "6-7")},
     ),
     Case("check-two-node", "-s {demo} check", 3),
     Case("check-json", "-s {demo} check -J", 3),
     Case("check-nothing", "-s {bare} check"),
     Case("apply-dry-run", "-s {demo} apply --dry-run"),
     Case("explain-guest", "-s {demo} explain db"),
-    Case("explain-device", "-s {demo} explain 81:00.0"),
+    Case("explain-device", "-s {demo} explain 43:10.0"),
     Case("explain-irq", "-s {single} explain 45"),
     Case("explain-code", "explain node-mismatch"),
     Case("explain-code-json", "explain node-mismatch --json"),
@@ -91,12 +91,12 @@ CASES = [
     Case("sysroot-not-a-host", "-s {empty} status", 2),
     Case("domain-absent", "-s {bare} --domain {absent} status", 2),
     Case("domain-not-xml", "-s {bare} --domain {x} status", 2, {"x": "vm\n"}),
-    Case("domain-bad-cpuset", "-s {bare} --domain {x} plan", 2, {"x": hostdev("a", "81", "4-")}),
+    Case("domain-bad-cpuset", "-s {bare} --domain {x} plan", 2, {"x": hostdev("a", "41", "4-")}),
     Case(
         "domain-twice",
         "-s {bare} --domain {x} --domain {y} plan",
         2,
-        {"x": hostdev("a", "81", "4"), "y": hostdev("a", "82", "4")},
+        {"x": hostdev("a", "41", "4"), "y": hostdev("a", "42", "4")},
     ),
     Case("demo-takes-no-options", "-s {demo} demo", 2),
     Case("config-show-json", "--config {config} config show -J", files={"config": NATIVE_DISKS}),
