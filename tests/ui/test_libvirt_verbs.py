@@ -243,7 +243,7 @@ def test_define_and_dumpxml(host: Any, capsys: pytest.CaptureFixture[str], tmp_p
     assert ours(domain, CONFIG) == ('<irqs><device address="0000:82:00.0" cpuset="2-3"/></irqs>')
     code, shown, error = run("dumpxml vm --inactive --security-info", capsys)
     assert (code, error) == (0, "")
-    assert "type='pci' managed='yes' cpuset=\"2-3\">" in shown
+    assert "type='pci' managed='yes' cpuset='2-3'>" in shown
     assert "urn:virtirq:1" not in shown
     assert "<a:kept/>" in shown
     file.write_text(shown)

@@ -108,7 +108,7 @@ def to_attributes(text: str) -> Moved:
         gone += entries
         moved += [(each.selector, each.directive) for each in entries]
         at = element.attributes_end
-        edits.append(_Edit(at, at, b" cpuset=" + entries[0].value))
+        edits.append(_Edit(at, at, b" cpuset=" + _as_written(entries[0], element)))
     edits += [_Edit(_before(data, each.start), each.end) for each in gone]
     return Moved(_without_empty(_apply(data, edits)) if gone else text, tuple(moved))
 
@@ -145,6 +145,7 @@ class _DeviceEntry(NamedTuple):
     selector: Selector
     directive: Directive
     value: bytes
+    quote: bytes
     start: int
     end: int
 
@@ -231,6 +232,7 @@ class _Walk:
         value = element.attributes.get(b"cpuset")
         if len(given) != 1 or value is None:
             return
+        quote = element.attributes[given[0].encode()].value[:1]
         selector = Selector.parse(given[0], element.values[given[0]])
         try:
             directive = Directive.parse(element.values["cpuset"])
@@ -240,7 +242,7 @@ class _Walk:
         inside = self._data[element.tag_end : element.content_end].strip(_BLANK)
         if selector is not None and not seen and not inside:
             self.page.devices.append(
-                _DeviceEntry(selector, directive, value.value, element.start, element.end)
+                _DeviceEntry(selector, directive, value.value, quote, element.start, element.end)
             )
 
 
@@ -305,6 +307,18 @@ def _entries_of(holder: Holder, entries: list[_DeviceEntry]) -> list[_DeviceEntr
 # Cutting and pasting.
 
 
+def _as_written(entry: _DeviceEntry, element: _Element) -> bytes:
+    """The value in the quotes it had, or in the element's once libvirt has put in its own.
+
+    `to_metadata` quotes names singly; libvirt prints metadata by libxml2, which quotes doubly,
+    and devices by itself, singly.
+    """
+    others = [raw.value[:1] for raw in element.attributes.values()]
+    if entry.quote == b"'" or not others:
+        return entry.value
+    return others[0] + entry.value[1:-1] + others[0]
+
+
 def _insertion(data: bytes, page: _Page, added: Mapping[Selector, _Raw]) -> _Edit:
     """Where the new <device> elements go, with the elements around them that are missing."""
     irqs, metadata = page.irqs, page.metadata
@@ -363,6 +377,6 @@ def _apply(data: bytes, edits: list[_Edit]) -> str:
 
 
 def _quoted(text: str) -> bytes:
-    from xml.sax.saxutils import quoteattr
+    from xml.sax.saxutils import escape
 
-    return quoteattr(text).encode("utf-8")
+    return b"'%s'" % escape(text, {"'": "&apos;"}).encode("utf-8")
