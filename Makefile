@@ -3,6 +3,7 @@
 # make lab    a shell on a virtualisation host inside QEMU, with libvirt and VFIO devices; builds
 #             its image once (lab/full/README.md); make quick-lab is smaller: one kernel, one NIC
 # make demo-host  records the host that the demo shows anew, in the lab
+# make corpus every domain XML that Debian's libvirt ships, through the parser
 # make bench  time per interrupt for read, plan and write, beside a floor
 # make golden writes the tests' golden outputs again; look at the difference before you commit
 
@@ -10,7 +11,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint lab quick-lab demo-host bench golden clean
+.PHONY: run test lint lab quick-lab demo-host corpus bench golden clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/virtirq demo
@@ -31,6 +32,9 @@ quick-lab: $(VENV)/test.stamp
 
 demo-host: $(VENV)/test.stamp
 	$(BIN)/python -m lab.record_demo
+
+corpus: $(VENV)/test.stamp
+	sh tools/corpus.sh $(BIN)/python
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m bench.per_interrupt
