@@ -17,10 +17,8 @@ trap 'rm -rf "$work"' EXIT
 	apt="apt-get -q -o Dir::Etc::SourceList=$work/sources.list -o Dir::Etc::SourceParts=/dev/null \
 		-o Dir::State::Lists=$work/lists"
 	$apt update
-	for source in libvirt virt-manager; do
-		$apt source --download-only "$source" || echo "no source of $source" >&2
-	done
-	for file in *.orig.tar.?z*; do
+	$apt source --download-only libvirt
+	for file in *.orig.tar.?z; do
 		[ ! -e "$file" ] || tar -xf "$file" -C files
 	done
 	find files -name '*.xml' | wc -l
