@@ -323,7 +323,8 @@ class Snapshot:
     """All that was read of a host at one time. `taken_at` is seconds since the epoch.
 
     `interrupts` are those of the guests' devices (and of devices that the caller asked for);
-    `vectors_on` counts all of the host's interrupts by the CPU they are delivered to.
+    `vectors_on` counts all of the host's interrupts by the CPU they are delivered to. `unread`
+    are the devices of which something could not be read: what is not here may still be there.
     """
 
     taken_at: float
@@ -338,6 +339,7 @@ class Snapshot:
     posting: Posting = Posting(None, "not looked at")
     irqbalance: Irqbalance = Irqbalance(None)
     gaps: tuple[Gap, ...] = ()
+    unread: frozenset[PciAddress] = frozenset()
 
 
 class Reason(NamedTuple):
@@ -384,12 +386,25 @@ class Remembered:
     """An interrupt that virtirq moved: the affinity it had, and the values virtirq wrote since.
 
     `written` holds more than one value only where a crash hides whether the last was written.
+    `guest` is the guest's key and `name` what people call it. `irq` and `kind` find the interrupt
+    while it has no action. `incarnation` tells it from one that was set up anew under the same
+    number (see `HostFs.incarnation`); None where that cannot be told.
     """
 
     key: InterruptKey
     guest: str
     original: CpuSet
     written: tuple[CpuSet, ...]
+    name: str = ""
+    irq: int = 0
+    kind: InterruptKind = InterruptKind.MSIX
+    incarnation: int | None = None
+
+    def again(self, other: Remembered) -> bool | None:
+        """Whether both are of the same incarnation of the interrupt, None if nobody can tell."""
+        if self.incarnation is None or other.incarnation is None:
+            return None
+        return (self.irq, self.incarnation) == (other.irq, other.incarnation)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,9 +55,9 @@ class Clock:
 def mortal(call: Callable[..., Any], clock: Clock) -> Callable[..., Any]:
     """Dies before the call, or after it."""
 
-    def run(*args: Any) -> Any:
+    def run(*args: Any, **named: Any) -> Any:
         clock.tick()
-        done = call(*args)
+        done = call(*args, **named)
         clock.tick()
         return done
 

@@ -12,6 +12,7 @@ from tests.hostmaker import MadeFs, MadeInterrupt
 from virtirq.control import cycle
 from virtirq.control.executor import Executor
 from virtirq.control.journal import Journal
+from virtirq.control.state import StateDirectory
 from virtirq.cpuset import CpuSet
 from virtirq.host import paths
 from virtirq.model import InterruptKey, Outcome, Pin, Reason, Status
@@ -33,7 +34,7 @@ def pin(vector: int = 0, after: str = "5", alternatives: tuple[str, ...] = ()) -
 
 
 def run(fs: MadeFs, directory: Path, *pins: Pin) -> tuple[tuple[Outcome, ...], Executor, Journal]:
-    journal = Journal(directory, "b")
+    journal = Journal(StateDirectory(directory), "b")
     executor = Executor(fs, journal)
     return executor.run(pins), executor, journal
 
@@ -183,7 +184,7 @@ def test_without_a_journal_nothing_is_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fs = HOST.fs()
-    journal = Journal(tmp_path, "b")
+    journal = Journal(StateDirectory(tmp_path), "b")
     journal.close()  # from now on an append is EBADF
     outcomes = Executor(fs, journal).run((pin(), pin(1)))
     assert [each.status for each in outcomes] == [Status.FAILED] * 2

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from virtirq.control import journal as journal_module
 from virtirq.control.journal import locked_journal
+from virtirq.control.state import StateDirectory
 from virtirq.cpuset import CpuSet
 from virtirq.errors import BusyError, DeploymentError, JournalError
 from virtirq.model import InterruptKey, PciAddress, Remembered
@@ -28,6 +30,11 @@ def cpus(text: str) -> CpuSet:
     return CpuSet.parse(text)
 
 
+def found(key: InterruptKey, before: str, after: str, **more: Any) -> Remembered:
+    """An interrupt that is about to be moved, as `Journal.move` takes it."""
+    return Remembered(key, "web", cpus(before), (cpus(after),), **more)
+
+
 def reopened(directory: Path, boot: str = BOOT) -> tuple[Remembered, ...]:
     with locked_journal(directory, boot) as journal:
         return journal.remembered()
@@ -35,15 +42,15 @@ def reopened(directory: Path, boot: str = BOOT) -> tuple[Remembered, ...]:
 
 def test_a_move_is_remembered_before_it_is_confirmed(tmp_path: Path) -> None:
     with locked_journal(tmp_path, BOOT) as journal:
-        journal.move(KEY, "web", 45, cpus("0-3"), cpus("5"))
+        journal.move(found(KEY, "0-3", "5"))
     assert reopened(tmp_path) == (Remembered(KEY, "web", cpus("0-3"), (cpus("5"),)),)
 
 
 def test_moving_our_own_pin_keeps_the_original(tmp_path: Path) -> None:
     with locked_journal(tmp_path, BOOT) as journal:
-        journal.move(KEY, "web", 45, cpus("0-3"), cpus("5"))
+        journal.move(found(KEY, "0-3", "5"))
         journal.moved(KEY, cpus("5"))
-        journal.move(KEY, "web", 45, cpus("5"), cpus("6"))
+        journal.move(found(KEY, "5", "6"))
         # Unconfirmed: a crash now hides whether 5 or 6 is in force; both are ours.
         assert reopened_values(tmp_path) == (cpus("5"), cpus("6"))
         journal.moved(KEY, cpus("6"))
@@ -52,7 +59,7 @@ def test_moving_our_own_pin_keeps_the_original(tmp_path: Path) -> None:
 
 def reopened_values(directory: Path) -> tuple[CpuSet, ...]:
     """What a process that starts after a crash here would read; the lock is not the point."""
-    fresh = journal_module.Journal(directory, BOOT)
+    fresh = journal_module.Journal(StateDirectory(directory), BOOT)
     try:
         return fresh.remembered()[0].written
     finally:
@@ -62,17 +69,17 @@ def reopened_values(directory: Path) -> tuple[CpuSet, ...]:
 def test_a_value_that_is_not_ours_becomes_the_original(tmp_path: Path) -> None:
     """The vector was set up anew, or somebody moved it: that is what restore must give back."""
     with locked_journal(tmp_path, BOOT) as journal:
-        journal.move(KEY, "web", 45, cpus("0-3"), cpus("5"))
+        journal.move(found(KEY, "0-3", "5"))
         journal.moved(KEY, cpus("5"))
-        journal.move(KEY, "web", 51, cpus("4-7"), cpus("5"))
+        journal.move(found(KEY, "4-7", "5"))
         journal.moved(KEY, cpus("5"))
     assert reopened(tmp_path) == (Remembered(KEY, "web", cpus("4-7"), (cpus("5"),)),)
 
 
 def test_forget(tmp_path: Path) -> None:
     with locked_journal(tmp_path, BOOT) as journal:
-        journal.move(KEY, "web", 45, cpus("0-3"), cpus("5"))
-        journal.move(OTHER, "web", 46, cpus("0-3"), cpus("6"))
+        journal.move(found(KEY, "0-3", "5"))
+        journal.move(found(OTHER, "0-3", "6"))
         journal.forget(KEY)
         journal.forget(KEY)
     assert [each.key for each in reopened(tmp_path)] == [OTHER]
@@ -80,20 +87,20 @@ def test_forget(tmp_path: Path) -> None:
 
 def test_another_boot_counts_for_nothing(tmp_path: Path) -> None:
     with locked_journal(tmp_path, BOOT) as journal:
-        journal.move(KEY, "web", 45, cpus("0-3"), cpus("5"))
+        journal.move(found(KEY, "0-3", "5"))
     assert reopened(tmp_path, "b002") == ()
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
 def test_a_torn_last_line_is_survived_and_taken_away(tmp_path: Path, cut: int) -> None:
     with locked_journal(tmp_path, BOOT) as journal:
-        journal.move(KEY, "web", 45, cpus("0-3"), cpus("5"))
-        journal.move(OTHER, "web", 46, cpus("0-3"), cpus("6"))
+        journal.move(found(KEY, "0-3", "5"))
+        journal.move(found(OTHER, "0-3", "6"))
     file = tmp_path / "journal.jsonl"
     file.write_bytes(file.read_bytes()[:-cut])
     with locked_journal(tmp_path, BOOT) as journal:
         assert [each.key for each in journal.remembered()] == [KEY]
-        journal.move(OTHER, "web", 46, cpus("0-3"), cpus("7"))
+        journal.move(found(OTHER, "0-3", "7"))
     assert [each.key for each in reopened(tmp_path)] == [KEY, OTHER]
 
 
@@ -157,11 +164,11 @@ def test_a_full_disk_stops_before_anything_is_moved(
 ) -> None:
     write = os.write
     with locked_journal(tmp_path, BOOT) as journal:
-        journal.move(KEY, "web", 45, cpus("0-3"), cpus("5"))
+        journal.move(found(KEY, "0-3", "5"))
         with monkeypatch.context() as full:
             full.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:20]))
             with pytest.raises(JournalError, match="no room left"):
-                journal.move(OTHER, "web", 46, cpus("0-3"), cpus("5"))
+                journal.move(found(OTHER, "0-3", "5"))
         journal.moved(KEY, cpus("5"))  # there is room again, and no torn line before it
     assert [each.key for each in reopened(tmp_path)] == [KEY]
 
@@ -187,7 +194,7 @@ def test_what_is_read_back_is_what_was_known(
         for op, key, before, after in steps:
             known = {each.key for each in journal.remembered()}
             if op == "move":
-                journal.move(key, "web", 45, cpus(before), cpus(after))
+                journal.move(found(key, before, after))
             elif op == "forget":
                 journal.forget(key)
             elif key in known:
@@ -201,11 +208,11 @@ def test_a_long_journal_is_rewritten_without_a_change_of_meaning(
 ) -> None:
     with locked_journal(tmp_path, BOOT) as journal:
         for turn in range(200):
-            journal.move(KEY, "web", 45, cpus("0-3" if not turn else "5"), cpus("5"))
+            journal.move(found(KEY, "0-3" if not turn else "5", "5"))
             journal.moved(KEY, cpus("5"))
-        journal.move(OTHER, "web", 46, cpus("0-3"), cpus("5"))
+        journal.move(found(OTHER, "0-3", "5"))
         journal.moved(OTHER, cpus("5"))
-        journal.move(OTHER, "web", 46, cpus("5"), cpus("6"))
+        journal.move(found(OTHER, "5", "6"))
         expected = journal.remembered()
     file = tmp_path / "journal.jsonl"
     long = file.stat().st_size

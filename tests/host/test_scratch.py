@@ -215,8 +215,12 @@ class TestLog:
     @pytest.mark.parametrize(
         "text",
         [
-            '{"irq": 1, "affin',
+            '{"irq": 1, "affin\n',
             '{"irq": 1}\n',
+            '{"irq": Infinity, "affinity": "1", "effective": "1"}\n',
+            '{"irq": 1, "affinity": 1, "effective": "1"}\n',
+            "[" * 100_000 + "\n",
+            "{" + " " * 200_000,
             '{"irq": "x", "affinity": "1", "effective": "1"}\n',
             '{"irq": 1, "affinity": "x", "effective": "1"}\n',
             "[1]\n",
@@ -224,7 +228,7 @@ class TestLog:
             "\N{SNOWMAN}",
         ],
     )
-    def test_a_torn_log_is_told(self, text: str, tmp_path: Path) -> None:
+    def test_a_malformed_log_is_told(self, text: str, tmp_path: Path) -> None:
         root = self.scratch(tmp_path)
         self.open(root).write(affinity(1), "4")
         with (root / LOG).open("a") as log:

@@ -52,7 +52,7 @@ from virtirq.model import (
     by_device,
 )
 from virtirq.policy.config import Config
-from virtirq.policy.placement import plan, restore_plan
+from virtirq.policy.placement import SOMEONE, plan, restore_plan
 from virtirq.policy.target import Deal, pinned_cpus, target_of
 
 PIN_CODES: Final = {"wrong-cpu", "wrong-node", "loose", "unknown-place"}
@@ -70,7 +70,7 @@ KEEP_CODES: Final = {
     "intx-follows",
     "intx-unknown",
 }
-RESTORE_KEEP_CODES: Final = {"as-found", "changed-since", "unknown-place"}
+RESTORE_KEEP_CODES: Final = {"as-found", "changed-since", "unknown-place", "in-use", "unread"}
 
 
 def the_device(made: Plan) -> DevicePlan:
@@ -634,8 +634,8 @@ def test_restore_after_a_crash_between_writes() -> None:
     ("at", "reason"),
     [
         ("0-7", ("as-found", "already as found: 0-7")),
-        ("3", ("changed-since", "someone moved it to 3 since virtirq wrote 1 or 2: left")),
-        ("1-2", ("changed-since", "someone moved it to 1-2 since virtirq wrote 1 or 2: left")),
+        ("3", ("changed-since", f"{SOMEONE}, moved it to 3 since virtirq wrote 1 or 2: left")),
+        ("1-2", ("changed-since", f"{SOMEONE}, moved it to 1-2 since virtirq wrote 1 or 2: left")),
         (None, ("unknown-place", "its affinity cannot be read: left")),
     ],
 )

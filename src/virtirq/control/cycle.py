@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from virtirq.control.executor import Executor
 from virtirq.control.journal import Journal, locked_journal
-from virtirq.errors import UsageError
+from virtirq.errors import JournalError, UsageError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.interrupts import read_interrupts, read_vector_load
@@ -19,9 +21,19 @@ from virtirq.host.irqbalance import read_irqbalance
 from virtirq.host.pci import read_devices
 from virtirq.host.posting import read_posting
 from virtirq.host.topology import read_topology
-from virtirq.model import Gap, Guest, Keep, Outcome, PciAddress, Plan, Snapshot
+from virtirq.model import (
+    Gap,
+    Guest,
+    Interrupt,
+    InterruptKind,
+    Outcome,
+    PciAddress,
+    PciDevice,
+    Plan,
+    Snapshot,
+)
 from virtirq.policy.config import Config
-from virtirq.policy.placement import plan, restore_plan
+from virtirq.policy.placement import plan, remembered_guest, restore_plan, settled
 
 STATE_DIR: Final = Path("/run/virtirq")
 
@@ -41,15 +53,26 @@ def observe(
     guests: Sequence[Guest],
     also: Iterable[PciAddress] = (),
     gaps: Sequence[Gap] = (),
+    lines: Collection[PciAddress] = (),
 ) -> Snapshot:
     """The host now, with these guests; `also` names more devices to read interrupts of.
 
-    `gaps` are what could not be read of the guests.
+    `gaps` are what could not be read of the guests. Of the devices in `lines`, the INTx line is
+    read even while it is not in use.
     """
     reader = Reader(fs)
     topology = read_topology(reader)
     addresses = {device.address for guest in guests for device in guest.devices} | set(also)
-    pci = read_devices(reader, sorted(addresses))
+    pci: dict[PciAddress, PciDevice] = {}
+    interrupts: list[Interrupt] = []
+    unread = set()
+    for address in sorted(addresses):
+        mark = reader.mark()
+        device = read_devices(reader, [address])
+        pci |= device
+        interrupts += read_interrupts(reader, device, topology.possible, lines)
+        if reader.mark() != mark:
+            unread.add(address)
     return Snapshot(
         taken_at=time.time(),
         topology=topology,
@@ -57,12 +80,13 @@ def observe(
         kernel=reader.text(paths.OS_RELEASE),
         recording=fs.recording,
         pci=pci,
-        interrupts=read_interrupts(reader, pci, topology.possible),
+        interrupts=tuple(interrupts),
         guests=tuple(guests),
         vectors_on=read_vector_load(reader),
         posting=read_posting(reader),
         irqbalance=read_irqbalance(reader),
         gaps=(*gaps, *reader.gaps),
+        unread=frozenset(unread),
     )
 
 
@@ -97,18 +121,23 @@ def restore(fs: HostFs, guests: Sequence[Guest], state: Path, names: Sequence[st
     """Put back what virtirq moved: another plan through the same executor."""
     with _journal(fs, state) as journal:
         remembered = journal.remembered()
-        snapshot = observe(fs, guests, also=(each.key.device for each in remembered))
-        chosen_plan = chosen(restore_plan(snapshot, remembered), names, guests)
+        snapshot = observe(
+            fs,
+            guests,
+            also=[each.key.device for each in remembered],
+            lines={each.key.device for each in remembered if each.kind is InterruptKind.INTX},
+        )
+        whole = restore_plan(snapshot, remembered)
+        them = [*guests, *(remembered_guest(each.guest, each.name) for each in remembered)]
+        chosen_plan = chosen(whole, names, them)
         done = _carry_out(fs, journal, snapshot, chosen_plan, restoring=True)
-        for action in chosen_plan.actions:
-            if isinstance(action, Keep) and action.reason.code != "unknown-place":
-                journal.forget(action.key)
-        # A vector may be absent for a moment while the guest moves it, keeping its affinity; a
-        # device without any interrupt has given them all up, and their affinity with them.
-        holding = {each.device for each in snapshot.interrupts}
-        for entry in remembered:
-            if entry.key.device not in holding:
-                journal.forget(entry.key)
+        there = {action.key for action in whole.actions}
+        over = {action.key for action in chosen_plan.actions if settled(action)}
+        # A journal that takes no more says so again at the next restore, and nothing is lost.
+        with suppress(JournalError):
+            for entry in remembered:
+                if entry.key in over or entry.key not in there:
+                    journal.forget(entry.key)
         return done
 
 
@@ -120,12 +149,30 @@ def _journal(fs: HostFs, state: Path) -> Iterator[Journal]:
             hint="use --dry-run, or make a scratch copy with 'virtirq demo DIR'",
         )
     with locked_journal(state, Reader(fs).text(paths.BOOT_ID)) as journal:
+        fs.refresh()  # until now another virtirq may have been at work
         yield journal
 
 
 def _carry_out(
     fs: HostFs, journal: Journal, snapshot: Snapshot, todo: Plan, *, restoring: bool
 ) -> Done:
-    executor = Executor(fs, journal)
-    outcomes = executor.run(todo.pins, restoring=restoring)
+    names = {each.guest.key: each.guest.name for each in todo.guests}
+    with _interruption() as interrupted:
+        executor = Executor(fs, journal, names=names, restoring=restoring, interrupted=interrupted)
+        outcomes = executor.run(todo.pins)
     return Done(snapshot, todo, outcomes, executor.deployment_fault)
+
+
+@contextmanager
+def _interruption() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C stops between two pins, and what was done until then is told."""
+    ignored = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None)
+    if ignored or threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # signals are the main thread's, and its parent's to switch off
+        return
+    caught = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: caught.set())
+    try:
+        yield caught.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -5,45 +5,62 @@ so does the journal. A line each, appended and never changed:
 
 * ``{"op": "move", …, "before": "0-3", "after": "5"}``, fsynced *before* the affinity is written;
 * ``{"op": "moved", …, "after": "5"}`` once the kernel has taken it;
-* ``{"op": "forget", …}`` once it is back as it was found.
+* ``{"op": "refused", …}`` once the kernel has not: what was known before the move holds again;
+* ``{"op": "forget", …}`` once it is back as it was found;
+* ``{"op": "known", …}`` all that is known of one interrupt, in a journal that was rewritten.
 
-An interrupt is known by boot, device and action name: IRQ numbers are reused. Between ``move``
-and ``moved`` a crash may hide whether the write happened; then both values count as ours.
+An interrupt is known by boot, device and action name: IRQ numbers are reused. The number is kept
+to find the interrupt while it has no action. Between ``move`` and ``moved`` a crash may hide
+whether the write happened; then both values count as ours.
+
+Putting back needs no line beforehand: the value that we wrote and the one that was found are both
+in the journal already, so a full ``/run`` hinders no undo.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from virtirq.control.state import StateDirectory
 from virtirq.cpuset import CpuSet
-from virtirq.errors import BusyError, DeploymentError, InputError, JournalError
-from virtirq.model import InterruptKey, PciAddress, Remembered
+from virtirq.errors import BusyError, InputError, JournalError, VirtirqError
+from virtirq.model import InterruptKey, InterruptKind, PciAddress, Remembered
 
 _NAME: Final = "journal.jsonl"
+_FRESH: Final = "journal.new"
 _LOCK: Final = "lock"
 _COMPACT_BYTES: Final = 1 << 20
+_START: Final = b'{"op": "'
+_MAX_LINE: Final = 1 << 17
+"""Bytes; two lists of every other one of 8192 CPUs are 40 kB."""
 
 
 class Journal:
     """The journal of one boot, open for appending. Get one from `locked_journal`."""
 
-    def __init__(self, directory: Path, boot_id: str | None) -> None:
+    def __init__(self, directory: StateDirectory, boot_id: str | None) -> None:
         """Raises JournalError when what is there cannot be understood."""
-        self._path = directory / _NAME
+        self._directory = directory
+        self._path = directory.path / _NAME
         self._boot = boot_id or ""
         self._known: dict[InterruptKey, Remembered] = {}
-        lines = self._load()
-        self._descriptor = os.open(
-            self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        self._earlier: dict[InterruptKey, Remembered | None] = {}
+        """What was known before the last move, for when the kernel refuses it."""
+        self._broken = False
+        self._descriptor = directory.open(_NAME, os.O_RDWR | os.O_APPEND)
+        try:
+            lines = self._load()
+        except BaseException:
+            self.close()
+            raise
         if lines * 200 > _COMPACT_BYTES and lines > 8 * len(self._known):
             self._compact()
 
@@ -54,58 +71,108 @@ class Journal:
         """Every interrupt that virtirq moved in this boot and has not put back."""
         return tuple(self._known.values())
 
-    def move(self, key: InterruptKey, guest: str, irq: int, before: CpuSet, after: CpuSet) -> None:
-        """Remember that `key` is about to be moved. Returns when that is on stable storage."""
-        self._known[key] = _moving(self._known.get(key), key, guest, before, after)
-        self._append(self._line("move", key, guest=guest, irq=irq, before=before, after=after))
-        os.fsync(self._descriptor)
+    def known(self, key: InterruptKey) -> Remembered | None:
+        """What is remembered of one interrupt."""
+        return self._known.get(key)
+
+    def move(self, found: Remembered) -> None:
+        """Remember that an interrupt is about to be moved, from where and to where.
+
+        `found` is what it would be if it had never been moved before: its `original` is the
+        affinity now, its one `written` value the one to come. Returns when that is on stable
+        storage. Raises JournalError.
+        """
+        (after,) = found.written
+        line = self._line("move", found.key, before=found.original, after=after)
+        self._append(line | _more(found))
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise JournalError(f"{self._path}: {error.strerror}") from error
+        self._move(found)
 
     def moved(self, key: InterruptKey, after: CpuSet) -> None:
-        """The kernel has taken `after`."""
-        self._known[key] = _moved(self._known[key], after)
+        """The kernel has taken `after`. Raises JournalError; both values then stay ours."""
         self._append(self._line("moved", key, after=after))
+        self._moved(key, after)
+
+    def refused(self, key: InterruptKey) -> None:
+        """The kernel has not taken what the last `move` announced. Raises JournalError."""
+        self._append(self._line("refused", key))
+        self._take_back(key)
 
     def forget(self, key: InterruptKey) -> None:
-        """The interrupt is as it was found, or gone."""
-        if self._known.pop(key, None) is not None:
+        """The interrupt is as it was found, or gone. Raises JournalError."""
+        if key in self._known:
             self._append(self._line("forget", key))
+            del self._known[key]
 
-    def _line(self, op: str, key: InterruptKey, **more: object) -> dict[str, object]:
-        values = {k: str(v) if isinstance(v, CpuSet) else v for k, v in more.items()}
+    def _move(self, found: Remembered) -> None:
+        known = self._known.get(found.key)
+        self._earlier[found.key] = known
+        self._known[found.key] = _merged(known, found)
+
+    def _moved(self, key: InterruptKey, after: CpuSet) -> None:
+        if key in self._known:
+            self._known[key] = replace(self._known[key], written=(after,))
+
+    def _take_back(self, key: InterruptKey) -> None:
+        earlier = self._earlier.pop(key, None)
+        if earlier is not None:
+            self._known[key] = earlier
+        else:
+            self._known.pop(key, None)
+
+    def _line(self, op: str, key: InterruptKey, **more: CpuSet) -> dict[str, Any]:
         device = {"device": str(key.device), "action": key.action}
+        values = {name: str(value) for name, value in more.items()}
         return {"op": op, "boot": self._boot, "at": round(time.time(), 3), **device, **values}
 
-    def _append(self, *lines: dict[str, object]) -> None:
-        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    def _append(self, line: dict[str, Any]) -> None:
+        if self._broken:
+            raise JournalError(f"{self._path}: ends in a torn line")
+        data = (json.dumps(line) + "\n").encode()
         try:
             written = os.write(self._descriptor, data)
+            if written != len(data):
+                self._broken = True  # unless the piece can be taken away again
+                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
+                self._broken = False
         except OSError as error:
             raise JournalError(f"{self._path}: {error.strerror}") from error
         if written != len(data):
-            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
             raise JournalError(f"{self._path}: no room left for the journal")
 
     def _load(self) -> int:
         try:
-            data = self._path.read_bytes()
-        except FileNotFoundError:
-            return 0
+            with open(self._descriptor, "rb", closefd=False) as file:
+                data = file.read()
         except OSError as error:
             raise JournalError(f"{self._path}: {error.strerror}") from error
-        whole = data.rfind(b"\n") + 1
-        if whole != len(data):
-            # Torn by a crash in the middle of a line: what it announced was not done yet.
-            os.truncate(self._path, whole)
-        lines = data[:whole].splitlines()
+        *lines, tail = data.split(b"\n")
         for number, line in enumerate(lines, start=1):
             try:
                 self._replay(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
-                raise JournalError(
-                    f"{self._path}: line {number} is malformed: {error}",
-                    hint="move the file away; what it remembered is then not restored",
-                ) from error
+            except (*_MALFORMED, InputError) as error:
+                raise self._malformed(number, str(error)) from error
+        if tail:
+            # Torn by a crash in the middle of a line: what it announced was not done yet.
+            # Anything else is not ours to cut off.
+            if len(tail) > _MAX_LINE or not tail.isascii() or b"\0" in tail:
+                raise self._malformed(len(lines) + 1, "not a piece of a line")
+            if not (tail.startswith(_START) or _START.startswith(tail)):
+                raise self._malformed(len(lines) + 1, "not the start of a line")
+            try:
+                os.ftruncate(self._descriptor, len(data) - len(tail))
+            except OSError:
+                self._broken = True  # good for undoing, which needs no line
         return len(lines)
+
+    def _malformed(self, number: int, why: str) -> JournalError:
+        return JournalError(
+            f"{self._path}: line {number} is malformed: {why}",
+            hint="move the file away; what it remembered is then not restored",
+        )
 
     def _replay(self, line: dict[str, Any]) -> None:
         if line["boot"] != self._boot:
@@ -113,36 +180,44 @@ class Journal:
         key = InterruptKey(PciAddress.parse(line["device"]), str(line["action"]))
         match line["op"]:
             case "move":
-                before, after = CpuSet.parse(line["before"]), CpuSet.parse(line["after"])
-                known = self._known.get(key)
-                self._known[key] = _moving(known, key, str(line["guest"]), before, after)
+                after = CpuSet.parse(line["after"])
+                self._move(_remembered(key, line, line["before"], (after,)))
             case "moved":
-                if key in self._known:
-                    self._known[key] = _moved(self._known[key], CpuSet.parse(line["after"]))
+                self._moved(key, CpuSet.parse(line["after"]))
+            case "refused":
+                self._take_back(key)
             case "forget":
                 self._known.pop(key, None)
+            case "known":
+                written = tuple(CpuSet.parse(each) for each in line["written"])
+                self._known[key] = _remembered(key, line, line["original"], written)
             case op:
-                raise ValueError(f"unknown op {op!r}")
+                raise ValueError(f"unknown op {op!r:.40}")
 
     def _compact(self) -> None:
-        """Replace the file by one that says the same in as few lines as possible."""
-        fresh = self._path.with_suffix(".new")
-        old = self._descriptor
-        self._descriptor = os.open(
-            fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
-        )
-        for each in self._known.values():
-            last = each.original
-            for value in each.written:
-                self._append(
-                    self._line("move", each.key, guest=each.guest, irq=0, before=last, after=value)
-                )
-                last = value
-            if len(each.written) == 1:
-                self._append(self._line("moved", each.key, after=last))
-        os.fsync(self._descriptor)
-        os.replace(fresh, self._path)
-        os.close(old)
+        """Replace the file by one that says the same in as few lines as possible.
+
+        Where that cannot be done (a full /run), the long one does as well.
+        """
+        try:
+            fresh = self._directory.open(_FRESH, os.O_RDWR | os.O_APPEND | os.O_TRUNC)
+        except VirtirqError:
+            return
+        old, self._descriptor = self._descriptor, fresh
+        directory = self._directory.descriptor
+        try:
+            for each in self._known.values():
+                line = self._line("known", each.key, original=each.original)
+                self._append(line | _more(each) | {"written": [str(v) for v in each.written]})
+            os.fsync(fresh)
+            os.replace(_FRESH, _NAME, src_dir_fd=directory, dst_dir_fd=directory)
+        except (JournalError, OSError):
+            self._descriptor, self._broken = old, False
+            os.close(fresh)
+            with suppress(OSError):
+                os.unlink(_FRESH, dir_fd=directory)
+        else:
+            os.close(old)
 
 
 @contextmanager
@@ -150,24 +225,23 @@ def locked_journal(directory: Path, boot_id: str | None, wait: float = 10.0) -> 
     """The journal, held by this process alone; `wait` is in seconds.
 
     Raises BusyError when another virtirq keeps it, DeploymentError when the directory cannot be
-    written, JournalError when the journal cannot be understood. The kernel drops the lock when
-    the process ends, however it ends (flock(2)).
+    written or is not this user's alone, JournalError when the journal cannot be understood. The
+    kernel drops the lock when the process ends, however it ends (flock(2)).
     """
+    state = StateDirectory(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o755)
-        lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        hint = "run as root" if error.errno in (errno.EACCES, errno.EPERM) else None
-        raise DeploymentError(f"{directory}: {error.strerror}", hint=hint) from error
-    try:
-        _take(lock, directory, wait)
-        journal = Journal(directory, boot_id)
+        lock = state.open(_LOCK, os.O_RDWR)
         try:
-            yield journal
+            _take(lock, directory, wait)
+            journal = Journal(state, boot_id)
+            try:
+                yield journal
+            finally:
+                journal.close()
         finally:
-            journal.close()
+            os.close(lock)
     finally:
-        os.close(lock)
+        state.close()
 
 
 def _take(lock: int, directory: Path, wait: float) -> None:
@@ -184,14 +258,50 @@ def _take(lock: int, directory: Path, wait: float) -> None:
             time.sleep(0.05)
 
 
-def _moving(
-    known: Remembered | None, key: InterruptKey, guest: str, before: CpuSet, after: CpuSet
+# RecursionError: a line of nothing but brackets.
+_MALFORMED: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
+def _more(entry: Remembered) -> dict[str, Any]:
+    """The fields of a line that tell of the interrupt and its guest."""
+    return {
+        "guest": entry.guest,
+        "name": entry.name,
+        "irq": entry.irq,
+        "kind": entry.kind.value,
+        "incarnation": entry.incarnation,
+    }
+
+
+def _remembered(
+    key: InterruptKey, line: dict[str, Any], original: str, written: tuple[CpuSet, ...]
 ) -> Remembered:
-    if known is not None and before in known.written:
-        return Remembered(key, guest, known.original, (before, after))
-    # Found with a value that is not ours: somebody else's, or a new vector's default.
-    return Remembered(key, guest, before, (after,))
+    irq, incarnation = line.get("irq", 0), line.get("incarnation")
+    if type(irq) is not int or not (incarnation is None or type(incarnation) is int):
+        raise ValueError("irq or incarnation is not a number")
+    return Remembered(
+        key,
+        str(line["guest"]),
+        CpuSet.parse(original),
+        written,
+        name=str(line.get("name", "")),
+        irq=irq,
+        kind=InterruptKind(line.get("kind", "msix")),
+        incarnation=incarnation,
+    )
 
 
-def _moved(known: Remembered, after: CpuSet) -> Remembered:
-    return Remembered(known.key, known.guest, known.original, (after,))
+def _merged(known: Remembered | None, found: Remembered) -> Remembered:
+    """What is known of an interrupt once it is moved as `found` says.
+
+    A value that is not ours becomes the one to put back, unless the interrupt is for certain the
+    one that we moved before: then somebody moved it since, and the first original stands.
+    """
+    if known is None or found.again(known) is False:
+        return found
+    if found.original in known.written:
+        written = tuple(dict.fromkeys((found.original, *found.written)))
+        return replace(found, original=known.original, written=written)
+    if found.again(known):
+        return replace(found, original=known.original)
+    return found

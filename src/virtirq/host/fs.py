@@ -49,6 +49,16 @@ class HostFs(ABC):
         """One write(2) of `text`: kernel files take a value in one piece."""
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
 
+    def incarnation(self, path: str) -> int | None:
+        """A number that tells what is at a sysfs path from what was there before.
+
+        None where nobody can tell: in a recording, or when there is nothing.
+        """
+        return None
+
+    def refresh(self) -> None:  # noqa: B027 - only a scratch host has anything to do
+        """Take note of what other processes did to the host since it was opened."""
+
     def covers(self, path: KernelPath) -> bool:
         """Whether the absence of a file that fits `path` is a fact about the host."""
         return True
@@ -85,6 +95,14 @@ class LiveFs(HostFs):
 
     def mode(self, path: str) -> int:
         return os.stat(path).st_mode
+
+    def incarnation(self, path: str) -> int | None:
+        # Inode numbers of sysfs are handed out in a circle, with a count of the rounds above them
+        # (fs/kernfs/dir.c, __kernfs_new_node()): none comes twice within a boot.
+        try:
+            return os.stat(path).st_ino
+        except OSError:
+            return None
 
     def write(self, path: str, text: str) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)

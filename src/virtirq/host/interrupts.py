@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from virtirq.cpuset import CpuSet
 from virtirq.errors import CpuSetError
 from virtirq.host import paths
-from virtirq.host.fs import Reader
+from virtirq.host.fs import HostFs, Reader
 from virtirq.host.pci import read_intx_line, read_vectors
 from virtirq.host.topology import read_cpus
 from virtirq.model import Interrupt, InterruptKind, PciAddress
@@ -19,12 +19,15 @@ _VFIO_ACTION = re.compile(r"vfio-(msix?|intx)(?:\[(\d{1,5})\])?\(([^()]+)\)", re
 
 
 def read_interrupts(
-    reader: Reader, devices: Iterable[PciAddress], possible: CpuSet
+    reader: Reader,
+    devices: Iterable[PciAddress],
+    possible: CpuSet,
+    lines: Container[PciAddress] = (),
 ) -> tuple[Interrupt, ...]:
     """The interrupts of `devices`, by device and IRQ number.
 
     An INTx line counts only while it is in use for the device: every function names a line,
-    most never raise it.
+    most never raise it. For the devices in `lines` it counts always.
     """
     cpus = tuple(possible)
     found = []
@@ -37,7 +40,7 @@ def read_interrupts(
                 found.append(interrupt)
         line = read_intx_line(reader, address)
         if line is not None and line not in vectors:
-            intx = _read_intx(reader, line, address, cpus)
+            intx = _read_intx(reader, line, address, cpus, always=address in lines)
             if intx is not None:
                 found.append(intx)
     return tuple(found)
@@ -71,8 +74,20 @@ def read_vector_load(reader: Reader) -> Counter[int]:
     return load
 
 
+def has_interrupt(fs: HostFs, device: PciAddress, irq: int, kind: InterruptKind) -> bool:
+    """Whether `irq` is the device's now, used or not. Raises OSError when that cannot be told."""
+    if kind is InterruptKind.INTX:
+        reader = Reader(fs)
+        return read_intx_line(reader, device) == irq and irq not in read_vectors(reader, device)
+    try:
+        fs.mode(paths.PCI_MSI_IRQ.at(device, irq))
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _read_intx(
-    reader: Reader, line: int, address: PciAddress, cpus: tuple[int, ...]
+    reader: Reader, line: int, address: PciAddress, cpus: tuple[int, ...], *, always: bool
 ) -> Interrupt | None:
     where = paths.IRQ_ACTIONS.at(line)
     try:
@@ -82,7 +97,7 @@ def _read_intx(
         # for may have no descriptor.
         reader.failed(paths.IRQ_ACTIONS, where, error, optional=True)
         return None
-    if f"vfio-intx({address})" not in actions:
+    if not always and f"vfio-intx({address})" not in actions:
         return None
     return _read_interrupt(reader, line, address, InterruptKind.INTX, cpus)
 

@@ -32,6 +32,10 @@ VECTORS_PER_CPU: Final = 200
 """Of 256, less exceptions and system vectors (arch/x86/include/asm/irq_vectors.h)."""
 
 LOG: Final = "virtirq/scratch.jsonl"
+_START: Final = b'{"irq": '
+_MAX_LINE: Final = 1 << 17  # two lists of every other one of 8192 CPUs are 40 kB
+# RecursionError: a line of nothing but brackets.
+_MALFORMED: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _IRQ_FILE = re.compile(r"/proc/irq/(\d+)/(smp|effective)_affinity(_list)?", re.ASCII)
 
 
@@ -45,8 +49,15 @@ class ScratchFs(HostFs):
         self._base = base
         self._log = log
         self._moved: dict[int, tuple[CpuSet, CpuSet]] = {}
-        if log is not None and log.exists():
-            self._replay(log)
+        self._torn = 0
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the log of writes, which other processes may have added to."""
+        if self._log is not None and self._log.exists():
+            self._moved.clear()
+            self.__dict__.pop("_used", None)
+            self._replay(self._log)
 
     def read(self, path: str) -> str:
         found = self._moved_file(path)
@@ -82,12 +93,11 @@ class ScratchFs(HostFs):
         if not allowed:
             raise _error(errno.EINVAL, path)
         effective = self._effective(irq)
-        if not effective & allowed:
-            placed = self._place(allowed, path)
+        placed = effective if effective & allowed else self._place(allowed, path)
+        self._keep(irq, wanted, placed)
+        if placed != effective:
             self._used.subtract(effective)
             self._used.update(placed)
-            effective = placed
-        self._keep(irq, wanted, effective)
 
     def _place(self, allowed: CpuSet, path: str) -> CpuSet:
         best = min(allowed, key=lambda cpu: (self._used[cpu], cpu))
@@ -123,26 +133,49 @@ class ScratchFs(HostFs):
         return str(cpus) if match[3] else cpus.mask()
 
     def _keep(self, irq: int, affinity: CpuSet, effective: CpuSet) -> None:
-        self._moved[irq] = (affinity, effective)
         if self._log is not None:
-            # One write(2) with O_APPEND: a kill leaves the line whole or absent, like the kernel.
-            line = json.dumps({"irq": irq, "affinity": str(affinity), "effective": str(effective)})
-            descriptor = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            told = {"irq": irq, "affinity": str(affinity), "effective": str(effective)}
             try:
-                os.write(descriptor, f"{line}\n".encode())
-            finally:
-                os.close(descriptor)
+                self._append(self._log, f"{json.dumps(told)}\n".encode())
+            except OSError as error:
+                # Not the kernel's answer: an ENOSPC of the disk is no want of vectors.
+                raise RecordingError(f"{self._log}: {error.strerror}") from error
+        self._moved[irq] = (affinity, effective)
+
+    def _append(self, log: Path, line: bytes) -> None:
+        # One write(2) with O_APPEND: a kill leaves the line whole or absent, like the kernel.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(log, flags, 0o644)
+        try:
+            size = os.fstat(descriptor).st_size - self._torn
+            if self._torn:
+                os.ftruncate(descriptor, size)
+                self._torn = 0
+            if os.write(descriptor, line) != len(line):
+                os.ftruncate(descriptor, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(descriptor)
 
     def _replay(self, log: Path) -> None:
         try:
-            for line in log.read_text().splitlines():
+            *lines, tail = log.read_bytes().split(b"\n")
+            for line in lines:
                 told = json.loads(line)
-                self._moved[int(told["irq"])] = (
+                if type(told["irq"]) is not int:
+                    raise ValueError("irq is not a number")
+                self._moved[told["irq"]] = (
                     CpuSet.parse(told["affinity"]),
                     CpuSet.parse(told["effective"]),
                 )
-        except (ValueError, KeyError, TypeError, CpuSetError) as error:
+            # The disk was full, or the machine died: what the line told has not happened.
+            if not (tail.startswith(_START) or _START.startswith(tail)) or len(tail) > _MAX_LINE:
+                raise ValueError("it ends in something else than a piece of a line")
+            self._torn = len(tail)
+        except (*_MALFORMED, CpuSetError) as error:
             raise RecordingError(f"{log}: malformed log of writes: {error}") from error
+        except OSError as error:
+            raise RecordingError(f"{log}: {error.strerror}") from error
 
 
 def open_host(root: Path) -> TreeFs | ScratchFs:

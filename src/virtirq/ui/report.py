@@ -50,11 +50,15 @@ class Rows:
         self._interrupts: Mapping[tuple[int, InterruptKey], Interrupt] = {
             (each.irq, each.key): each for each in snapshot.interrupts
         }
+        self._numbered = {(each.irq, each.device): each for each in snapshot.interrupts}
         self._outcomes = {(each.pin.irq, each.pin.key): each for each in outcomes}
 
     def of(self, action: Action) -> Row:
         where = (action.irq, action.key)
-        interrupt = self._interrupts.get(where)
+        # A restore may name an interrupt that has no action now.
+        interrupt = self._interrupts.get(where) or self._numbered.get(
+            (action.irq, action.key.device)
+        )
         effective = interrupt.effective if interrupt else None
         pin = isinstance(action, Pin)
         status, reason, hint = action.reason.code, action.reason.text, None
