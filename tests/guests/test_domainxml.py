@@ -67,13 +67,31 @@ def held(guest: Guest) -> list[tuple[str, str]]:
 def anonymous(guest: Guest) -> Guest:
     """The guest without what `redact` replaces."""
     macs = {mac: f"mac {n}" for n, mac in enumerate(dict.fromkeys(d.mac for d in guest.devices))}
+    chosen = [d.alias for d in guest.devices if d.alias and d.alias.startswith("ua-")]
+    aliases = {alias: f"ua {n}" for n, alias in enumerate(dict.fromkeys(chosen))}
     return replace(
         guest,
         name="",
         uuid=None,
-        devices=tuple(replace(each, mac=each.mac and macs[each.mac]) for each in guest.devices),
-        problems=tuple(re.sub(r"mac='[^']*'", "mac", each) for each in guest.problems),
+        devices=tuple(
+            replace(
+                each,
+                mac=each.mac and macs[each.mac],
+                alias=each.alias and aliases.get(each.alias, each.alias),
+            )
+            for each in guest.devices
+        ),
+        problems=tuple(re.sub(r"(mac|alias)='[^']*'", r"\1", each) for each in guest.problems),
     )
+
+
+def test_an_alias_that_a_person_chose_is_not_told() -> None:
+    inner = "<alias name='ua-acme-bank'/>"
+    setting = irqs("<v:device alias='ua-acme-bank' cpuset='native'/>")
+    text = domain(devices(hostdev(inner=inner)) + setting)
+    assert "acme" not in redact(text)
+    (device,) = parse_domain(redact(text)).devices
+    assert (device.alias, str(device.directive)) == ("ua-1", "native")
 
 
 # What is understood.
@@ -873,7 +891,7 @@ def test_a_redacted_file_in_full() -> None:
         "      <source>\n"
         '        <address type="pci" bus="0x83" />\n'
         "      </source>\n"
-        '      <alias name="ua-nic" />\n'
+        '      <alias name="ua-1" />\n'
         "    </interface>\n"
         "  </devices>\n"
         "</domain>\n"

@@ -25,10 +25,11 @@ def redact(
 ) -> str:
     """The domain XML with nothing in it but what `parse_domain` reads, and no identity.
 
-    `name` replaces the guest's name. The UUID is made from the name, and MAC addresses become
-    52:54:00:00:00:01, :02 and so on, the same for the same. `parse_domain` gives the same guest
-    for the result, these three apart. `seen` is the guest as it runs: where its threads really
-    may run is written in place of the pins. Raises DomainXmlError where `parse_domain` does.
+    `name` replaces the guest's name. The UUID is made from the name, MAC addresses become
+    52:54:00:00:00:01, :02 and so on, and aliases that a person chose ua-1, ua-2, the same for the
+    same. `parse_domain` gives the same guest for the result, these four apart. `seen` is the
+    guest as it runs: where its threads really may run is written in place of the pins. Raises
+    DomainXmlError where `parse_domain` does.
     """
     # Imported here: slow to import, and seldom needed.
     import uuid
@@ -46,6 +47,7 @@ def redact(
     _set_text(domain, "uuid", str(uuid.uuid5(uuid.NAMESPACE_URL, f"{NAMESPACE}/{shown}")))
     _set_text(domain, "name", shown)
     _renumber_macs(domain)
+    _renumber_aliases(domain)
     ElementTree.register_namespace("virtirq", NAMESPACE)
     ElementTree.indent(domain)
     return ElementTree.tostring(domain, encoding="unicode") + "\n"
@@ -89,6 +91,16 @@ def _set_text(domain: Element, tag: str, text: str) -> None:
     kept = found[0] if found else domain.makeelement(tag, {})
     kept.text = text
     domain[:] = [kept, *(child for child in domain if child.tag != tag)]
+
+
+def _renumber_aliases(domain: Element) -> None:
+    """libvirt reserves the prefix ua- for aliases that people choose (formatdomain, "alias")."""
+    numbers: dict[str, int] = {}
+    for element in domain.iter():
+        attribute = "name" if element.tag == "alias" else "alias"
+        alias = element.get(attribute, "")
+        if alias.startswith("ua-"):
+            element.set(attribute, f"ua-{numbers.setdefault(alias, len(numbers) + 1)}")
 
 
 def _renumber_macs(domain: Element) -> None:
