@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -342,7 +342,9 @@ class TestMovedByOthers:
         monkeypatch.setattr(fs, "incarnation", lambda path: 6)
         done = restore(fs, tmp_path)
         assert {each.status for each in done.outcomes} == {Status.VANISHED}
+        assert all("set it up anew" in each.reason for each in done.outcomes)
         assert affinities(fs) != FOUND
+        assert remembered(tmp_path) == {}
 
 
 class TestGoneWhileRead:
@@ -436,6 +438,13 @@ class TestWhatIsShown:
 
 
 class TestInterrupted:
+    @pytest.fixture(autouse=True)
+    def as_a_terminal_has_it(self) -> Iterator[None]:
+        """A shell has its background jobs ignore Ctrl-C, pytest among them."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
     def interrupting(self, irq: int) -> MadeFs:
         """A host on which Ctrl-C is pressed while the affinity of `irq` is written."""
         fs = HOST.fs()
