@@ -6,6 +6,7 @@ in the middle included; and a real process is killed by strace at every such sys
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -19,11 +20,12 @@ from typing import Any
 
 import pytest
 
-from tests.control.scenes import HOST, WEB, affinities
+from tests.control.scenes import FIRST, HOST, IRQS, WEB, affinities
 from tests.hostmaker import MadeFs
 from tests.needs import need_program
 from virtirq.control import cycle
 from virtirq.control import journal as journal_module
+from virtirq.host import paths
 from virtirq.policy.config import Config
 
 DOMAIN = """<domain><name>web</name><vcpu>4</vcpu><cputune>
@@ -124,7 +126,28 @@ def apply_twice(fs: MadeFs, state: Path) -> None:
     cycle.apply(fs, [guest], Config(), state, ())
 
 
-@pytest.mark.parametrize("act", [apply, apply_and_restore, apply_twice])
+def apply_refused(fs: MadeFs, state: Path) -> None:
+    """The kernel takes some and refuses others, once as a first move and once as a later one."""
+    apply(fs, state)
+    fs.faults[("write", paths.IRQ_AFFINITY.at(FIRST))] = errno.EIO
+    try:
+        apply_twice(fs, state)
+    finally:
+        fs.faults.clear()
+
+
+def apply_and_stop_the_guest(fs: MadeFs, state: Path) -> None:
+    """No action is left when everything is put back."""
+    apply(fs, state)
+    for irq in IRQS:
+        fs.set(paths.IRQ_ACTIONS.at(irq), "")
+    cycle.restore(fs, [], state, ())
+
+
+@pytest.mark.parametrize(
+    "act",
+    [apply, apply_and_restore, apply_twice, apply_refused, apply_and_stop_the_guest],
+)
 def test_restore_after_any_death(
     act: Callable[[MadeFs, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from virtirq.control.journal import locked_journal
 from virtirq.cpuset import CpuSet
 from virtirq.errors import UsageError
 from virtirq.host import paths
+from virtirq.host.scratch import open_host
 from virtirq.model import Guest, GuestDevice, PciAddress, Status, Vcpu
 from virtirq.policy.config import Config, parse_config
 from virtirq.policy.placement import SOMEONE
@@ -128,8 +130,6 @@ def test_native_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_recording_is_not_written(tmp_path: Path) -> None:
     archive = HOST.pack(tmp_path / "host.tar")
-    from virtirq.host.scratch import open_host
-
     fs = open_host(archive)
     with pytest.raises(UsageError, match="is a recording"):
         cycle.apply(fs, [WEB], Config(), tmp_path / "state", ())
@@ -145,3 +145,36 @@ def test_a_snapshot_holds_what_the_guests_need(tmp_path: Path) -> None:
     assert snapshot.vectors_on == {0: 2, 4: 4}
     assert (snapshot.boot_id, snapshot.kernel) == (HOST.boot_id, HOST.kernel)
     assert snapshot.gaps == ()
+
+
+def test_two_that_opened_a_scratch_host_at_once(tmp_path: Path) -> None:
+    """Each reads the host again once it holds the lock."""
+    root = HOST.write(tmp_path / "host", scratch=True)
+    first, second = open_host(root), open_host(root)
+    state = root / "run/virtirq"
+    cycle.apply(first, [WEB], Config(), state, ())
+    assert cycle.apply(second, [WEB], Config(), state, ()).outcomes == ()
+    cycle.restore(first, [WEB], state, ())
+    cycle.apply(second, [WEB], Config(), state, ())
+    cycle.restore(first, [WEB], state, ())
+    left = open_host(root)
+    assert {irq: left.read(paths.IRQ_AFFINITY.at(irq)) for irq in IRQS} == affinities(HOST.fs())
+
+
+def test_a_scratch_host_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = HOST.write(tmp_path / "host", scratch=True)
+    state = root / "run/virtirq"
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if data.startswith(b'{"irq"'):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        done = cycle.apply(open_host(root), [WEB], Config(), state, ())
+    assert {each.status for each in done.outcomes} == {Status.FAILED}
+    assert all(each.reason.endswith("No space left on device") for each in done.outcomes)
+    with locked_journal(state, HOST.boot_id) as journal:
+        assert journal.remembered() == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from virtirq.control.journal import locked_journal
 from virtirq.control.state import StateDirectory
 from virtirq.cpuset import CpuSet
 from virtirq.errors import BusyError, DeploymentError, JournalError
-from virtirq.model import InterruptKey, PciAddress, Remembered
+from virtirq.model import InterruptKey, InterruptKind, PciAddress, Remembered
 
 DEVICE = PciAddress(0, 0x41, 0, 0)
 KEY = InterruptKey(DEVICE, f"vfio-msix[0]({DEVICE})")
@@ -124,6 +125,167 @@ def test_a_malformed_line_is_an_error_that_says_where(tmp_path: Path, line: str)
     assert caught.value.hint is not None
 
 
+GOOD = (
+    '{"op": "move", "boot": "b001", "device": "0000:41:00.0", "action": "x", "guest": "g",'
+    ' "before": "0-3", "after": "1"}\n'
+)
+
+
+@pytest.mark.parametrize("before", ["", GOOD], ids=["alone", "after a good line"])
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "garbage",
+        "\0\0\0",
+        "{}",
+        '{"open": 1}',
+        '{"op": "mo\0',
+        '{"op": "mo\N{SNOWMAN}',
+        '{"op": "' + "x" * (1 << 17),
+        "[",
+    ],
+)
+def test_a_tail_that_no_crash_left_is_an_error_and_stays(
+    tmp_path: Path, before: str, tail: str
+) -> None:
+    file = tmp_path / "journal.jsonl"
+    file.write_text(before + tail)
+    with pytest.raises(JournalError, match="is malformed"):
+        reopened(tmp_path)
+    assert file.read_text() == before + tail
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_however_little_is_left_of_the_first_line(tmp_path: Path, cut: int) -> None:
+    (tmp_path / "journal.jsonl").write_text(GOOD[:cut])
+    assert reopened(tmp_path) == ()
+    assert (tmp_path / "journal.jsonl").read_bytes() == b""
+
+
+def test_nothing_is_cut_off_after_a_bad_line(tmp_path: Path) -> None:
+    text = 'not json\n{"op": "mo'
+    (tmp_path / "journal.jsonl").write_text(text)
+    with pytest.raises(JournalError, match="line 1"):
+        reopened(tmp_path)
+    assert (tmp_path / "journal.jsonl").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        GOOD.strip()[:-1] + ', "irq": Infinity}',
+        GOOD.strip()[:-1] + ', "irq": true}',
+        GOOD.strip()[:-1] + ', "kind": "msiy"}',
+        GOOD.strip()[:-1] + ', "incarnation": "5"}',
+        GOOD.strip()[:-1] + ', "irq": ' + "9" * 5000 + "}",
+    ],
+)
+def test_a_hostile_line_is_an_error_like_any_other(tmp_path: Path, line: str) -> None:
+    (tmp_path / "journal.jsonl").write_text(line + "\n")
+    with pytest.raises(JournalError, match="line 1 is malformed") as caught:
+        reopened(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_journal_of_an_earlier_version_is_understood(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text(GOOD)
+    (entry,) = reopened(tmp_path)
+    assert (entry.guest, entry.name, entry.irq, entry.incarnation) == ("g", "", 0, None)
+
+
+def test_everything_about_an_interrupt_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = InterruptKey(DEVICE, f"vfio-intx({DEVICE})")
+    entry = found(
+        line, "0-3", "5", name="web", irq=16, kind=InterruptKind.INTX, incarnation=1 << 40
+    )
+    with locked_journal(tmp_path, BOOT) as journal:
+        journal.move(entry)
+    assert reopened(tmp_path) == (entry,)
+    monkeypatch.setattr(journal_module, "_COMPACT_BYTES", -1)
+    with locked_journal(tmp_path, BOOT) as journal:
+        for _ in range(10):
+            journal.moved(line, cpus("5"))
+    assert reopened(tmp_path) == (entry,)
+    assert (tmp_path / "journal.jsonl").read_text().count("\n") == 1
+    assert reopened(tmp_path) == (entry,)
+
+
+def test_a_refused_move_is_taken_back(tmp_path: Path) -> None:
+    with locked_journal(tmp_path, BOOT) as journal:
+        journal.move(found(KEY, "0-3", "5"))
+        journal.refused(KEY)
+        assert journal.remembered() == ()
+        journal.move(found(KEY, "0-3", "6"))
+        journal.moved(KEY, cpus("6"))
+        journal.move(found(KEY, "6", "7"))
+        journal.refused(KEY)
+        journal.move(found(KEY, "7", "5"))  # somebody moved it in between
+        journal.refused(KEY)
+        expected = (found(KEY, "0-3", "6"),)
+        assert journal.remembered() == expected
+    assert reopened(tmp_path) == expected
+
+
+def test_the_same_incarnation_keeps_its_first_original(tmp_path: Path) -> None:
+    with locked_journal(tmp_path, BOOT) as journal:
+        journal.move(found(KEY, "0-3", "5", irq=45, incarnation=7))
+        journal.move(found(KEY, "9", "6", irq=45, incarnation=7))
+        assert journal.remembered()[0].original == cpus("0-3")
+        journal.move(found(KEY, "9", "5", irq=46, incarnation=7))
+        assert journal.remembered()[0].original == cpus("9")
+        journal.move(found(KEY, "5", "6", irq=46, incarnation=8))
+        assert journal.remembered()[0].original == cpus("5")  # not ours: it is a new one
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_journal_that_cannot_be_rewritten_stays_as_it_is(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with locked_journal(tmp_path, BOOT) as journal:
+        for turn in range(200):
+            journal.move(found(KEY, "0-3" if not turn else "5", "5"))
+        expected = journal.remembered()
+    before = (tmp_path / "journal.jsonl").read_bytes()
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(journal_module, "_COMPACT_BYTES", 1000)
+    with monkeypatch.context() as full:
+        full.setattr(os, call, fail)
+        journal = journal_module.Journal(StateDirectory(tmp_path), BOOT)
+    assert journal.remembered() == expected
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["journal.jsonl", "lock"]
+    journal.moved(KEY, cpus("5"))
+    journal.close()
+    assert reopened(tmp_path) == expected
+
+
+def test_a_piece_that_cannot_be_taken_away_ends_the_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with locked_journal(tmp_path, BOOT) as journal:
+        journal.move(found(KEY, "0-3", "5"))
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:20]))
+            broken.setattr(os, "ftruncate", fail)
+            with pytest.raises(JournalError):
+                journal.moved(KEY, cpus("5"))
+        with pytest.raises(JournalError, match="torn"):
+            journal.moved(KEY, cpus("5"))  # it would end up in the middle of a line
+    assert reopened(tmp_path) == (found(KEY, "0-3", "5"),)
+
+
 def test_the_lock_keeps_others_out_until_its_holder_is_gone(tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [
@@ -175,10 +337,11 @@ def test_a_full_disk_stops_before_anything_is_moved(
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["move", "moved", "forget"]),
+        st.sampled_from(["move", "moved", "refused", "forget"]),
         st.sampled_from([KEY, OTHER]),
         st.sampled_from(["0-3", "4", "5", "6"]),
         st.sampled_from(["4", "5", "6", "7"]),
+        st.sampled_from([None, 1, 2]),
     ),
     max_size=30,
 )
@@ -187,14 +350,17 @@ STEPS = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(steps=STEPS)
 def test_what_is_read_back_is_what_was_known(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, InterruptKey, str, str]]
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: list[tuple[str, InterruptKey, str, str, int | None]],
 ) -> None:
     directory = tmp_path_factory.mktemp("journal")
     with locked_journal(directory, BOOT) as journal:
-        for op, key, before, after in steps:
+        for op, key, before, after, incarnation in steps:
             known = {each.key for each in journal.remembered()}
             if op == "move":
-                journal.move(found(key, before, after))
+                journal.move(found(key, before, after, incarnation=incarnation))
+            elif op == "refused":
+                journal.refused(key)
             elif op == "forget":
                 journal.forget(key)
             elif key in known:

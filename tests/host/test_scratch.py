@@ -237,6 +237,54 @@ class TestLog:
             open_host(root)
         assert len(str(raised.value).splitlines()) == 1
 
+    @pytest.mark.parametrize("cut", [1, 10, 40])
+    def test_a_torn_last_line_is_survived(self, cut: int, tmp_path: Path) -> None:
+        """What it told has not happened; the next write takes its place."""
+        root = self.scratch(tmp_path)
+        fs = self.open(root)
+        fs.write(affinity(1), "4")
+        fs.write(affinity(2), "3")
+        log = root / LOG
+        log.write_bytes(log.read_bytes()[:-cut])
+        again = self.open(root)
+        assert (state(again, 1), state(again, 2)) == (("4", "4"), ("0", "0"))
+        again.write(affinity(3), "5")
+        last = self.open(root)
+        assert [state(last, irq) for irq in (1, 2, 3)] == [("4", "4"), ("0", "0"), ("5", "5")]
+
+    def test_what_others_wrote_meanwhile(self, tmp_path: Path) -> None:
+        root = self.scratch(tmp_path)
+        one, two = self.open(root), self.open(root)
+        one.write(affinity(1), "4")
+        assert state(two, 1) == ("0-5", "2")
+        two.refresh()
+        assert state(two, 1) == ("4", "4")
+        assert two._used == one._used
+
+    @pytest.mark.parametrize("room", [0, 1, 30])
+    def test_a_full_disk_is_not_the_kernels_answer(
+        self, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        root = self.scratch(tmp_path)
+        fs = self.open(root)
+        fs.write(affinity(2), "3")
+        before, log = state(fs, 1), (root / LOG).read_bytes()
+        write = os.write
+
+        def short(descriptor: int, data: bytes) -> int:
+            if not room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write(descriptor, data[:room])
+
+        with monkeypatch.context() as full:
+            full.setattr(os, "write", short)
+            with pytest.raises(RecordingError, match="No space left on device"):
+                fs.write(affinity(1), "4")
+        assert state(fs, 1) == before
+        assert (root / LOG).read_bytes() == log
+        fs.write(affinity(1), "4")
+        assert state(self.open(root), 1) == ("4", "4")
+
     def test_a_log_is_no_way_out(self, tmp_path: Path) -> None:
         outside = tmp_path / "outside"
         outside.mkdir()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from lab.guest import E1000E, bind, find
-from lab.vfio import HeldDevice
+from lab.vfio import _ACTION_TRIGGER, _DATA_EVENTFD, HeldDevice, _set_irqs
 from virtirq.control.executor import Executor
 from virtirq.control.journal import locked_journal
 from virtirq.cpuset import CpuSet
@@ -153,6 +154,66 @@ def test_a_driver_reload_in_the_guest_is_repaired_and_undone(nic: HeldDevice, do
     assert taken[2] == sum(taken) >= SHOTS
     assert virtirq("restore").returncode == 0
     assert affinities(nic) == fresh
+
+
+def test_restore_gives_the_first_original_though_someone_moved_it(
+    nic: HeldDevice, domain: Path
+) -> None:
+    """The same vector, by the kernel's own numbering: the value in between is not "as found"."""
+    found = affinities(nic)
+    assert virtirq("apply", "--domain", domain).returncode == 0
+    for irq in found:
+        Path(f"/proc/irq/{irq}/smp_affinity_list").write_text("0")
+    done = virtirq("apply", "--json", "--domain", domain)
+    (device,) = json.loads(done.stdout)["guests"][0]["devices"]
+    assert all("; found at 0 instead of our" in each["reason"] for each in device["interrupts"])
+    assert virtirq("restore").returncode == 0
+    assert affinities(nic) == found
+
+
+def test_the_kernel_numbers_incarnations_of_an_interrupt(nic: HeldDevice) -> None:
+    def numbers() -> dict[int, int | None]:
+        return {irq: fs.incarnation(f"/sys/kernel/irq/{irq}") for irq in nic.irqs().values()}
+
+    fs = LiveFs()
+    seen: set[int | None] = {None}
+    for _ in range(5):
+        now = numbers()
+        for irq in now:
+            Path(f"/proc/irq/{irq}/smp_affinity_list").write_text("0")
+        assert numbers() == now
+        assert seen.isdisjoint(now.values())
+        seen |= set(now.values())
+        nic.disable()
+        nic.enable()
+
+
+def test_a_vector_without_action_is_restored(nic: HeldDevice, domain: Path) -> None:
+    """As in the middle of a guest's moving it: no eventfd, but still allocated."""
+    irqs = nic.irqs()
+    found = affinities(nic)
+    assert virtirq("apply", "--domain", domain).returncode == 0
+    _set_irqs(nic._device, "msix", _DATA_EVENTFD | _ACTION_TRIGGER, 1, 1, struct.pack("=i", -1))
+    assert Path(f"/sys/kernel/irq/{irqs[1]}/actions").read_text().strip() == ""
+    assert affinity(irqs[1]) != found[irqs[1]]
+    assert virtirq("restore").returncode == 0
+    assert affinity(irqs[1]) == found[irqs[1]]
+
+
+def test_the_line_of_a_guest_that_has_stopped_is_restored(bdf: str, domain: Path) -> None:
+    for file in STATE.glob("*"):
+        file.unlink()
+    with HeldDevice(bdf, "intx") as device:
+        (irq,) = device.irqs().values()
+        found = affinity(irq)
+        assert virtirq("apply", "--domain", domain).returncode == 0
+        assert affinity(irq) != found
+        device.disable()
+        # The descriptor is there and remembers; the action is gone.
+        assert Path(f"/sys/kernel/irq/{irq}/actions").read_text().strip() == ""
+        assert affinity(irq) != found
+        assert virtirq("restore").returncode == 0
+        assert affinity(irq) == found
 
 
 def test_a_mask_is_written_whole(nic: HeldDevice, domain: Path, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ from virtirq.model import (
     by_device,
 )
 from virtirq.policy.config import Config
-from virtirq.policy.placement import SOMEONE, plan, restore_plan
+from virtirq.policy.placement import SOMEONE, plan, restore_plan, settled
 from virtirq.policy.target import Deal, pinned_cpus, target_of
 
 PIN_CODES: Final = {"wrong-cpu", "wrong-node", "loose", "unknown-place"}
@@ -652,6 +652,65 @@ def test_restore_leaves_out_what_is_gone() -> None:
     assert restore_plan(snapshot(), [remembered()]) == Plan()
 
 
+def absent(actions: tuple[str, ...] | None, at: str = "1", irq: int = 40) -> Snapshot:
+    return snapshot(interrupts=[msix(irq, 0, actions=actions, at=at)])
+
+
+def by_number(**more: object) -> Remembered:
+    return replace(remembered(), irq=40, **more)  # type: ignore[arg-type]
+
+
+def test_restore_finds_by_number_what_has_no_action_now() -> None:
+    (pin,) = restore_plan(absent(()), [by_number()]).pins
+    assert (pin.irq, pin.key, str(pin.after)) == (40, by_number().key, "0-7")
+    line = replace(intx(40, at="1"), actions=())
+    entry = by_number(kind=InterruptKind.INTX)
+    (pin,) = restore_plan(snapshot(interrupts=[line]), [entry]).pins
+    assert (pin.irq, pin.kind) == (40, InterruptKind.INTX)
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        (absent((), at="3"), "changed-since"),
+        (absent((), at="0-7"), "as-found"),
+        (absent(None), "unread"),
+        (absent((), irq=41), None),
+        (absent(("ahci",)), None),
+        (replace(absent((), irq=41), unread=frozenset([NIC])), "unread"),
+        (replace(absent(("ahci",)), unread=frozenset([NIC])), "unread"),
+        (replace(absent((), irq=41), unread=frozenset([GPU])), None),
+        (snapshot(interrupts=[replace(intx(40, at="1"), actions=())]), None),  # not the vector
+    ],
+)
+def test_restore_without_a_name(state: Snapshot, code: str | None) -> None:
+    actions = restore_plan(state, [by_number()]).actions
+    assert [each.reason.code for each in actions] == ([code] if code else [])
+    assert [settled(each) for each in actions] == ([code not in ("unread",)] if code else [])
+
+
+def test_a_line_that_others_have_now_is_said_as_long_as_it_is_as_we_left_it() -> None:
+    entry = by_number(kind=InterruptKind.INTX)
+    for at, codes in ("1", ["in-use"]), ("2", []):
+        line = replace(intx(40, at=at), actions=("ahci", "eth0"))
+        actions = restore_plan(snapshot(interrupts=[line]), [entry]).actions
+        assert [each.reason.code for each in actions] == codes
+        assert not any(map(settled, actions))
+        assert all("but ahci, eth0 has the line" in each.reason.text for each in actions)
+
+
+def test_restore_is_in_the_order_of_device_kind_and_vector() -> None:
+    numbers = (10, 9, 100, 0, 1)
+    state = snapshot(interrupts=[msix(40 + n, n, at="1") for n in numbers])
+    pins = restore_plan(state, map(remembered, numbers)).pins
+    assert [pin.irq - 40 for pin in pins] == sorted(numbers)
+
+
+def test_an_original_without_an_online_cpu_is_said() -> None:
+    (pin,) = restored("1", remembered(original="8-9"))
+    assert pin.reason.text == "as found: 8-9, of which no CPU is online now"
+
+
 def test_restore_goes_by_name_and_not_by_irq_number() -> None:
     state = snapshot(interrupts=[msix(99, 0, at="1"), msix(40, 1, at="1")])
     assert [pin.irq for pin in restore_plan(state, [remembered()]).pins] == [99]
@@ -664,6 +723,8 @@ def test_restore_by_guest_there_or_gone() -> None:
         ("vm", "test"),
         ("gone", "journal"),
     ]
+    (told,) = restore_plan(state, [replace(remembered(guest="u-1"), name="web")]).guests
+    assert (told.guest.name, told.guest.uuid, told.guest.key) == ("web", "u-1", "u-1")
     for of in made.guests:
         (device,) = of.devices
         assert (device.directive, device.directive_from, device.target) == (None, "journal", None)

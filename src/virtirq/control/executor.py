@@ -107,6 +107,10 @@ class Executor:
             text, hint = self._stopped
             return Outcome(pin, Status.FAILED, f"not tried: {text}", hint=hint)
         try:
+            if self._is_anew(pin):
+                self._note(self._journal.forget, pin.key)
+                text = "the guest has set it up anew: what it has now is not from virtirq"
+                return Outcome(pin, Status.VANISHED, text)
             if not self._is_there(pin):
                 return Outcome(pin, Status.VANISHED, "the IRQ number is another interrupt's now")
             before = self._cpus(pin, effective=False)
@@ -134,12 +138,14 @@ class Executor:
         still be the device's.
         """
         actions = [name for name in self._fs.read(paths.IRQ_ACTIONS.at(pin.irq)).split(",") if name]
-        known = self._journal.known(pin.key) if self._restoring else None
-        if known is not None and self._found(pin, CpuSet(), CpuSet()).again(known) is False:
-            return False  # set up anew: what it has now was never ours
-        if actions or known is None:
+        if actions or not self._restoring:
             return pin.key.action in actions
         return has_interrupt(self._fs, pin.key.device, pin.irq, pin.kind)
+
+    def _is_anew(self, pin: Pin) -> bool:
+        """Whether what is to be put back was lost already, with the interrupt that had it."""
+        known = self._journal.known(pin.key) if self._restoring else None
+        return known is not None and self._found(pin, CpuSet(), CpuSet()).again(known) is False
 
     def _gone(self, pin: Pin, error: OSError) -> bool:
         """Whether the error says that the kernel freed the interrupt meanwhile.
