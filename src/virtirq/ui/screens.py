@@ -13,6 +13,7 @@ from virtirq.model import (
     Gap,
     Guest,
     GuestPlan,
+    Outcome,
     Plan,
     Severity,
     Snapshot,
@@ -32,6 +33,8 @@ _STYLES: Final[dict[str, Style]] = {
     "unchanged": "good",
     "native": "dim",
     "pending": "warn",
+    "in-use": "warn",
+    "unread": "warn",
     "refused": "bad",
     "failed": "bad",
     "wrong-cpu": "bad",
@@ -93,7 +96,7 @@ def outcome_screen(done: Done) -> Document:
     """What became of the plan: a sum, and a line for whatever did not simply work."""
     document = Document()
     for outcome in done.outcomes:
-        if outcome.status in (Status.APPLIED, Status.UNCHANGED):
+        if _as_planned(outcome):
             continue
         document.line(
             Cell(outcome.status.value, _STYLES.get(outcome.status.value, "warn")),
@@ -106,6 +109,13 @@ def outcome_screen(done: Done) -> Document:
     told = ", ".join(f"{number} {status.value}" for status, number in counted.items())
     document.line(told or "nothing to move")
     return document
+
+
+def _as_planned(outcome: Outcome) -> bool:
+    """Whether there is no more to say than the plan's own line did."""
+    if outcome.status is Status.UNCHANGED:
+        return outcome.reason == "there already"
+    return outcome.status is Status.APPLIED and outcome.reason == outcome.pin.reason.text
 
 
 def findings_screen(findings: Sequence[Finding]) -> Document:
