@@ -16,7 +16,7 @@ from tests.hostmaker import MadeDevice, MadeFs, MadeHost, MadeInterrupt, passthr
 from virtirq.cpuset import CpuSet
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
-from virtirq.host.interrupts import read_interrupt, read_interrupts, read_vector_load
+from virtirq.host.interrupts import read_interrupts, read_vector_load
 from virtirq.host.pci import list_addresses, read_devices
 from virtirq.host.scratch import open_host
 from virtirq.host.topology import read_topology
@@ -195,13 +195,14 @@ class TestCounts:
         assert gaps == ()
 
 
-def test_one_is_read_again_without_counts() -> None:
+def test_without_known_cpus_counts_cannot_be_told_apart_and_are_not_read() -> None:
     fs = MadeHost(devices=(passthrough(str(NIC), first_irq=40, counts={0: 1}),)).live()
-    found = read_interrupt(Reader(fs), 40, NIC, InterruptKind.MSIX)
-    assert found is not None
+    (found,) = read_interrupts(Reader(fs), [NIC], CpuSet())
+    assert (found.irq, found.kind) == (40, InterruptKind.MSIX)
     assert found.counts is None
     assert not any(path == paths.IRQ_COUNTS.at(40) for _, path in fs.calls)
-    assert read_interrupt(Reader(fs), 41, NIC, InterruptKind.MSIX) is None
+    fs.free(40)
+    assert read_interrupts(Reader(fs), [NIC], CpuSet()) == ()
 
 
 @pytest.mark.parametrize(("mode", "settable"), [(0o644, True), (0o600, True), (0o444, False)])

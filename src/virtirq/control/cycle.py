@@ -146,7 +146,7 @@ def _journal(fs: HostFs, state: Path) -> Iterator[Journal]:
     if not fs.writable:
         raise UsageError(
             f"{fs.recording} is a recording: nothing can be moved there",
-            hint="use --dry-run, or make a scratch copy with 'virtirq demo DIR'",
+            hint="use --dry-run; to try writing, 'virtirq demo DIR' makes a scratch host",
         )
     with locked_journal(state, Reader(fs).text(paths.BOOT_ID)) as journal:
         fs.refresh()  # until now another virtirq may have been at work

@@ -40,6 +40,9 @@ _DEPLOYMENT: Final = {
 }
 
 
+THERE: Final = "there already"
+"""The reason of an outcome that needed no write: the plan's own line says the rest."""
+
 _INTERRUPTED: Final = (
     "interrupted",
     "what was done is kept; run it again for the rest",
@@ -115,7 +118,7 @@ class Executor:
                 return Outcome(pin, Status.VANISHED, "the IRQ number is another interrupt's now")
             before = self._cpus(pin, effective=False)
             if before == pin.after:
-                return self._outcome(pin, Status.UNCHANGED, "there already", pin.after)
+                return self._outcome(pin, Status.UNCHANGED, THERE, pin.after)
             known = self._journal.known(pin.key)
             if self._restoring and known is not None and before not in known.written:
                 text = f"{SOMEONE}, moved it to {before} meanwhile: left"

@@ -57,7 +57,6 @@ class VirDomain(Protocol):
     """What is used of libvirt-python's virDomain."""
 
     def name(self) -> str: ...
-    def UUIDString(self) -> str: ...  # noqa: N802
     def ID(self) -> int: ...  # noqa: N802
     def isActive(self) -> int: ...  # noqa: N802
     def isPersistent(self) -> int: ...  # noqa: N802

@@ -16,9 +16,6 @@ from typing import Final
 from virtirq.host.paths import KernelPath
 from virtirq.model import Gap
 
-READ_LIMIT: Final = 1 << 20
-"""Bytes; no file of the manifest is as large (per_cpu_count of 8192 CPUs is 90 kB)."""
-
 _PIECE: Final = 16384  # read(2) of more costs as much as the open: its buffer is made anew
 
 

@@ -46,13 +46,6 @@ def read_interrupts(
     return tuple(found)
 
 
-def read_interrupt(
-    reader: Reader, irq: int, device: PciAddress, kind: InterruptKind
-) -> Interrupt | None:
-    """One interrupt as it is now, without counts; None when it is gone."""
-    return _read_interrupt(reader, irq, device, kind, ())
-
-
 def read_vector_load(reader: Reader) -> Counter[int]:
     """How many of the host's interrupts are delivered to each CPU.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from virtirq.control.cycle import Done
+from virtirq.control.executor import THERE
 from virtirq.cpuset import CpuSet, union
 from virtirq.model import (
     DevicePlan,
@@ -114,7 +115,7 @@ def outcome_screen(done: Done) -> Document:
 def _as_planned(outcome: Outcome) -> bool:
     """Whether there is no more to say than the plan's own line did."""
     if outcome.status is Status.UNCHANGED:
-        return outcome.reason == "there already"
+        return outcome.reason == THERE
     return outcome.status is Status.APPLIED and outcome.reason == outcome.pin.reason.text
 
 
@@ -145,7 +146,7 @@ def _host(document: Document, snapshot: Snapshot) -> None:
         parts.append(f"recorded host {snapshot.recording}")
     document.line(", ".join(parts))
     if not snapshot.guests:
-        document.line("no guests with passed-through devices are known (see --domain)")
+        document.line("no guest with passed-through devices is known")
 
 
 def _guest(document: Document, snapshot: Snapshot, planned: GuestPlan) -> None:
