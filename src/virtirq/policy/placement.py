@@ -42,31 +42,59 @@ def plan(snapshot: Snapshot, config: Config) -> Plan:
 
     Pure and deterministic; a plan made on the result of a plan has no pins.
     """
-    interrupts = by_device(snapshot.interrupts)
-    ordered = sorted(snapshot.guests, key=lambda guest: (guest.name, guest.key, guest.pid or 0))
-    owners: dict[PciAddress, Guest] = {}
-    for guest in ordered:
-        for device in guest.devices:
-            owners.setdefault(device.address, guest)
-    taken = pinned_cpus(snapshot.guests, snapshot.topology)
-    guests = []
-    for guest in ordered:
-        devices = []
-        asks = {
-            device.address: asked_for(guest, device, snapshot.pci.get(device.address), config)
-            for device in guest.devices
-        }
-        for device in sorted(guest.devices, key=lambda device: device.address):
-            pci = snapshot.pci.get(device.address)
-            directive = asks[device.address].directive
-            target = target_of(directive, guest, pci, snapshot.topology, taken)
-            owner = owners[device.address]
-            if owner is not guest:
-                target = Target(None, f"{owner.name} has this device too and decides", "claimed")
-            context = _Device(guest, device, pci, asks, target, snapshot.topology, owners)
-            devices.append(context.plan(interrupts.get(device.address, ())))
-        guests.append(GuestPlan(guest, tuple(devices)))
-    return Plan(tuple(guests))
+    return Aims(snapshot, config).plan(by_device(snapshot.interrupts))
+
+
+class Aims:
+    """What is wanted of every guest's devices, whatever interrupts they have.
+
+    Of the snapshot it uses guests, devices and topology, not the interrupts: as long as those
+    hold, so does it, and an interrupt that appears can be planned for alone.
+    """
+
+    def __init__(self, snapshot: Snapshot, config: Config) -> None:
+        ordered = sorted(snapshot.guests, key=lambda guest: (guest.name, guest.key, guest.pid or 0))
+        owners: dict[PciAddress, Guest] = {}
+        for guest in ordered:
+            for device in guest.devices:
+                owners.setdefault(device.address, guest)
+        taken = pinned_cpus(snapshot.guests, snapshot.topology)
+        self._guests: list[tuple[Guest, tuple[Aim, ...]]] = []
+        self._owned: dict[PciAddress, Aim] = {}
+        for guest in ordered:
+            asks = {
+                device.address: asked_for(guest, device, snapshot.pci.get(device.address), config)
+                for device in guest.devices
+            }
+            aims = []
+            for device in sorted(guest.devices, key=lambda device: device.address):
+                pci = snapshot.pci.get(device.address)
+                directive = asks[device.address].directive
+                target = target_of(directive, guest, pci, snapshot.topology, taken)
+                owner = owners[device.address]
+                if owner is not guest:
+                    text = f"{owner.name} has this device too and decides"
+                    target = Target(None, text, "claimed")
+                aim = Aim(guest, device, pci, asks, target, snapshot.topology, owners)
+                aims.append(aim)
+                if owner is guest:
+                    self._owned[device.address] = aim
+            self._guests.append((guest, tuple(aims)))
+
+    def of(self, address: PciAddress) -> Aim | None:
+        """What is wanted of a device, by the guest that decides; None when no guest has it."""
+        return self._owned.get(address)
+
+    def plan(self, interrupts: Mapping[PciAddress, tuple[Interrupt, ...]]) -> Plan:
+        """The plan for these interrupts, given by device."""
+        return Plan(
+            tuple(
+                GuestPlan(
+                    guest, tuple(aim.plan(interrupts.get(aim.device.address, ())) for aim in aims)
+                )
+                for guest, aims in self._guests
+            )
+        )
 
 
 def restore_plan(snapshot: Snapshot, remembered: Iterable[Remembered]) -> Plan:
@@ -186,8 +214,8 @@ def _in_restore_order(entry: Remembered) -> tuple[PciAddress, list[tuple[int, st
     return entry.key.device, [(int(p), "") if p.isdecimal() else (-1, p) for p in pieces]
 
 
-class _Device:
-    """The planning of one device's interrupts; everything that they share."""
+class Aim:
+    """What is wanted of one device of one guest; what its interrupts share."""
 
     def __init__(
         self,
