@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virtirq.control import journal as journal_module
-from virtirq.control.journal import locked_journal
+from virtirq.control.journal import SharedJournal, locked_journal
 from virtirq.control.state import StateDirectory
 from virtirq.cpuset import CpuSet
 from virtirq.errors import BusyError, DeploymentError, JournalError
@@ -258,6 +258,7 @@ def test_a_journal_that_cannot_be_rewritten_stays_as_it_is(
     with monkeypatch.context() as full:
         full.setattr(os, call, fail)
         journal = journal_module.Journal(StateDirectory(tmp_path), BOOT)
+        journal.tidy()
     assert journal.remembered() == expected
     assert (tmp_path / "journal.jsonl").read_bytes() == before
     assert sorted(each.name for each in tmp_path.iterdir()) == ["journal.jsonl", "lock"]
@@ -292,7 +293,7 @@ def test_the_lock_keeps_others_out_until_its_holder_is_gone(tmp_path: Path) -> N
             sys.executable,
             "-c",
             "import sys, pathlib\n"
-            "from virtirq.control.journal import locked_journal\n"
+            "from virtirq.control.journal import SharedJournal, locked_journal\n"
             "with locked_journal(pathlib.Path(sys.argv[1]), 'b001'):\n"
             "    print('held', flush=True)\n"
             "    sys.stdin.read()\n",
@@ -388,3 +389,91 @@ def test_a_long_journal_is_rewritten_without_a_change_of_meaning(
     assert reopened(tmp_path) == expected
     for line in file.read_text().splitlines():
         json.loads(line)
+
+
+class Two:
+    """Two processes that share a journal, played by two descriptors of the lock."""
+
+    def __init__(self, directory: Path) -> None:
+        self.each = [SharedJournal(directory, BOOT), SharedJournal(directory, BOOT)]
+
+    def close(self) -> None:
+        for each in self.each:
+            each.close()
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.integers(0, 1),
+        st.sampled_from(("move", "moved", "refused", "forget", "tear")),
+        st.sampled_from((KEY, OTHER)),
+        st.sampled_from(("0-3", "4", "5", "6")),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS, compact=st.sampled_from((-1, 500, 1 << 20)))
+def test_two_that_share_a_journal_know_the_same(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[Any], compact: int
+) -> None:
+    directory = tmp_path_factory.mktemp("state")
+    two = Two(directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal_module, "_COMPACT_BYTES", compact)
+        for who, what, key, value in steps:
+            with two.each[who].held() as journal:
+                match what:
+                    case "move":
+                        journal.move(found(key, "0-3", value, irq=7, incarnation=70))
+                    case "moved":
+                        journal.moved(key, cpus(value))
+                    case "tear":
+                        with (directory / "journal.jsonl").open("ab") as file:
+                            file.write(b'{"op": "mo')
+                    case _:
+                        getattr(journal, what)(key)
+            mine, others = (known_to(two.each[each]) for each in (who, 1 - who))
+            assert mine == others
+    two.close()
+    assert leaked(directory) == []
+
+
+def known_to(shared: SharedJournal) -> set[Remembered]:
+    with shared.held(wait=0) as journal:
+        return set(journal.remembered())
+
+
+def leaked(directory: Path) -> list[str]:
+    """Files of the directory that this process still has open."""
+    links = []
+    for each in os.listdir("/proc/self/fd"):
+        try:
+            links.append(os.readlink(f"/proc/self/fd/{each}"))
+        except OSError:
+            continue
+    return [link for link in links if link.startswith(str(directory))]
+
+
+def test_a_long_lived_journal_stays_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_COMPACT_BYTES", 2000)
+    shared = SharedJournal(tmp_path, BOOT)
+    for turn in range(100):
+        with shared.held() as journal:
+            journal.move(found(KEY, "0-3", str(turn % 8), irq=7, incarnation=turn))
+            journal.moved(KEY, cpus(str(turn % 8)))
+    shared.close()
+    assert (tmp_path / "journal.jsonl").stat().st_size < 4000
+    (left,) = reopened(tmp_path)
+    assert left.incarnation == 99
+
+
+def test_the_lock_is_let_go_between_uses(tmp_path: Path) -> None:
+    one, other = SharedJournal(tmp_path, BOOT), SharedJournal(tmp_path, BOOT)
+    with one.held(), pytest.raises(BusyError), other.held(wait=0):
+        pass
+    with other.held(wait=0):
+        pass
+    one.close()
+    other.close()

@@ -55,17 +55,31 @@ class Journal:
         self._earlier: dict[InterruptKey, Remembered | None] = {}
         """What was known before the last move, for when the kernel refuses it."""
         self._broken = False
+        self._size = 0
+        self._lines = 0
         self._descriptor = directory.open(_NAME, os.O_RDWR | os.O_APPEND)
         try:
-            lines = self._load()
+            self._load()
         except BaseException:
             self.close()
             raise
-        if lines * 200 > _COMPACT_BYTES and lines > 8 * len(self._known):
-            self._compact()
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+    def is_current(self) -> bool:
+        """Whether the file is what this object knows: nobody else wrote to it or replaced it."""
+        mine = os.fstat(self._descriptor)
+        try:
+            there = os.stat(_NAME, dir_fd=self._directory.descriptor, follow_symlinks=False)
+        except OSError:
+            return False
+        return not self._broken and os.path.samestat(mine, there) and mine.st_size == self._size
+
+    def tidy(self) -> None:
+        """Make the file short again when most of it tells of what is over."""
+        if self._size > _COMPACT_BYTES and self._lines > 8 * len(self._known):
+            self._compact()
 
     def remembered(self) -> tuple[Remembered, ...]:
         """Every interrupt that virtirq moved in this boot and has not put back."""
@@ -113,6 +127,7 @@ class Journal:
         self._known[found.key] = _merged(known, found)
 
     def _moved(self, key: InterruptKey, after: CpuSet) -> None:
+        self._earlier.pop(key, None)
         if key in self._known:
             self._known[key] = replace(self._known[key], written=(after,))
 
@@ -142,14 +157,17 @@ class Journal:
             raise JournalError(f"{self._path}: {error.strerror}") from error
         if written != len(data):
             raise JournalError(f"{self._path}: no room left for the journal")
+        self._size += written
+        self._lines += 1
 
-    def _load(self) -> int:
+    def _load(self) -> None:
         try:
             with open(self._descriptor, "rb", closefd=False) as file:
                 data = file.read()
         except OSError as error:
             raise JournalError(f"{self._path}: {error.strerror}") from error
         *lines, tail = data.split(b"\n")
+        self._size, self._lines = len(data) - len(tail), len(lines)
         for number, line in enumerate(lines, start=1):
             try:
                 self._replay(json.loads(line))
@@ -166,7 +184,6 @@ class Journal:
                 os.ftruncate(self._descriptor, len(data) - len(tail))
             except OSError:
                 self._broken = True  # good for undoing, which needs no line
-        return len(lines)
 
     def _malformed(self, number: int, why: str) -> JournalError:
         return JournalError(
@@ -204,6 +221,8 @@ class Journal:
         except VirtirqError:
             return
         old, self._descriptor = self._descriptor, fresh
+        size, lines = self._size, self._lines
+        self._size = self._lines = 0
         directory = self._directory.descriptor
         try:
             for each in self._known.values():
@@ -213,6 +232,7 @@ class Journal:
             os.replace(_FRESH, _NAME, src_dir_fd=directory, dst_dir_fd=directory)
         except (JournalError, OSError):
             self._descriptor, self._broken = old, False
+            self._size, self._lines = size, lines
             os.close(fresh)
             with suppress(OSError):
                 os.unlink(_FRESH, dir_fd=directory)
@@ -220,28 +240,61 @@ class Journal:
             os.close(old)
 
 
+class SharedJournal:
+    """The journal for one process among several: read once, and held for each use.
+
+    Raises DeploymentError when the directory cannot be written or is not this user's alone.
+    """
+
+    def __init__(self, directory: Path, boot_id: str | None) -> None:
+        self._path = directory
+        self._boot_id = boot_id
+        self._journal: Journal | None = None
+        self._state = StateDirectory(directory)
+        try:
+            self._lock = self._state.open(_LOCK, os.O_RDWR)
+        except BaseException:
+            self._state.close()
+            raise
+
+    def close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+        os.close(self._lock)
+        self._state.close()
+
+    @contextmanager
+    def held(self, wait: float = 10.0) -> Iterator[Journal]:
+        """The journal, held by this process alone, with what others wrote to it; `wait` seconds.
+
+        Raises BusyError when another virtirq keeps it, JournalError when it cannot be
+        understood. The kernel drops the lock when the process ends, however it ends (flock(2)).
+        """
+        _take(self._lock, self._path, wait)
+        try:
+            yield self._current()
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _current(self) -> Journal:
+        if self._journal is not None and not self._journal.is_current():
+            self._journal.close()
+            self._journal = None
+        if self._journal is None:
+            self._journal = Journal(self._state, self._boot_id)
+        self._journal.tidy()
+        return self._journal
+
+
 @contextmanager
 def locked_journal(directory: Path, boot_id: str | None, wait: float = 10.0) -> Iterator[Journal]:
-    """The journal, held by this process alone; `wait` is in seconds.
-
-    Raises BusyError when another virtirq keeps it, DeploymentError when the directory cannot be
-    written or is not this user's alone, JournalError when the journal cannot be understood. The
-    kernel drops the lock when the process ends, however it ends (flock(2)).
-    """
-    state = StateDirectory(directory)
+    """The journal for one use; raises what `SharedJournal` and `SharedJournal.held` raise."""
+    shared = SharedJournal(directory, boot_id)
     try:
-        lock = state.open(_LOCK, os.O_RDWR)
-        try:
-            _take(lock, directory, wait)
-            journal = Journal(state, boot_id)
-            try:
-                yield journal
-            finally:
-                journal.close()
-        finally:
-            os.close(lock)
+        with shared.held(wait) as journal:
+            yield journal
     finally:
-        state.close()
+        shared.close()
 
 
 def _take(lock: int, directory: Path, wait: float) -> None:
