@@ -1,4 +1,4 @@
-"""Boots a stock kernel with real VFIO interrupts and reports what `inside.py` found there."""
+"""Boots a stock kernel with real VFIO interrupts and reports what was found there."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lab import kernel, quick
 from lab.kernel import LabUnavailable
 from tests.needs import not_run
 
-INSIDE = Path(__file__).with_name("inside.py")
-ROOT = INSIDE.parents[2]
+INSIDE = sorted(Path(__file__).parent.glob("inside*.py"))
+ROOT = Path(__file__).parents[2]
 
 
 def scenarios() -> list[str]:
-    tree = ast.parse(INSIDE.read_text())
-    names = [each.name for each in tree.body if isinstance(each, ast.FunctionDef)]
+    trees = [ast.parse(each.read_text()) for each in INSIDE]
+    names = [each.name for tree in trees for each in tree.body if isinstance(each, ast.FunctionDef)]
     return [name for name in names if name.startswith("test_")]
 
 
@@ -29,7 +29,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     results = tmp_path_factory.mktemp("lab")
     junit = results / "junit.xml"
     command = [
-        *(sys.executable, "-m", "pytest", str(INSIDE), "-q", "-p", "no:cacheprovider"),
+        *(sys.executable, "-m", "pytest", *map(str, INSIDE), "-q", "-p", "no:cacheprovider"),
         *("-p", "no:hypothesispytest", f"--junitxml={junit}", "--basetemp=/tmp/inside"),
     ]
     try:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Container, Iterable
+from typing import NamedTuple
 
 from virtirq.cpuset import CpuSet
-from virtirq.errors import CpuSetError
+from virtirq.errors import CpuSetError, InputError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.pci import read_intx_line, read_vectors
@@ -35,7 +36,7 @@ def read_interrupts(
         vectors = read_vectors(reader, address)
         for irq, mode in sorted(vectors.items()):
             kind = InterruptKind.MSI if mode == "msi" else InterruptKind.MSIX
-            interrupt = _read_interrupt(reader, irq, address, kind, cpus)
+            interrupt = read_interrupt(reader, irq, address, kind, cpus)
             if interrupt is not None:
                 found.append(interrupt)
         line = read_intx_line(reader, address)
@@ -92,12 +93,16 @@ def _read_intx(
         return None
     if not always and f"vfio-intx({address})" not in actions:
         return None
-    return _read_interrupt(reader, line, address, InterruptKind.INTX, cpus)
+    return read_interrupt(reader, line, address, InterruptKind.INTX, cpus)
 
 
-def _read_interrupt(
-    reader: Reader, irq: int, address: PciAddress, kind: InterruptKind, cpus: tuple[int, ...]
+def read_interrupt(
+    reader: Reader, irq: int, address: PciAddress, kind: InterruptKind, cpus: tuple[int, ...] = ()
 ) -> Interrupt | None:
+    """One interrupt of a device; None when the kernel has freed it.
+
+    `cpus` are the host's possible CPUs; without them no counts are read.
+    """
     if _gone(reader, irq):
         return None  # freed between the listing and here
     mark = reader.mark()
@@ -134,10 +139,30 @@ def _split(actions: str) -> tuple[str, ...]:
 
 def _vector_of(actions: tuple[str, ...] | None, address: PciAddress) -> int | None:
     for action in actions or ():
-        match = _VFIO_ACTION.fullmatch(action)
-        if match and match[3] == str(address):
-            return int(match[2]) if match[2] is not None else None
+        named = vfio_action(action)
+        if named is not None and named.device == address:
+            return named.vector
     return None
+
+
+class VfioAction(NamedTuple):
+    """What the name of an action of VFIO's tells. `vector` is None for an INTx line."""
+
+    device: PciAddress
+    kind: InterruptKind
+    vector: int | None
+
+
+def vfio_action(name: str) -> VfioAction | None:
+    """The parts of ``vfio-msix[3](0000:82:00.0)``; None for what VFIO did not name."""
+    match = _VFIO_ACTION.fullmatch(name)
+    if match is None:
+        return None
+    try:
+        device = PciAddress.parse(match[3])
+    except InputError:
+        return None
+    return VfioAction(device, InterruptKind(match[1]), int(match[2]) if match[2] else None)
 
 
 def _read_counts(reader: Reader, irq: int, cpus: tuple[int, ...]) -> dict[int, int] | None:

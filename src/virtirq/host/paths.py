@@ -109,3 +109,5 @@ IRQ_DIR: Final = "/proc/irq"
 IRQ_SYSFS_DIR: Final = "/sys/kernel/irq"
 IOMMU_DIR: Final = "/sys/class/iommu"
 IRQBALANCE_DIR: Final = "/run/irqbalance"
+# Documentation/trace/ftrace.rst: its own mount point since 4.1, and the older one
+TRACEFS: Final = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")

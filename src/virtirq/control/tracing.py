@@ -1,0 +1,264 @@
+"""The kernel's own events, from a tracefs instance that is ours alone.
+
+Nothing else tells of vectors: inotify is silent on ``/proc/irq`` and ``msi_irqs``, udev tells of
+devices only. An instance has its own buffer and its own switches, so that whoever else traces
+this host is not disturbed; the probes are in a group of their own. Both are gone after `close`.
+
+The probes sit on functions that drivers and ``/proc`` call across files, which the compiler
+therefore keeps: request_threaded_irq() and free_irq() (the kernel's API for drivers),
+irq_set_affinity() (what a write to ``/proc/irq/N/smp_affinity`` ends in, kernel/irq/proc.c) and
+sched_setaffinity() (kernel/sched/syscalls.c). Only at their entry are the arguments to be had, and
+only after their return is it done: an event of either is given when both were seen.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from virtirq.errors import UnavailableError
+from virtirq.host import paths
+from virtirq.host.events import EventKind, KernelEvent, Pairing, parse
+
+_NAME: Final = "virtirq"
+_BUFFER_KB: Final = 64
+"""Of each CPU: some 500 events, which is a device's whole set of vectors twice over."""
+_PIECE: Final = 1 << 16
+_MOST_READ: Final = 64
+"""Pieces that one `read` takes; the rest comes with the next, and the loop gets its turn."""
+_LONGEST_FILTER: Final = 3000  # the kernel takes a page, PAGE_SIZE
+
+
+class _Event(NamedTuple):
+    """An event: `probe` defines it where the kernel has it not; `filter` decides in the kernel."""
+
+    path: str
+    filter: str = ""
+    probe: str = ""
+
+
+def _probe(
+    kind: EventKind, function: str, arguments: str = "", filter_: str = "", at: str = "p"
+) -> _Event:
+    path = f"{_NAME}/{kind.value}"
+    return _Event(path, filter_, f"{at}:{path} {function} {arguments}".rstrip())
+
+
+def _probes(pid: int) -> tuple[_Event, ...]:
+    others = f"common_pid != {pid}"
+    return (
+        # The ends first: an announcement whose end is missed would be held back for a while.
+        _probe(EventKind.IN_PLACE, "request_threaded_irq", at="r"),
+        _probe(EventKind.SETTLED, "irq_set_affinity", filter_=others, at="r"),
+        _probe(
+            EventKind.REQUESTED,
+            "request_threaded_irq",
+            "irq=$arg1:u32 name=+0($arg5):string",
+            'name ~ "vfio-*"',
+        ),
+        _probe(EventKind.FREED, "free_irq", "irq=$arg1:u32"),
+        _probe(EventKind.MOVED, "irq_set_affinity", "irq=$arg1:u32 by=$comm", others),
+    )
+
+
+_REPINNED: Final = _probe(
+    EventKind.REPINNED, "sched_setaffinity", "tid=$arg1:s32 by=$comm", "tid == -1"
+)
+_STARTED: Final = _Event(f"sched/{EventKind.STARTED.value}", 'filename ~ "*/irqbalance"')
+
+
+def _vectors(pid: int) -> tuple[_Event, ...]:
+    """x86's own events (arch/x86/include/asm/trace/irq_vectors.h), where there are no kprobes."""
+    return (
+        _Event(f"irq_vectors/{EventKind.ALLOCATED.value}", f"common_pid != {pid}"),
+        _Event(f"irq_vectors/{EventKind.TORN_DOWN.value}"),
+    )
+
+
+class KernelEvents:
+    """An open stream of events. Get one from `open_kernel_events`."""
+
+    def __init__(self, root: Path, pid: int) -> None:
+        """Raises OSError."""
+        self._root = root
+        self._instance = root / "instances" / _NAME
+        self._pipe = -1
+        self._rest = b""
+        self._pairing = Pairing()
+        self.lost = False
+        self.described = ""
+        try:
+            self._make(pid)
+        except BaseException:
+            self.close()
+            raise
+
+    def _make(self, pid: int) -> None:
+        self._remove()  # what a daemon that was killed has left
+        (self._instance).mkdir(mode=0o700)
+        for name, value in (
+            ("buffer_size_kb", str(_BUFFER_KB)),
+            ("trace_clock", "mono"),  # CLOCK_MONOTONIC, as time.monotonic()
+            ("options/irq-info", "0"),
+        ):
+            self._set(name, value)
+        with suppress(FileNotFoundError):  # since 5.0 readers may be left to wait for a share
+            self._set("buffer_percent", "0")
+        try:
+            self._start(_probes(pid))
+            self.described = "kernel probes"
+        except OSError as error:
+            self._start(_vectors(pid))
+            self.described = f"vector events of x86 (no kernel probes: {error.strerror})"
+        for event in (_REPINNED, _STARTED):
+            with suppress(OSError):  # of use, but not needed
+                self._start([event])
+        self._pipe = os.open(
+            self._instance / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        )
+
+    def fileno(self) -> int:
+        """Readable when there are events (epoll(7) works on trace_pipe)."""
+        return self._pipe
+
+    def read(self) -> list[KernelEvent]:
+        """The events since the last call, oldest first; does not block.
+
+        Sets `lost` when some were missed: the buffer was full, or a line made no sense.
+        """
+        found: list[KernelEvent] = []
+        for _ in range(_MOST_READ):
+            try:
+                data = os.read(self._pipe, _PIECE)
+            except BlockingIOError:
+                break
+            except InterruptedError:
+                continue
+            if not data:
+                break
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
+                event = parse(line)
+                if event is None:
+                    self.lost = True
+                else:
+                    found += self._pairing.done(event)
+        return found
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether something was announced of which the end was not told: see `overdue`."""
+        return bool(self._pairing)
+
+    def overdue(self, age: float) -> tuple[KernelEvent, ...]:
+        """What was announced more than `age` seconds ago and never said to be done."""
+        return self._pairing.flush(time.monotonic() - age)
+
+    def watch_threads(self, tids: Collection[int]) -> None:
+        """Tell of these threads alone when somebody sets their affinity."""
+        wanted = sorted(tids)
+        text = " || ".join(f"tid == {tid}" for tid in wanted) or "tid == -1"
+        if len(text) > _LONGEST_FILTER:
+            text = f"tid >= {wanted[0]} && tid <= {wanted[-1]}"
+        with suppress(OSError):
+            self._set(f"events/{_REPINNED.path}/filter", text)
+
+    def close(self) -> None:
+        """Take everything away again that was made."""
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+        with suppress(OSError):
+            self._remove()
+
+    def _start(self, events: Sequence[_Event]) -> None:
+        for event in events:
+            if event.probe:
+                self._define(event.probe)
+        for event in events:
+            if event.filter:
+                self._set(f"events/{event.path}/filter", event.filter)
+        for event in events:
+            self._set(f"events/{event.path}/enable", "1")
+
+    def _remove(self) -> None:
+        with suppress(FileNotFoundError):
+            self._instance.rmdir()
+        for name in self._defined():
+            self._define(f"-:{_NAME}/{name}")
+
+    def _defined(self) -> Iterable[str]:
+        """Our probes, whoever of us made them."""
+        try:
+            names = os.listdir(self._root / "events" / _NAME)
+        except OSError:
+            return ()
+        return [name for name in names if (self._root / "events" / _NAME / name).is_dir()]
+
+    def _define(self, text: str) -> None:
+        # Appended, for truncating it takes away everybody's probes (Documentation/trace/
+        # kprobetrace.rst).
+        self._write(self._root / "kprobe_events", text, os.O_APPEND)
+
+    def _set(self, name: str, value: str) -> None:
+        self._write(self._instance / name, value)
+
+    def _write(self, path: Path, text: str, flags: int = 0) -> None:
+        # os.open: open(…, "a") seeks to the end, which tracefs does not like.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags)
+        try:
+            os.write(descriptor, f"{text}\n".encode())
+        finally:
+            os.close(descriptor)
+
+
+_HINTS: Final = {
+    errno.EPERM: "the kernel may be locked down (kernel_lockdown(7))",
+    errno.EACCES: "run as root",
+    errno.EROFS: "tracefs is read-only here: see the unit's or the container's settings",
+    errno.EBUSY: "another virtirq daemon uses it",
+}
+
+
+def open_kernel_events(
+    roots: Sequence[str] = paths.TRACEFS, pid: int | None = None
+) -> KernelEvents:
+    """The kernel's events about interrupts, but for moves made by the thread `pid` (our own).
+
+    Raises UnavailableError, which says why they cannot be had.
+    """
+    mounted = [root for root in map(Path, roots) if (root / "instances").is_dir()]
+    if not mounted:
+        why = "not permitted" if _hidden(roots) else "tracefs is not mounted"
+        raise UnavailableError(
+            f"{roots[0]}: {why}", hint=f"as root: mount -t tracefs tracefs {roots[0]}"
+        )
+    deadline = time.monotonic() + 1.0
+    while True:
+        try:
+            return KernelEvents(mounted[0], os.getpid() if pid is None else pid)
+        except OSError as error:
+            # The instance of a reader that is being killed is busy for a moment.
+            if error.errno == errno.EBUSY and time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+            raise UnavailableError(
+                f"{error.filename or mounted[0]}: {error.strerror}",
+                hint=_HINTS.get(error.errno or 0),
+            ) from error
+
+
+def _hidden(roots: Iterable[str]) -> bool:
+    for root in roots:
+        try:
+            os.listdir(root)
+        except PermissionError:
+            return True
+        except OSError:
+            continue
+    return False

@@ -1,0 +1,138 @@
+"""What the kernel tells of interrupts, as values: the lines of a tracefs ``trace_pipe``.
+
+The events and their arguments are those that `virtirq.control.tracing` asks for.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+
+class EventKind(Enum):
+    """What happened, or is about to: most events are told at the entry of a kernel function.
+
+    REQUESTED: a driver asks for interrupt `irq` under the action `name`; IN_PLACE: the same task
+    has come back from that, and the action is there. FREED: it gives it up. MOVED: `comm` sets the
+    affinity of `irq`; SETTLED: it is set. ALLOCATED: `irq` gets a vector on some CPU, be it new or
+    moved. REPINNED: `comm` sets the affinity of the thread `tid`. STARTED: the program `name` was
+    started.
+    """
+
+    REQUESTED = "requested"
+    IN_PLACE = "in_place"
+    FREED = "freed"
+    MOVED = "moved"
+    SETTLED = "settled"
+    ALLOCATED = "vector_alloc"
+    TORN_DOWN = "vector_teardown"
+    REPINNED = "repinned"
+    STARTED = "sched_process_exec"
+
+
+ENDS: Final = {EventKind.IN_PLACE: EventKind.REQUESTED, EventKind.SETTLED: EventKind.MOVED}
+"""Events that say that what an earlier one of the same task announced is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelEvent:
+    """One event: `at` in seconds of CLOCK_MONOTONIC, `pid` of the task that caused it.
+
+    `comm` is what the task calls itself and may hold anything; empty where it is not told.
+    """
+
+    kind: EventKind
+    at: float
+    irq: int = -1
+    name: str = ""
+    tid: int = -1
+    comm: str = ""
+    pid: int = 0
+
+
+_KINDS: Final = {kind.value.encode(): kind for kind in EventKind}
+# Linux kernel, kernel/trace/trace_output.c, trace_print_context(), with the option irq-info off:
+# 16 columns for a name that is not recorded, then this.
+_COMM: Final = 16
+_HEAD: Final = re.compile(rb"-(\d+) +\[\d+\] +(\d+\.\d+): (\w+): ", re.ASCII)
+_IRQ: Final = re.compile(rb"\birq=(\d{1,9})\b", re.ASCII)
+_TID: Final = re.compile(rb"\btid=(\d{1,9})\b", re.ASCII)
+_NAME: Final = re.compile(rb' name="(.*)"$', re.ASCII | re.DOTALL)
+_BY: Final = re.compile(rb' by="(.*)"$', re.ASCII | re.DOTALL)
+_PROGRAM: Final = re.compile(rb"filename=(.*) pid=\d+ old_pid=\d+$", re.ASCII | re.DOTALL)
+_MOST_NAME: Final = 300
+
+
+def parse(line: bytes) -> KernelEvent | None:
+    """The event that a line tells of; None when it tells of none that can be understood.
+
+    That may be a note of lost events, or a line that a task with a line feed in its name has
+    broken: then something was missed, and all must be looked at.
+    """
+    head = _HEAD.match(line, _COMM)
+    kind = _KINDS.get(head[3]) if head is not None else None
+    if head is None or kind is None:
+        return None
+    rest = line[head.end() :]
+    irq, tid, name = -1, -1, b""
+    by = _BY.search(rest)
+    if kind is EventKind.STARTED:
+        program = _PROGRAM.search(rest)
+        name = program[1] if program else b""
+    elif kind in ENDS:
+        pass  # whose end it is, the task tells
+    elif kind is EventKind.REPINNED:
+        found = _TID.search(rest)
+        if found is None:
+            return None
+        tid = int(found[1])
+    else:
+        # The number comes before whatever text there is, so that no text can pose as one.
+        found = _IRQ.search(rest)
+        if found is None:
+            return None
+        irq = int(found[1])
+        named = _NAME.search(rest)
+        name = named[1] if named else b""
+    return KernelEvent(
+        kind,
+        float(head[2]),
+        irq,
+        name[:_MOST_NAME].decode("utf-8", "replace"),
+        tid,
+        by[1].decode("utf-8", "replace") if by else "",
+        int(head[1]),
+    )
+
+
+class Pairing:
+    """Holds back what is only announced until the same task has done it.
+
+    The affinity that is read at the entry of a function that sets it is still the old one.
+    """
+
+    def __init__(self) -> None:
+        self._announced: dict[tuple[EventKind, int], KernelEvent] = {}
+
+    def __bool__(self) -> bool:
+        """Whether anything is held back."""
+        return bool(self._announced)
+
+    def done(self, event: KernelEvent) -> tuple[KernelEvent, ...]:
+        """What is done now that `event` was told of."""
+        if event.kind in ENDS:
+            before = self._announced.pop((ENDS[event.kind], event.pid), None)
+            return () if before is None else (before,)
+        if event.kind in ENDS.values():
+            # The end of an earlier one was missed: the kernel follows so many returns at a time.
+            before = self._announced.pop((event.kind, event.pid), None)
+            self._announced[event.kind, event.pid] = event
+            return () if before is None else (before,)
+        return (event,)
+
+    def flush(self, before: float = float("inf")) -> tuple[KernelEvent, ...]:
+        """Whatever was announced earlier than `before`, done or not."""
+        late = [key for key, event in self._announced.items() if event.at < before]
+        return tuple(self._announced.pop(key) for key in late)
