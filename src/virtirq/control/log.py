@@ -1,0 +1,277 @@
+"""The daemon's log: fields for the journal, plain lines everywhere else.
+
+``journalctl VIRTIRQ_GUEST=web`` then shows what was done for one guest. The fields are those of
+`FIELDS`, and a release may add some but not change them.
+
+The journal is spoken to in its own protocol (systemd's "Native Journal Protocol" page), not by
+python-systemd, which has to be built against libsystemd's headers. Only where stderr is the
+journal (``JOURNAL_STREAM``, systemd.exec(5)): whoever redirects stderr wants the lines there.
+
+A log that is full or gone must not hold up the work: nothing here raises or waits. What could not
+be told is counted, and the count is told when there is room again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Final, TypedDict, Unpack
+
+JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
+_IDENTIFIER: Final = "virtirq"
+_LONGEST: Final = 1 << 14
+"""Bytes of a value; more is cut. All of a record then fits into one datagram (net.core.wmem_default
+is 208 kB), and no memfd need be sealed and passed for it."""
+_ATOMIC: Final = 4096  # PIPE_BUF: so much a pipe that is ready takes at once (pipe(7))
+_CUT: Final = b"\xe2\x80\xa6"  # an ellipsis
+
+
+class Fields(TypedDict, total=False):
+    """What a record may tell beside its message; see `FIELDS`."""
+
+    guest: str | None
+    guest_uuid: str | None
+    device: object
+    irq: int | None
+    vector: int | None
+    action: str | None
+    status: str | None
+    before: object
+    after: object
+    reason: str | None
+    finding: str | None
+
+
+FIELDS: Final[Mapping[str, str]] = {
+    "guest": "VIRTIRQ_GUEST",  # its name
+    "guest_uuid": "VIRTIRQ_GUEST_UUID",
+    "device": "VIRTIRQ_DEVICE",  # PCI address, 0000:82:00.0
+    "irq": "VIRTIRQ_IRQ",
+    "vector": "VIRTIRQ_VECTOR",
+    "action": "VIRTIRQ_ACTION",  # what virtirq did: pin, keep, restore, …
+    "status": "VIRTIRQ_STATUS",  # what came of it: applied, refused, …
+    "before": "VIRTIRQ_BEFORE",  # CPU lists, 2-5,8
+    "after": "VIRTIRQ_AFTER",
+    "reason": "VIRTIRQ_REASON",
+    "finding": "VIRTIRQ_FINDING",  # a code of `virtirq check`
+}
+"""Names in `Log`'s calls to names in the journal."""
+
+
+class Log:
+    """What the daemon logs with. Messages are whole: the fields are for filters, not for reading.
+
+    Text is taken as it is, never as a format: it may come from guests.
+    """
+
+    def __init__(self, logger: logging.Logger | None = None) -> None:
+        self._logger = logger or logging.getLogger(_IDENTIFIER)
+
+    def debug(self, message: str, **fields: Unpack[Fields]) -> None:
+        self._log(logging.DEBUG, message, fields)
+
+    def info(self, message: str, **fields: Unpack[Fields]) -> None:
+        self._log(logging.INFO, message, fields)
+
+    def warning(self, message: str, **fields: Unpack[Fields]) -> None:
+        self._log(logging.WARNING, message, fields)
+
+    def error(self, message: str, **fields: Unpack[Fields]) -> None:
+        self._log(logging.ERROR, message, fields)
+
+    def exception(self, message: str, **fields: Unpack[Fields]) -> None:
+        """An error with the traceback of the exception that is being handled."""
+        self._log(logging.ERROR, message, fields, traceback=True)
+
+    def _log(self, level: int, message: str, fields: Fields, *, traceback: bool = False) -> None:
+        self._logger.log(level, message, exc_info=traceback, extra={_EXTRA: fields})
+
+
+def set_up(
+    *,
+    debug: bool = False,
+    environ: Mapping[str, str] | None = None,
+    journal: str = JOURNAL_SOCKET,
+) -> Log:
+    """Send everything that this process logs, asyncio's complaints too, where stderr goes.
+
+    Call it once, first of all. `debug`: also what is of use only to who looks for a fault.
+    """
+    root = logging.getLogger()
+    root.setLevel(logging.DEBUG if debug else logging.INFO)
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(_handler(os.environ if environ is None else environ, journal))
+    return Log()
+
+
+def _handler(environ: Mapping[str, str], journal: str) -> logging.Handler:
+    if sys.stderr is None:  # closed; by now the number may be another file's
+        return logging.NullHandler()
+    try:
+        descriptor = sys.stderr.fileno()
+    except (OSError, ValueError):
+        return logging.NullHandler()
+    if not is_journal(descriptor, environ):
+        return LinesHandler(descriptor)
+    if not os.path.exists(journal):  # kept from us by a sandbox
+        return LinesHandler(descriptor, priorities=True)
+    return JournalHandler(journal)
+
+
+def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
+    """Whether what is written there goes to the journal, as systemd has said."""
+    try:
+        there = os.fstat(descriptor)
+    except OSError:
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{there.st_dev}:{there.st_ino}"
+
+
+class _Handler(logging.Handler):
+    """Counts what cannot be told, and says so later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if self._lost and self._tell(_about_lost(self._lost)):
+                self._lost = 0
+            if self._lost or not self._tell(record):
+                self._lost += 1
+        except Exception:
+            # A record that cannot be formatted, say; the module's own answer is to print that.
+            self._lost += 1
+
+    def _tell(self, record: logging.LogRecord) -> bool:
+        """Whether it could be told, at once."""
+        raise NotImplementedError
+
+
+class JournalHandler(_Handler):
+    """Records to journald in its native protocol, with their fields."""
+
+    def __init__(self, path: str = JOURNAL_SOCKET) -> None:
+        """Raises OSError."""
+        super().__init__()
+        self._path = path
+        self._socket = socket.socket(
+            socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+    def _tell(self, record: logging.LogRecord) -> bool:
+        try:
+            # To the address each time: journald's socket may be made anew.
+            self._socket.sendto(entry(record), self._path)
+        except OSError:
+            return False
+        return True
+
+
+class LinesHandler(_Handler):
+    """Records as lines ``virtirq: warning: …``; with `priorities` as sd-daemon(3) has them."""
+
+    def __init__(self, descriptor: int, *, priorities: bool = False) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._priorities = priorities
+        # Not O_NONBLOCK, which would be set for everyone who shares this terminal or pipe.
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+
+    def _tell(self, record: logging.LogRecord) -> bool:
+        level = record.levelname.lower()
+        head = f"<{priority(record.levelno)}>" if self._priorities else f"virtirq: {level}: "
+        for line in _text(record).split("\n"):
+            if not any(event & select.POLLOUT for _, event in self._poll.poll(0)):
+                return False
+            data = f"{head}{line}".encode()
+            os.write(self._descriptor, _cut(data, _ATOMIC - 1) + b"\n")
+        return True
+
+
+def entry(record: logging.LogRecord) -> bytes:
+    """The record as a datagram of the native journal protocol."""
+    values = {
+        "MESSAGE": _text(record),
+        "PRIORITY": str(priority(record.levelno)),
+        "SYSLOG_IDENTIFIER": _IDENTIFIER,
+    }
+    if record.name != _IDENTIFIER:
+        values["LOGGER"] = record.name
+    fields = getattr(record, _EXTRA, {})
+    for name, field in FIELDS.items():
+        if (value := fields.get(name)) is not None:
+            values[field] = str(value)
+    return b"".join(_assignment(field, value) for field, value in values.items())
+
+
+def _assignment(field: str, value: str) -> bytes:
+    """One field; its name is ours, and its value cannot end before it ends.
+
+    Names may hold anything, also bytes that are no UTF-8 (surrogates here): shown as ``\\udcff``.
+    """
+    data = _cut(value.encode(errors="backslashreplace"), _LONGEST)
+    if b"\n" in data:
+        return b"%s\n%s%s\n" % (field.encode(), len(data).to_bytes(8, "little"), data)
+    return b"%s=%s\n" % (field.encode(), data)
+
+
+def priority(level: int) -> int:
+    """syslog(3)'s number for a level of `logging`."""
+    for least, number in _PRIORITIES:
+        if level >= least:
+            return number
+    return 7
+
+
+_PRIORITIES: Final = (
+    (logging.CRITICAL, 2),
+    (logging.ERROR, 3),
+    (logging.WARNING, 4),
+    (logging.INFO, 6),
+)
+_EXTRA: Final = "virtirq_fields"
+_FORMATTER: Final = logging.Formatter()
+
+
+def _text(record: logging.LogRecord) -> str:
+    """The message in one line, and the traceback's lines below it.
+
+    What is not printable is replaced: it would steer a terminal, and journalctl(1) shows a
+    message that has it as "blob data".
+    """
+    text = _printable(record.getMessage())
+    if record.exc_info:
+        lines = _FORMATTER.formatException(record.exc_info).split("\n")
+        text = "\n".join([text, *map(_printable, lines)])
+    return text
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def _cut(data: bytes, longest: int) -> bytes:
+    """At most so many bytes, whole characters of UTF-8, and a mark where something is missing."""
+    if len(data) <= longest:
+        return data
+    kept = data[: longest - len(_CUT)]
+    return kept.decode(errors="ignore").encode() + _CUT
+
+
+def _about_lost(count: int) -> logging.LogRecord:
+    text = f"messages that could not be logged before the next one: {count}"
+    return logging.LogRecord(_IDENTIFIER, logging.WARNING, "", 0, text, (), None)
