@@ -12,15 +12,24 @@ from tests.policy.facts import directives
 from virtirq.cpuset import CpuSet
 from virtirq.errors import ConfigError
 from virtirq.model import AUTO, NATIVE, Directive, Spread, Word
-from virtirq.policy.config import Config, Rule, parse_config, render_config
+from virtirq.policy.config import (
+    Config,
+    IrqbalanceConfig,
+    LibvirtConfig,
+    MetricsConfig,
+    Rule,
+    parse_config,
+    render_config,
+)
 
 ALLOWED = "a directive is auto, native, emulator, local or a CPU list such as 2-5,^3"
-KEYS = "allowed are default, spread, rule"
+KEYS = "allowed are default, spread, restore_on_stop, irqbalance, metrics, libvirt, rule"
 RULE_KEYS = "allowed are directive, guest, device, class, driver, node, spread"
 RULE = '[[rule]]\ndirective = "auto"\n'
 CLASS = "is not a class: a word such as network, or leading hexadecimal digits such as 0200"
 DEVICE = "is not vendor:device in hexadecimal, such as 8086:1572 or 8086:*"
 NODE = "is not a node: 0 to 1023, or -1 for none"
+LISTEN = 'is not an address: "127.0.0.1:9191", or ""'
 SPREAD = 'is not a spread: "vector" or "mask"'
 
 
@@ -43,6 +52,19 @@ def without_origins(config: Config) -> Config:
 VALID = {
     "default": ('default = "2-5,^3"', Config(Directive(None, CpuSet([2, 4, 5])))),
     "spread": ('spread = "mask"', Config(spread=Spread.MASK)),
+    "restore_on_stop": ("restore_on_stop = true", Config(restore_on_stop=True)),
+    "irqbalance": ("[irqbalance]", Config()),
+    "irqbalance.cooperate": (
+        "irqbalance.cooperate = false",
+        Config(irqbalance=IrqbalanceConfig(cooperate=False)),
+    ),
+    "metrics": ("[metrics]", Config()),
+    "metrics.listen": (
+        '[metrics]\nlisten = "[::1]:9191"',
+        Config(metrics=MetricsConfig("[::1]:9191")),
+    ),
+    "libvirt": ("libvirt = {}", Config()),
+    "libvirt.uri": ('[libvirt]\nuri = "x:///y"', Config(libvirt=LibvirtConfig("x:///y"))),
     "rule": (RULE, Config(rules=(Rule(AUTO),))),
     "rule.directive": ('[[rule]]\ndirective = "native"', Config(rules=(Rule(NATIVE),))),
     "rule.guest": (f'{RULE}guest = "db[0-9]*"', Config(rules=(Rule(AUTO, guest="db[0-9]*"),))),
@@ -119,6 +141,15 @@ REFUSED = [
     (f"{RULE}node = -2", f"0.toml: rule[1].node: -2 {NODE}"),
     (f"{RULE}node = 0x{'f' * 6000}", f"0.toml: rule[1].node: this int {NODE}"),
     (f"{RULE}spread = 'x'", f"0.toml: rule[1].spread: 'x' {SPREAD}"),
+    # The daemon's.
+    ("restore_on_stop = 1", "0.toml: restore_on_stop: 1 is not true or false"),
+    ("irqbalance = true", "0.toml: irqbalance: True is not a table"),
+    ("[irqbalance]\ncooperate = 'y'", "0.toml: irqbalance.cooperate: 'y' is not true or false"),
+    ("[irqbalance]\nban = 1", "0.toml: irqbalance.ban: unknown key; allowed are cooperate"),
+    ("metrics = 9191", "0.toml: metrics: 9191 is not a table"),
+    ("metrics.listen = 9191", f"0.toml: metrics.listen: 9191 {LISTEN}"),
+    ("[[libvirt]]", "0.toml: libvirt: [{}] is not a table"),
+    ("libvirt.uri = 1", "0.toml: libvirt.uri: 1 is not a string"),
 ]
 
 
@@ -135,7 +166,13 @@ def test_every_key_is_exercised() -> None:
     """A new setting needs a valid value and a wrong one in the tables above."""
     keys = {
         prefix + each.metadata.get("key", each.name)
-        for prefix, cls in (("", Config), ("rule.", Rule))
+        for prefix, cls in (
+            ("", Config),
+            ("irqbalance.", IrqbalanceConfig),
+            ("metrics.", MetricsConfig),
+            ("libvirt.", LibvirtConfig),
+            ("rule.", Rule),
+        )
         for each in dataclasses.fields(cls)
         if each.metadata.get("key", each.name) is not None
     }
@@ -171,6 +208,12 @@ def test_later_files_replace_values_and_add_rules() -> None:
     ]
 
 
+def test_tables_of_later_files_replace_key_by_key() -> None:
+    config = parse('[metrics]\nlisten = ":9191"', "[metrics]", "restore_on_stop = true")
+    assert config.metrics.listen == ":9191"
+    assert parse('[metrics]\nlisten = ":9191"', 'metrics.listen = ""').metrics.listen == ""
+
+
 def test_a_later_file_may_set_the_default_again() -> None:
     config = parse('default = "native"', 'default = "auto"')
     assert (config.default, config.default_from) == (AUTO, "default of 1.toml")
@@ -181,15 +224,31 @@ def test_the_file_at_fault_is_named() -> None:
     assert refusal(RULE, "[[rule]]").startswith("1.toml: rule[1]: ")
 
 
+REST = (
+    "restore_on_stop = false",
+    "",
+    "[irqbalance]",
+    "cooperate = true",
+    "",
+    "[metrics]",
+    'listen = ""',
+    "",
+    "[libvirt]",
+    'uri = ""',
+)
+
+
 def test_render_shows_where_things_come_from() -> None:
     assert render_config(Config()).splitlines() == [
         'default = "auto"  # built-in default',
         '# spread: "vector" for words, "mask" for a CPU list',
+        *REST,
     ]
     text = 'default = "2-5,^3"\nspread = "mask"\n[[rule]]\ndirective = "native"\nnode = 1\n'
     assert render_config(parse(text + 'class = "usb"\nspread = "vector"')).splitlines() == [
         'default = "2,4-5"  # default of 0.toml',
         'spread = "mask"',
+        *REST,
         "",
         "[[rule]]  # rule 1 of 0.toml",
         'directive = "native"',
@@ -214,6 +273,10 @@ any_config = st.builds(
     Config,
     directives(range(20)),
     spread=st.none() | st.sampled_from(Spread),
+    restore_on_stop=st.booleans(),
+    irqbalance=st.builds(IrqbalanceConfig),
+    metrics=st.builds(MetricsConfig, st.sampled_from(["", "127.0.0.1:9191", "[::1]:1"])),
+    libvirt=st.builds(LibvirtConfig, st.text()),
     rules=st.lists(rules, max_size=3).map(tuple),
     default_from=st.text(),
 )
@@ -227,7 +290,21 @@ def test_what_is_rendered_parses_back(config: Config) -> None:
     assert without_origins(parse(render_config(config))) == without_origins(config)
 
 
-names = st.sampled_from(["default", "spread", "rule", "guest", "node", "class", "x", '"\\n"'])
+names = st.sampled_from(
+    [
+        "default",
+        "spread",
+        "rule",
+        "metrics",
+        "listen",
+        "libvirt",
+        "guest",
+        "node",
+        "class",
+        "x",
+        '"\\n"',
+    ]
+)
 values = st.recursive(
     st.sampled_from(['"auto"', "'1-2'", "1", "-1", "true", "nan", "1979-05-27", "[]", '"mask"']),
     lambda inner: (

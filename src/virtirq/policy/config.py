@@ -12,10 +12,11 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from virtirq.errors import ConfigError, DirectiveError
 from virtirq.model import AUTO, Directive, Spread
+from virtirq.policy.listen import parse_listen
 
 if TYPE_CHECKING:
     from cattrs import Converter
@@ -41,11 +42,36 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class IrqbalanceConfig:
+    """``[irqbalance]``: `cooperate`: whether the daemon tells it to leave our interrupts alone."""
+
+    cooperate: bool = True
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """``[metrics]``: `listen` is ``address:port``; empty: the daemon serves no metrics."""
+
+    listen: str = ""
+
+
+@dataclass(frozen=True)
+class LibvirtConfig:
+    """``[libvirt]``: `uri` is where guests are asked for; empty: as virsh does for root."""
+
+    uri: str = ""
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings, with their defaults. `spread` None: by directive."""
 
     default: Directive = AUTO
     spread: Spread | None = None
+    restore_on_stop: bool = False
+    irqbalance: IrqbalanceConfig = IrqbalanceConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    libvirt: LibvirtConfig = LibvirtConfig()
     rules: tuple[Rule, ...] = field(default=(), metadata={"key": "rule"})
     default_from: str = field(default="built-in default", metadata={"key": None})
 
@@ -69,14 +95,20 @@ def parse_config(sources: Iterable[tuple[str, str]]) -> Config:
             dataclasses.replace(rule, origin=f"rule {number} of {name}")
             for number, rule in enumerate(part.rules, start=1)
         ]
-        merged |= {
-            each.name: getattr(part, each.name)
-            for each in dataclasses.fields(Config)
-            if _key(each) in table and each.name != "rules"
-        }
+        for each in dataclasses.fields(Config):
+            if _key(each) in table and each.name != "rules":
+                told, here = getattr(part, each.name), merged.get(each.name)
+                merged[each.name] = told if here is None else _over(here, told, table[each.name])
         if "default" in table:
             merged["default_from"] = f"default of {name}"
     return Config(**merged, rules=tuple(rules))
+
+
+def _over(earlier: Any, later: Any, table: Any) -> Any:
+    """A setting of a later file over that of an earlier one; of a table, key by key."""
+    if not isinstance(later, _TABLES):
+        return later
+    return dataclasses.replace(earlier, **{key: getattr(later, key) for key in table})
 
 
 def render_config(config: Config) -> str:
@@ -86,6 +118,13 @@ def render_config(config: Config) -> str:
         lines.append('# spread: "vector" for words, "mask" for a CPU list')
     else:
         lines.append(f'spread = "{config.spread.value}"')
+    lines.append(f"restore_on_stop = {str(config.restore_on_stop).lower()}")
+    for name in ("irqbalance", "metrics", "libvirt"):
+        lines += ["", f"[{name}]"]
+        lines += [
+            f"{key} = {str(value).lower() if isinstance(value, bool) else _quoted(value)}"
+            for key, value in dataclasses.asdict(getattr(config, name)).items()
+        ]
     for rule in config.rules:
         lines += ["", f"[[rule]]  # {_comment(rule.origin)}"]
         for each in dataclasses.fields(Rule):
@@ -130,10 +169,11 @@ def _converter() -> Converter:
     converter = Converter(forbid_extra_keys=True)
     converter.register_structure_hook(str, _exactly(str, "a string"))
     converter.register_structure_hook(int, _exactly(int, "a whole number"))
+    converter.register_structure_hook(bool, _exactly(bool, "true or false"))
     converter.register_structure_hook(Directive, _directive)
     converter.register_structure_hook(Spread, _spread)
     converter.register_structure_hook_func(lambda t: t == tuple[Rule, ...], _rules(converter))
-    for cls in (Rule, Config):
+    for cls in (Rule, *_TABLES, Config):
         keys = {each.name: _key(each) for each in dataclasses.fields(cls)}
         overrides = {
             name: override(omit=True)
@@ -149,6 +189,9 @@ def _converter() -> Converter:
             ),
         )
     return converter
+
+
+_TABLES: Final = (IrqbalanceConfig, MetricsConfig, LibvirtConfig)
 
 
 class _BadValueError(ValueError):
@@ -205,6 +248,17 @@ def _node(value: Any, _: Any) -> int:
     return value
 
 
+def _listen(value: Any, _: Any) -> str:
+    if not isinstance(value, str):
+        raise _BadValueError(f'{_shown(value)} is not an address: "127.0.0.1:9191", or ""')
+    try:
+        if value:
+            parse_listen(value)
+    except ValueError as error:
+        raise _BadValueError(str(error)) from error
+    return value
+
+
 def _matching(pattern: str, what: str) -> Callable[[Any, Any], str]:
     """A string of this form; a condition that can never be met is a slip of the pen."""
 
@@ -218,6 +272,7 @@ def _matching(pattern: str, what: str) -> Callable[[Any, Any], str]:
 
 _FORMS: dict[str, Callable[[Any, Any], Any]] = {
     "node": _node,
+    "listen": _listen,
     "device": _matching(
         r"(?=.*[:*])[0-9a-fA-F:?*!\[\]-]+",
         "vendor:device in hexadecimal, such as 8086:1572 or 8086:*",

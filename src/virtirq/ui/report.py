@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from virtirq.cpuset import CpuSet
 from virtirq.model import (
@@ -20,6 +21,9 @@ from virtirq.model import (
     Status,
 )
 from virtirq.policy.config import Config
+
+if TYPE_CHECKING:
+    from virtirq.control.presence import Presence
 
 SCHEMA: Final = 1
 
@@ -132,6 +136,19 @@ def gaps_json(gaps: Iterable[Gap]) -> list[dict[str, str]]:
     return [{"path": gap.path, "error": gap.error} for gap in gaps]
 
 
+def daemon_json(daemon: Presence | None) -> dict[str, Any] | None:
+    """The running daemon; None when there is none."""
+    if daemon is None:
+        return None
+    return {
+        "pid": daemon.pid,
+        "since": daemon.since,
+        "version": daemon.version,
+        "events": daemon.events,
+        "guests": daemon.guests,
+    }
+
+
 def config_json(config: Config) -> dict[str, Any]:
     """The effective configuration with where each setting came from."""
 
@@ -143,6 +160,10 @@ def config_json(config: Config) -> dict[str, Any]:
         "default": str(config.default),
         "default_from": config.default_from,
         "spread": text(config.spread),
+        "restore_on_stop": config.restore_on_stop,
+        "irqbalance": asdict(config.irqbalance),
+        "metrics": asdict(config.metrics),
+        "libvirt": asdict(config.libvirt),
         "rules": [
             {
                 "from": rule.origin,
