@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Final
 
 from virtirq.errors import CpuSetError
@@ -20,6 +21,7 @@ MAX_CPUS: Final = 8192
 """The largest NR_CPUS that Kconfig allows on x86 (arch/x86/Kconfig, NR_CPUS_RANGE_END)."""
 
 _MAX_TEXT: Final = 65536
+_CACHED_TEXT: Final = 256
 _RANGE = re.compile(r"(\^)?(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
 _HEX_GROUP = re.compile(r"[0-9a-fA-F]{1,8}", re.ASCII)
 
@@ -68,6 +70,10 @@ class CpuSet:
         """
         if len(text) > _MAX_TEXT:
             raise CpuSetError(f"CPU list of {len(text)} characters: more than {_MAX_TEXT}")
+        return _parsed(text) if len(text) <= _CACHED_TEXT else cls._parse(text)
+
+    @classmethod
+    def _parse(cls, text: str) -> CpuSet:
         stripped = text.strip()
         if not stripped:
             return _EMPTY
@@ -109,9 +115,7 @@ class CpuSet:
 
     def __str__(self) -> str:
         """The CPU list that the kernel would print: ``0-3,8``; empty for the empty set."""
-        return ",".join(
-            str(first) if first == last else f"{first}-{last}" for first, last in self.ranges()
-        )
+        return _list_of(self._bits)
 
     def __repr__(self) -> str:
         return f"CpuSet({str(self)!r})"
@@ -198,6 +202,20 @@ def _checked(cpu: int) -> int:
 
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+@lru_cache(512)
+def _parsed(text: str) -> CpuSet:
+    """A host has few different lists, and thousands of files that hold them."""
+    return CpuSet._parse(text)
+
+
+@lru_cache(512)
+def _list_of(bits: int) -> str:
+    return ",".join(
+        str(first) if first == last else f"{first}-{last}"
+        for first, last in CpuSet._of(bits).ranges()
+    )
 
 
 _EMPTY: Final = CpuSet()

@@ -25,6 +25,7 @@ from tests.hostmaker import MadeFs
 from tests.needs import need_program
 from virtirq.control import cycle
 from virtirq.control import journal as journal_module
+from virtirq.control.executor import Executor
 from virtirq.host import paths
 from virtirq.policy.config import Config
 
@@ -35,6 +36,14 @@ DOMAIN = """<domain><name>web</name><vcpu>4</vcpu><cputune>
 <address domain='0' bus='0x41' slot='0' function='0'/></source></hostdev>
 <hostdev mode='subsystem' type='pci'><source>
 <address domain='0' bus='0x42' slot='0' function='0'/></source></hostdev></devices></domain>"""
+
+
+@pytest.fixture(params=[1, 3], ids=["one by one", "in batches"], autouse=True)
+def batch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything here must hold for pins that are taken together, too: the daemon does that."""
+    defaults = Executor.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "batch", request.param)
 
 
 class Killed(BaseException):

@@ -21,6 +21,14 @@ from virtirq.policy.config import Config
 REASON = Reason("wrong-cpu", "to where it belongs")
 
 
+@pytest.fixture(params=[1, 3], ids=["one by one", "in batches"], autouse=True)
+def batch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything here must hold for pins that are taken together, too: the daemon does that."""
+    defaults = Executor.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "batch", request.param)
+
+
 def pin(vector: int = 0, after: str = "5", alternatives: tuple[str, ...] = ()) -> Pin:
     return Pin(
         FIRST + vector,

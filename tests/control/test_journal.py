@@ -50,11 +50,11 @@ def test_a_move_is_remembered_before_it_is_confirmed(tmp_path: Path) -> None:
 def test_moving_our_own_pin_keeps_the_original(tmp_path: Path) -> None:
     with locked_journal(tmp_path, BOOT) as journal:
         journal.move(found(KEY, "0-3", "5"))
-        journal.moved(KEY, cpus("5"))
+        journal.moved((KEY, cpus("5")))
         journal.move(found(KEY, "5", "6"))
         # Unconfirmed: a crash now hides whether 5 or 6 is in force; both are ours.
         assert reopened_values(tmp_path) == (cpus("5"), cpus("6"))
-        journal.moved(KEY, cpus("6"))
+        journal.moved((KEY, cpus("6")))
     assert reopened(tmp_path) == (Remembered(KEY, "web", cpus("0-3"), (cpus("6"),)),)
 
 
@@ -71,9 +71,9 @@ def test_a_value_that_is_not_ours_becomes_the_original(tmp_path: Path) -> None:
     """The vector was set up anew, or somebody moved it: that is what restore must give back."""
     with locked_journal(tmp_path, BOOT) as journal:
         journal.move(found(KEY, "0-3", "5"))
-        journal.moved(KEY, cpus("5"))
+        journal.moved((KEY, cpus("5")))
         journal.move(found(KEY, "4-7", "5"))
-        journal.moved(KEY, cpus("5"))
+        journal.moved((KEY, cpus("5")))
     assert reopened(tmp_path) == (Remembered(KEY, "web", cpus("4-7"), (cpus("5"),)),)
 
 
@@ -208,7 +208,7 @@ def test_everything_about_an_interrupt_is_kept(
     monkeypatch.setattr(journal_module, "_COMPACT_BYTES", -1)
     with locked_journal(tmp_path, BOOT) as journal:
         for _ in range(10):
-            journal.moved(line, cpus("5"))
+            journal.moved((line, cpus("5")))
     assert reopened(tmp_path) == (entry,)
     assert (tmp_path / "journal.jsonl").read_text().count("\n") == 1
     assert reopened(tmp_path) == (entry,)
@@ -220,7 +220,7 @@ def test_a_refused_move_is_taken_back(tmp_path: Path) -> None:
         journal.refused(KEY)
         assert journal.remembered() == ()
         journal.move(found(KEY, "0-3", "6"))
-        journal.moved(KEY, cpus("6"))
+        journal.moved((KEY, cpus("6")))
         journal.move(found(KEY, "6", "7"))
         journal.refused(KEY)
         journal.move(found(KEY, "7", "5"))  # somebody moved it in between
@@ -262,7 +262,7 @@ def test_a_journal_that_cannot_be_rewritten_stays_as_it_is(
     assert journal.remembered() == expected
     assert (tmp_path / "journal.jsonl").read_bytes() == before
     assert sorted(each.name for each in tmp_path.iterdir()) == ["journal.jsonl", "lock"]
-    journal.moved(KEY, cpus("5"))
+    journal.moved((KEY, cpus("5")))
     journal.close()
     assert reopened(tmp_path) == expected
 
@@ -281,9 +281,9 @@ def test_a_piece_that_cannot_be_taken_away_ends_the_writing(
             broken.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:20]))
             broken.setattr(os, "ftruncate", fail)
             with pytest.raises(JournalError):
-                journal.moved(KEY, cpus("5"))
+                journal.moved((KEY, cpus("5")))
         with pytest.raises(JournalError, match="torn"):
-            journal.moved(KEY, cpus("5"))  # it would end up in the middle of a line
+            journal.moved((KEY, cpus("5")))  # it would end up in the middle of a line
     assert reopened(tmp_path) == (found(KEY, "0-3", "5"),)
 
 
@@ -332,7 +332,7 @@ def test_a_full_disk_stops_before_anything_is_moved(
             full.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:20]))
             with pytest.raises(JournalError, match="no room left"):
                 journal.move(found(OTHER, "0-3", "5"))
-        journal.moved(KEY, cpus("5"))  # there is room again, and no torn line before it
+        journal.moved((KEY, cpus("5")))  # there is room again, and no torn line before it
     assert [each.key for each in reopened(tmp_path)] == [KEY]
 
 
@@ -365,7 +365,7 @@ def test_what_is_read_back_is_what_was_known(
             elif op == "forget":
                 journal.forget(key)
             elif key in known:
-                journal.moved(key, cpus(after))
+                journal.moved((key, cpus(after)))
         expected = journal.remembered()
     assert set(reopened(directory)) == set(expected)
 
@@ -376,9 +376,9 @@ def test_a_long_journal_is_rewritten_without_a_change_of_meaning(
     with locked_journal(tmp_path, BOOT) as journal:
         for turn in range(200):
             journal.move(found(KEY, "0-3" if not turn else "5", "5"))
-            journal.moved(KEY, cpus("5"))
+            journal.moved((KEY, cpus("5")))
         journal.move(found(OTHER, "0-3", "5"))
-        journal.moved(OTHER, cpus("5"))
+        journal.moved((OTHER, cpus("5")))
         journal.move(found(OTHER, "5", "6"))
         expected = journal.remembered()
     file = tmp_path / "journal.jsonl"
@@ -402,7 +402,7 @@ class Two:
             each.close()
 
 
-STEPS = st.lists(
+SHARED_STEPS = st.lists(
     st.tuples(
         st.integers(0, 1),
         st.sampled_from(("move", "moved", "refused", "forget", "tear")),
@@ -414,7 +414,7 @@ STEPS = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(steps=STEPS, compact=st.sampled_from((-1, 500, 1 << 20)))
+@given(steps=SHARED_STEPS, compact=st.sampled_from((-1, 500, 1 << 20)))
 def test_two_that_share_a_journal_know_the_same(
     tmp_path_factory: pytest.TempPathFactory, steps: list[Any], compact: int
 ) -> None:
@@ -428,7 +428,7 @@ def test_two_that_share_a_journal_know_the_same(
                     case "move":
                         journal.move(found(key, "0-3", value, irq=7, incarnation=70))
                     case "moved":
-                        journal.moved(key, cpus(value))
+                        journal.moved((key, cpus(value)))
                     case "tear":
                         with (directory / "journal.jsonl").open("ab") as file:
                             file.write(b'{"op": "mo')
@@ -462,7 +462,7 @@ def test_a_long_lived_journal_stays_short(tmp_path: Path, monkeypatch: pytest.Mo
     for turn in range(100):
         with shared.held() as journal:
             journal.move(found(KEY, "0-3", str(turn % 8), irq=7, incarnation=turn))
-            journal.moved(KEY, cpus(str(turn % 8)))
+            journal.moved((KEY, cpus(str(turn % 8))))
     shared.close()
     assert (tmp_path / "journal.jsonl").stat().st_size < 4000
     (left,) = reopened(tmp_path)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from virtirq.control.executor import Executor
 from virtirq.control.journal import Journal, locked_journal
+from virtirq.cpuset import CpuSet
 from virtirq.errors import JournalError, UsageError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
@@ -30,6 +31,7 @@ from virtirq.model import (
     PciAddress,
     PciDevice,
     Plan,
+    Remembered,
     Snapshot,
 )
 from virtirq.policy.config import Config
@@ -63,16 +65,7 @@ def observe(
     reader = Reader(fs)
     topology = read_topology(reader)
     addresses = {device.address for guest in guests for device in guest.devices} | set(also)
-    pci: dict[PciAddress, PciDevice] = {}
-    interrupts: list[Interrupt] = []
-    unread = set()
-    for address in sorted(addresses):
-        mark = reader.mark()
-        device = read_devices(reader, [address])
-        pci |= device
-        interrupts += read_interrupts(reader, device, topology.possible, lines)
-        if reader.mark() != mark:
-            unread.add(address)
+    pci, interrupts, unread = observe_devices(reader, addresses, topology.possible, lines)
     return Snapshot(
         taken_at=time.time(),
         topology=topology,
@@ -80,14 +73,42 @@ def observe(
         kernel=reader.text(paths.OS_RELEASE),
         recording=fs.recording,
         pci=pci,
-        interrupts=tuple(interrupts),
+        interrupts=interrupts,
         guests=tuple(guests),
         vectors_on=read_vector_load(reader),
         posting=read_posting(reader),
         irqbalance=read_irqbalance(reader),
         gaps=(*gaps, *reader.gaps),
-        unread=frozenset(unread),
+        unread=unread,
     )
+
+
+class Devices(NamedTuple):
+    """Devices that the host has, their interrupts, and of which something could not be read."""
+
+    pci: dict[PciAddress, PciDevice]
+    interrupts: tuple[Interrupt, ...]
+    unread: frozenset[PciAddress]
+
+
+def observe_devices(
+    reader: Reader,
+    addresses: Iterable[PciAddress],
+    possible: CpuSet,
+    lines: Collection[PciAddress] = (),
+) -> Devices:
+    """These devices and their interrupts; counts are read where the `possible` CPUs are given."""
+    pci: dict[PciAddress, PciDevice] = {}
+    interrupts: list[Interrupt] = []
+    unread = set()
+    for address in sorted(addresses):
+        mark = reader.mark()
+        device = read_devices(reader, [address])
+        pci |= device
+        interrupts += read_interrupts(reader, device, possible, lines)
+        if reader.mark() != mark:
+            unread.add(address)
+    return Devices(pci, tuple(interrupts), frozenset(unread))
 
 
 def chosen(whole: Plan, names: Sequence[str], known: Iterable[Guest] = ()) -> Plan:
@@ -114,7 +135,8 @@ def apply(
     with _journal(fs, state) as journal:
         snapshot = observe(fs, guests)
         chosen_plan = chosen(plan(snapshot, config), names)
-        return _carry_out(fs, journal, snapshot, chosen_plan, restoring=False)
+        with _interruption() as interrupted:
+            return _carry_out(fs, journal, snapshot, chosen_plan, interrupted, restoring=False)
 
 
 def restore(fs: HostFs, guests: Sequence[Guest], state: Path, names: Sequence[str]) -> Done:
@@ -127,18 +149,42 @@ def restore(fs: HostFs, guests: Sequence[Guest], state: Path, names: Sequence[st
             also=[each.key.device for each in remembered],
             lines={each.key.device for each in remembered if each.kind is InterruptKind.INTX},
         )
-        whole = restore_plan(snapshot, remembered)
         them = [*guests, *(remembered_guest(each.guest, each.name) for each in remembered)]
-        chosen_plan = chosen(whole, names, them)
-        done = _carry_out(fs, journal, snapshot, chosen_plan, restoring=True)
-        there = {action.key for action in whole.actions}
-        over = {action.key for action in chosen_plan.actions if settled(action)}
-        # A journal that takes no more says so again at the next restore, and nothing is lost.
-        with suppress(JournalError):
-            for entry in remembered:
-                if entry.key in over or entry.key not in there:
-                    journal.forget(entry.key)
-        return done
+        with _interruption() as interrupted:
+            return put_back(
+                fs,
+                journal,
+                snapshot,
+                remembered,
+                choose=lambda whole: chosen(whole, names, them),
+                interrupted=interrupted,
+            )
+
+
+def put_back(
+    fs: HostFs,
+    journal: Journal,
+    snapshot: Snapshot,
+    remembered: Sequence[Remembered],
+    *,
+    choose: Callable[[Plan], Plan] = lambda whole: whole,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Done:
+    """Give interrupts back what they had, and forget what is settled or gone for certain.
+
+    `snapshot` has the interrupts of all the devices concerned, their INTx lines included.
+    """
+    whole = restore_plan(snapshot, remembered)
+    part = choose(whole)
+    done = _carry_out(fs, journal, snapshot, part, interrupted, restoring=True)
+    there = {action.key for action in whole.actions}
+    over = {action.key for action in part.actions if settled(action)}
+    # A journal that takes no more says so again at the next restore, and nothing is lost.
+    with suppress(JournalError):
+        for entry in remembered:
+            if entry.key in over or entry.key not in there:
+                journal.forget(entry.key)
+    return done
 
 
 @contextmanager
@@ -154,12 +200,17 @@ def _journal(fs: HostFs, state: Path) -> Iterator[Journal]:
 
 
 def _carry_out(
-    fs: HostFs, journal: Journal, snapshot: Snapshot, todo: Plan, *, restoring: bool
+    fs: HostFs,
+    journal: Journal,
+    snapshot: Snapshot,
+    todo: Plan,
+    interrupted: Callable[[], bool],
+    *,
+    restoring: bool,
 ) -> Done:
     names = {each.guest.key: each.guest.name for each in todo.guests}
-    with _interruption() as interrupted:
-        executor = Executor(fs, journal, names=names, restoring=restoring, interrupted=interrupted)
-        outcomes = executor.run(todo.pins)
+    executor = Executor(fs, journal, names=names, restoring=restoring, interrupted=interrupted)
+    outcomes = executor.run(todo.pins)
     return Done(snapshot, todo, outcomes, executor.deployment_fault)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -49,12 +49,31 @@ _INTERRUPTED: Final = (
 )
 
 
+@dataclass(slots=True)
+class _Step:
+    """One pin on its way; `outcome` is there once it has come to its end.
+
+    `before` and `known` are what was found, `announced` whether the journal's last word is of a
+    write to come, `written` what the kernel has taken.
+    """
+
+    pin: Pin
+    outcome: Outcome | None = None
+    before: CpuSet = CpuSet()
+    known: Remembered | None = None
+    announced: bool = False
+    written: CpuSet | None = None
+    unwritten: str | None = None
+
+
 class Executor:
     """Carries out pins through `fs`, remembering each in `journal` first.
 
     `names` are what people call the guests, by their keys. With `restoring`, pins put back what
     the journal knows: they need no line in it beforehand, and what is put back is forgotten.
-    `interrupted` is asked between pins.
+    `batch` is how many pins are taken together: all of them are announced and written before the
+    first is read back; `interrupted` is asked between batches. `mover` is who has moved an
+    interrupt that is not where it was left.
     """
 
     def __init__(
@@ -64,16 +83,19 @@ class Executor:
         *,
         names: Mapping[str, str] = MappingProxyType({}),
         restoring: bool = False,
+        batch: int = 1,
+        mover: str = SOMEONE,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._fs = fs
         self._journal = journal
         self._names = names
         self._restoring = restoring
+        self._batch = batch
+        self._mover = mover
         self._interrupted = interrupted
         self._full: set[int] = set()
         self._stopped: tuple[str, str | None] | None = None
-        self._unwritten: str | None = None
         self.deployment_fault = False
         """Whether a write failed for want of permission or a writable /proc."""
 
@@ -83,56 +105,104 @@ class Executor:
         When /proc/irq or the journal cannot be written at all, or on an interruption, the rest
         is not tried.
         """
-        outcomes = []
-        for pin in pins:
-            if self._stopped is None and self._interrupted():
-                self._stopped = _INTERRUPTED
-            self._unwritten = None
-            outcome = self._carry_out(pin)
-            done = outcome.status in (Status.APPLIED, Status.UNCHANGED, Status.PENDING)
-            if self._restoring and done:
-                self._note(self._journal.forget, pin.key)
-            if self._unwritten is not None:
-                # What the kernel did is done; what is in the journal still allows to undo it.
-                outcome = replace(outcome, reason=f"{outcome.reason}; {self._unwritten}")
-            outcomes.append(outcome)
+        outcomes: list[Outcome] = []
+        for first in range(0, len(pins), self._batch):
+            outcomes += self._run([_Step(pin) for pin in pins[first : first + self._batch]])
         return tuple(outcomes)
 
-    def _note(self, call: Callable[..., None], *args: object) -> None:
+    def _run(self, steps: Sequence[_Step]) -> list[Outcome]:
+        if self._stopped is None and self._interrupted():
+            self._stopped = _INTERRUPTED
+        for step in steps:
+            self._attempt(step, self._prepare)
+        self._announce([step for step in steps if step.outcome is None])
+        for step in steps:
+            self._attempt(step, self._write)
+        written = [step for step in steps if step.outcome is None and step.written is not None]
+        if written and not self._restoring:
+            self._note(written, self._journal.moved, *((s.pin.key, s.written) for s in written))
+        for step in steps:
+            self._attempt(step, self._read_back)
+        return [self._ended(step) for step in steps]
+
+    def _attempt(self, step: _Step, phase: Callable[[_Step], Outcome | None]) -> None:
+        """One phase of a pin that has not come to its end; what goes wrong is its end."""
+        pin = step.pin
+        if step.outcome is not None:
+            return
+        if self._stopped is not None and step.written is None:
+            text, hint = self._stopped
+            step.outcome = Outcome(pin, Status.FAILED, f"not tried: {text}", hint=hint)
+            if step.announced:
+                self._note([step], self._journal.refused, pin.key)
+            return
+        try:
+            step.outcome = phase(step)
+        except JournalError as error:
+            self._stop(step, error)
+        except OSError as error:
+            if self._gone(pin, error):
+                text = "the guest gave the interrupt up meanwhile"
+                step.outcome = Outcome(pin, Status.VANISHED, text)
+            else:
+                step.outcome = Outcome(pin, Status.FAILED, str(error))
+        except VirtirqError as error:
+            step.outcome = Outcome(pin, Status.FAILED, str(error), hint=error.hint)
+
+    def _stop(self, step: _Step, error: JournalError) -> None:
+        self._stopped = (str(error), error.hint)
+        step.outcome = Outcome(step.pin, Status.FAILED, str(error), hint=error.hint)
+
+    def _ended(self, step: _Step) -> Outcome:
+        outcome = step.outcome
+        if outcome is None:
+            raise AssertionError("a phase has left it out")
+        done = outcome.status in (Status.APPLIED, Status.UNCHANGED, Status.PENDING)
+        if self._restoring and done:
+            self._note([step], self._journal.forget, step.pin.key)
+        if step.unwritten is not None:
+            # What the kernel did is done; what is in the journal still allows to undo it.
+            outcome = replace(outcome, reason=f"{outcome.reason}; {step.unwritten}")
+        return outcome
+
+    def _note(self, steps: Sequence[_Step], call: Callable[..., None], *args: object) -> None:
         """Write down what has happened: a journal that takes no more must not hide it."""
         try:
             call(*args)
         except JournalError as error:
-            self._unwritten = f"not written down: {error}"
+            for step in steps:
+                step.unwritten = f"not written down: {error}"
 
-    def _carry_out(self, pin: Pin) -> Outcome:
-        if self._stopped is not None:
-            text, hint = self._stopped
-            return Outcome(pin, Status.FAILED, f"not tried: {text}", hint=hint)
+    def _prepare(self, step: _Step) -> Outcome | None:
+        """Look at the interrupt once more: the plan may be old by now."""
+        pin = step.pin
+        if self._is_anew(pin):
+            self._note([step], self._journal.forget, pin.key)
+            text = "the guest has set it up anew: what it has now is not from virtirq"
+            return Outcome(pin, Status.VANISHED, text)
+        if not self._is_there(pin):
+            return Outcome(pin, Status.VANISHED, "the IRQ number is another interrupt's now")
+        before = self._cpus(pin, effective=False)
+        if before == pin.after:
+            return self._outcome(pin, Status.UNCHANGED, THERE, pin.after)
+        known = self._journal.known(pin.key)
+        if self._restoring and known is not None and before not in known.written:
+            text = f"{SOMEONE}, moved it to {before} meanwhile: left"
+            return self._outcome(pin, Status.UNCHANGED, text, before)
+        step.before, step.known = before, known
+        return None
+
+    def _announce(self, steps: Sequence[_Step]) -> None:
+        if self._restoring or not steps:
+            return
         try:
-            if self._is_anew(pin):
-                self._note(self._journal.forget, pin.key)
-                text = "the guest has set it up anew: what it has now is not from virtirq"
-                return Outcome(pin, Status.VANISHED, text)
-            if not self._is_there(pin):
-                return Outcome(pin, Status.VANISHED, "the IRQ number is another interrupt's now")
-            before = self._cpus(pin, effective=False)
-            if before == pin.after:
-                return self._outcome(pin, Status.UNCHANGED, THERE, pin.after)
-            known = self._journal.known(pin.key)
-            if self._restoring and known is not None and before not in known.written:
-                text = f"{SOMEONE}, moved it to {before} meanwhile: left"
-                return self._outcome(pin, Status.UNCHANGED, text, before)
-            return self._move(pin, before, known)
+            self._journal.move(*(self._found(s.pin, s.before, s.pin.after) for s in steps))
         except JournalError as error:
-            self._stopped = (str(error), error.hint)
-            return Outcome(pin, Status.FAILED, str(error), hint=error.hint)
-        except OSError as error:
-            if self._gone(pin, error):
-                return Outcome(pin, Status.VANISHED, "the guest gave the interrupt up meanwhile")
-            return Outcome(pin, Status.FAILED, str(error))
-        except VirtirqError as error:
-            return Outcome(pin, Status.FAILED, str(error), hint=error.hint)
+            for step in steps:
+                self._stop(step, error)
+        else:
+            for step in steps:
+                step.announced = True
 
     def _is_there(self, pin: Pin) -> bool:
         """Whether the IRQ number still is the interrupt that the plan means.
@@ -172,16 +242,18 @@ class Executor:
             incarnation=self._fs.incarnation(f"{paths.IRQ_SYSFS_DIR}/{pin.irq}"),
         )
 
-    def _move(self, pin: Pin, before: CpuSet, known: Remembered | None) -> Outcome:
-        last: OSError | None = None
+    def _write(self, step: _Step) -> Outcome | None:
+        """Write what was announced, or for want of vectors something else, announced in turn."""
+        pin, last = step.pin, None
         for wanted in self._choices(pin):
-            if not self._restoring:
-                self._journal.move(self._found(pin, before, wanted))
+            if not step.announced and not self._restoring:
+                self._journal.move(self._found(pin, step.before, wanted))
+            step.announced = False
             try:
                 self._fs.write(paths.IRQ_AFFINITY.at(pin.irq), str(wanted))
             except (OSError, VirtirqError) as error:
                 if not self._restoring:
-                    self._note(self._journal.refused, pin.key)
+                    self._note([step], self._journal.refused, pin.key)
                 if not isinstance(error, OSError) or self._gone(pin, error):
                     raise
                 last = error
@@ -190,9 +262,8 @@ class Executor:
                         self._full.add(wanted.first())
                     continue
                 break
-            if not self._restoring:
-                self._note(self._journal.moved, pin.key, wanted)
-            return self._read_back(pin, wanted, self._history(pin, before, known))
+            step.written = wanted
+            return None
         return self._refused(pin, last)
 
     def _history(self, pin: Pin, before: CpuSet, known: Remembered | None) -> str:
@@ -204,7 +275,7 @@ class Executor:
         if now is None or again is False:
             return ""  # set up anew, and found as the kernel sets it up
         wrote = " or ".join(map(str, known.written))
-        who = SOMEONE if again else f"{SOMEONE}, or the guest by setting it up anew"
+        who = self._mover if again else f"{self._mover}, or the guest by setting it up anew"
         return f"; found at {before} instead of our {wrote}: {who}; undone to {now.original}"
 
     def _choices(self, pin: Pin) -> Iterator[CpuSet]:
@@ -238,9 +309,10 @@ class Executor:
             hint = f"bring one of CPUs {pin.after} online (chcpu -e), then run 'virtirq restore'"
         return Outcome(pin, Status.FAILED, text, affinity, effective, hint)
 
-    def _read_back(self, pin: Pin, wanted: CpuSet, history: str) -> Outcome:
+    def _read_back(self, step: _Step) -> Outcome:
+        pin, wanted = step.pin, step.written
         affinity = self._cpus(pin, effective=False)
-        if affinity != wanted:
+        if wanted is None or affinity != wanted:
             effective = self._cpus(pin, effective=True)
             text = f"affinity {affinity} read back after writing {wanted}"
             return Outcome(pin, Status.FAILED, text, affinity, effective)
@@ -248,7 +320,8 @@ class Executor:
             text = pin.reason.text
         else:
             text = f"on CPU {wanted}: no interrupt vector left on CPU {pin.after}"
-        return self._outcome(pin, Status.APPLIED, text + history, wanted)
+        text += self._history(pin, step.before, step.known)
+        return self._outcome(pin, Status.APPLIED, text, wanted)
 
     def _outcome(self, pin: Pin, status: Status, text: str, affinity: CpuSet) -> Outcome:
         effective = self._cpus(pin, effective=True)

@@ -39,6 +39,7 @@ _FRESH: Final = "journal.new"
 _LOCK: Final = "lock"
 _COMPACT_BYTES: Final = 1 << 20
 _START: Final = b'{"op": "'
+_ENCODE: Final = json.JSONEncoder().encode
 _MAX_LINE: Final = 1 << 17
 """Bytes; two lists of every other one of 8192 CPUs are 40 kB."""
 
@@ -89,26 +90,31 @@ class Journal:
         """What is remembered of one interrupt."""
         return self._known.get(key)
 
-    def move(self, found: Remembered) -> None:
-        """Remember that an interrupt is about to be moved, from where and to where.
+    def move(self, *found: Remembered) -> None:
+        """Remember that interrupts are about to be moved, from where and to where.
 
-        `found` is what it would be if it had never been moved before: its `original` is the
-        affinity now, its one `written` value the one to come. Returns when that is on stable
-        storage. Raises JournalError.
+        Each of `found` is what it would be if it had never been moved before: its `original` is
+        the affinity now, its one `written` value the one to come. Returns when that is on stable
+        storage. Raises JournalError, and then none of them is announced.
         """
-        (after,) = found.written
-        line = self._line("move", found.key, before=found.original, after=after)
-        self._append(line | _more(found))
+        lines = []
+        for each in found:
+            (after,) = each.written
+            line = self._line("move", each.key, before=each.original, after=after)
+            lines.append(line | _more(each))
+        self._append(*lines)
         try:
             os.fsync(self._descriptor)
         except OSError as error:
             raise JournalError(f"{self._path}: {error.strerror}") from error
-        self._move(found)
+        for each in found:
+            self._move(each)
 
-    def moved(self, key: InterruptKey, after: CpuSet) -> None:
-        """The kernel has taken `after`. Raises JournalError; both values then stay ours."""
-        self._append(self._line("moved", key, after=after))
-        self._moved(key, after)
+    def moved(self, *taken: tuple[InterruptKey, CpuSet]) -> None:
+        """The kernel has taken these values. Raises JournalError; those before stay ours too."""
+        self._append(*(self._line("moved", key, after=after) for key, after in taken))
+        for key, after in taken:
+            self._moved(key, after)
 
     def refused(self, key: InterruptKey) -> None:
         """The kernel has not taken what the last `move` announced. Raises JournalError."""
@@ -143,10 +149,10 @@ class Journal:
         values = {name: str(value) for name, value in more.items()}
         return {"op": op, "boot": self._boot, "at": round(time.time(), 3), **device, **values}
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def _append(self, *lines: dict[str, Any]) -> None:
         if self._broken:
             raise JournalError(f"{self._path}: ends in a torn line")
-        data = (json.dumps(line) + "\n").encode()
+        data = "".join(f"{_ENCODE(line)}\n" for line in lines).encode()
         try:
             written = os.write(self._descriptor, data)
             if written != len(data):
@@ -158,7 +164,7 @@ class Journal:
         if written != len(data):
             raise JournalError(f"{self._path}: no room left for the journal")
         self._size += written
-        self._lines += 1
+        self._lines += len(lines)
 
     def _load(self) -> None:
         try:
