@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
+import time
 from dataclasses import replace
 
 import pytest
 
 from tests.hostmaker import MadeHost
-from virtirq.host.fs import HostFs, Reader
-from virtirq.host.irqbalance import read_irqbalance
+from virtirq.host.fs import HostFs, LiveFs, Reader
+from virtirq.host.irqbalance import read_irqbalance, read_start, read_version
 from virtirq.model import Irqbalance
 
 CGROUP = "/sys/fs/cgroup/system.slice/irqbalance.service/cgroup.procs"
@@ -96,3 +98,67 @@ def test_one_that_leaves_vfio_alone(arguments: str, spares: bool) -> None:
     fs = RUNNING.live()
     fs.set("/proc/812/cmdline", arguments)
     assert read_irqbalance(Reader(fs)) == Irqbalance(True, 812, spares_vfio=spares)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "running"),
+    [
+        ("/usr/sbin/irqbalance\0", True),
+        ("/usr/bin/valgrind\0/usr/sbin/irqbalance\0-f\0", True),
+        ("/usr/bin/sleep\0100000\0", False),
+        ("", False),
+    ],
+)
+def test_its_process_id_was_reused(arguments: str, running: bool) -> None:
+    """A kernel's thread, and a process that has ended, have no arguments."""
+    fs = RUNNING.live()
+    fs.set("/proc/812/cmdline", arguments)
+    assert read(fs) == (Irqbalance(True, 812) if running else Irqbalance(False))
+    other = "/run/irqbalance/irqbalance901.sock"
+    fs = replace(RUNNING, files={other: "", "/proc/901/cmdline": "irqbalance"}).live()
+    fs.set("/proc/812/cmdline", arguments)
+    assert read(fs).pid == (812 if running else 901)
+
+
+STAT = "812 ({name}) S 1 812 812 0 -1 4194560 1 0 0 0 5 6 0 0 20 0 2 0 1234 82718720 889"
+
+
+@pytest.mark.parametrize(
+    ("stat", "started"),
+    [
+        (STAT.format(name="irqbalance"), 1234),
+        (STAT.format(name="a) S 1 (b"), 1234),
+        (STAT.format(name="x").rpartition(" 1234")[0], None),
+        ("812 (irqbalance) S " + "x " * 40, None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_when_it_was_started(stat: str | None, started: int | None) -> None:
+    fs = RUNNING.live()
+    if stat is not None:
+        fs.set("/proc/812/stat", stat)
+    assert read_start(fs, 812) == started
+
+
+def test_the_start_of_this_process() -> None:
+    started = read_start(LiveFs(), os.getpid())
+    assert started is not None
+    assert 0 < started / os.sysconf("SC_CLK_TCK") <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@pytest.mark.parametrize(
+    ("program", "version"),
+    [
+        ("\x7fELF\0\ufffdirqbalance version 1.9.4\n\0x", (1, 9, 4)),
+        ("irqbalance version 1.10\n", (1, 10, 0)),
+        ("irqbalance version x", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_its_version(program: str | None, version: tuple[int, int, int] | None) -> None:
+    fs = RUNNING.live()
+    if program is not None:
+        fs.set("/proc/812/exe", program)
+    assert read_version(fs, 812) == version

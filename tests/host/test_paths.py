@@ -14,6 +14,7 @@ from virtirq.control.cycle import observe
 from virtirq.guests.threads import Processes
 from virtirq.host import paths
 from virtirq.host.fs import Reader
+from virtirq.host.irqbalance import read_start, read_version
 from virtirq.host.paths import MANIFEST, KernelPath
 from virtirq.host.pci import list_addresses
 from virtirq.host.recording import record
@@ -40,6 +41,8 @@ INTEL = MadeHost(
     files={
         "/proc/irq/default_smp_affinity": "f",
         "/sys/fs/cgroup/system.slice/irqbalance.service/cgroup.procs": "77",
+        "/proc/77/stat": f"77 (irqbalance) S{' 1' * 18} 1234",
+        "/proc/77/exe": "irqbalance version 1.9.4",
         "/run/libvirt/qemu/web.pid": "4242",
         "/proc/4242/cmdline": f"qemu\0-uuid\0{WEB.uuid}",
         "/proc/4242/task/4242/comm": "CPU 0/KVM",
@@ -76,6 +79,8 @@ def seen(fs: MadeFs) -> list[tuple[str, str]]:
     observe(fs, (), also=devices)
     list_addresses(Reader(fs))
     Processes(fs).seen(WEB)
+    read_start(fs, 77)
+    read_version(fs, 77)
     return fs.calls
 
 

@@ -7,20 +7,33 @@ there); where its unit gives it no such directory, the unit's cgroup names its p
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from getopt import GetoptError, gnu_getopt
+from typing import Final
 
 from virtirq.host import paths
-from virtirq.host.fs import Reader
+from virtirq.host.fs import HostFs, Reader
 from virtirq.model import Irqbalance
 
-_BAN = "--banmod=vfio-pci"
+_NAME: Final = "irqbalance"
+_DRIVER: Final = "vfio-pci"
 _SOCKET = re.compile(r"irqbalance(\d{1,9})\.sock", re.ASCII)
 _PID = re.compile(r"\d{1,9}", re.ASCII)
+# irqbalance: irqbalance.c, version()
+_VERSION = re.compile(r"irqbalance version (\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?", re.ASCII)
+# irqbalance: irqbalance.c, parse_command_line()
+_SHORT: Final = "odfjVi:p:s:c:l:m:t:e:"
+_LONG: Final = (
+    *("oneshot", "debug", "foreground", "powerthresh=", "banirq=", "deepestcache=", "pid="),
+    *("policyscript=", "journal", "banmod=", "interval=", "version", "migrateval="),
+)
 
 
 def read_irqbalance(reader: Reader) -> Irqbalance:
     """Whether irqbalance runs, with its process id; ``running`` is None when that is not known.
 
-    A socket outlives a killed irqbalance, so on a live host its process must exist too.
+    A socket outlives a killed irqbalance, so on a live host its process must exist too, and not
+    say that it is another program: process ids are reused.
     """
     pids = [
         int(match[1])
@@ -30,15 +43,55 @@ def read_irqbalance(reader: Reader) -> Irqbalance:
     cgroup = (reader.text(paths.IRQBALANCE_CGROUP) or "").split()
     pids += [int(pid) for pid in cgroup if _PID.fullmatch(pid)]
     for pid in pids:
-        if reader.fs.recording is not None or reader.fs.isdir(f"/proc/{pid}"):
-            return Irqbalance(True, pid, spares_vfio=_spares_vfio(reader, pid))
+        if reader.fs.recording is not None:  # no recording holds the arguments of processes
+            return Irqbalance(True, pid)
+        if not reader.fs.isdir(f"/proc/{pid}"):
+            continue
+        arguments = reader.text(paths.PROCESS_ARGUMENTS, pid)
+        words = [] if arguments is None else arguments.split("\0")
+        if arguments is None or any(_is_its_name(each) for each in words):
+            return Irqbalance(True, pid, spares_vfio=_spares_vfio(words))
     if reader.missed(paths.IRQBALANCE_SOCKET, paths.IRQBALANCE_CGROUP):
         return Irqbalance(None)
     return Irqbalance(False)
 
 
-def _spares_vfio(reader: Reader, pid: int) -> bool:
-    """Whether it was told to; no recording holds the arguments of processes."""
-    if reader.fs.recording is not None:
+def read_start(fs: HostFs, pid: int) -> int | None:
+    """When a process was started, in clock ticks since the boot; None when there is none.
+
+    With the boot it tells a process from every other that had or will have its id.
+    """
+    try:
+        # proc_pid_stat(5), field 22; the second is the name in brackets, and may hold anything.
+        fields = fs.read(paths.PROCESS_STAT.at(pid)).rpartition(")")[2].split()
+        return int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def read_version(fs: HostFs, pid: int) -> tuple[int, int, int] | None:
+    """The version of the irqbalance that runs as `pid`, out of its program; None if not found.
+
+    Nothing is executed. Its socket does not tell, and the file under /usr may be newer.
+    """
+    try:
+        match = _VERSION.search(fs.read(paths.PROCESS_PROGRAM.at(pid)))
+    except OSError:
+        return None
+    return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
+
+
+def _is_its_name(argument: str) -> bool:
+    return argument.rpartition("/")[2].startswith(_NAME)
+
+
+def _spares_vfio(arguments: Sequence[str]) -> bool:
+    """Whether it was told to leave all interrupts of vfio-pci alone.
+
+    A banned module is looked for *in* the driver's name (irqbalance: classify.c, substr_find()).
+    """
+    try:
+        options, _ = gnu_getopt(arguments[1:], _SHORT, _LONG)
+    except GetoptError:  # of another version; then it is told what it knows already
         return False
-    return _BAN in (reader.text(paths.PROCESS_ARGUMENTS, pid) or "").split("\0")
+    return any(name in ("-m", "--banmod") and value in _DRIVER for name, value in options)

@@ -93,6 +93,8 @@ IRQBALANCE_CGROUP: Final = KernelPath(
 )
 # Documentation/filesystems/proc.rst: which process is which guest's, and where its threads run
 PROCESS_ARGUMENTS: Final = KernelPath("/proc/{pid}/cmdline", optional=True, recorded=False)
+PROCESS_STAT: Final = KernelPath("/proc/{pid}/stat", optional=True, recorded=False)
+PROCESS_PROGRAM: Final = KernelPath("/proc/{pid}/exe", optional=True, recorded=False)
 THREAD_NAME: Final = KernelPath("/proc/{pid}/task/{tid}/comm", optional=True, recorded=False)
 THREAD_STATUS: Final = KernelPath("/proc/{pid}/task/{tid}/status", optional=True, recorded=False)
 # libvirt, src/qemu/qemu_process.c, qemuProcessLaunch(): for virtqemud and libvirtd alike
