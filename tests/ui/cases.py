@@ -72,6 +72,8 @@ CASES = [
     Case("explain-irq", "-s {single} explain 45"),
     Case("explain-code", "explain node-mismatch"),
     Case("explain-code-json", "explain node-mismatch --json"),
+    Case("daemon-on-a-recording", "-s {demo} daemon", 2),
+    Case("metrics-json", "-s {single} metrics --json", 2),
     Case("config-show", "--config {config} config show", files={"config": NATIVE_DISKS}),
     Case("config-check", "--config {config} config check", files={"config": NATIVE_DISKS}),
     Case("quiet", "-q -s {demo} status"),

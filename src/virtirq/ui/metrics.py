@@ -1,0 +1,440 @@
+"""What virtirq knows, for Prometheus: one text page, and a small server for it.
+
+`docs/metrics.md` says what each family means and why it has the labels that it has.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import socket
+import socketserver
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Final
+
+from virtirq import __version__
+from virtirq.control import tally
+from virtirq.control.presence import Presence
+from virtirq.control.tally import Histogram, Tally, Trigger
+from virtirq.cpuset import CpuSet, union
+from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
+from virtirq.host.events import EventKind
+from virtirq.model import Action, DevicePlan, Finding, Interrupt, Pin, Plan, Snapshot, Status
+from virtirq.policy.advice import ADVICE
+from virtirq.policy.listen import parse_listen
+from virtirq.ui.document import printable
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+Values = Mapping[tuple[str, ...], float]
+"""Of a family, by the values of its labels."""
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+"""Of the page that `render` gives (Prometheus, "Text-based format")."""
+
+# Prometheus' advice is to give what is known beforehand from the start, at zero: what appears
+# with its first event has no increase. These verdicts are those that rules and graphs ask for.
+_VERDICTS: Final = ("in-place", "pending", "loose", "wrong-cpu", "wrong-node")
+_MOVERS: Final = ("irqbalance", tally.OTHERS)
+
+
+def render(
+    snapshot: Snapshot, plan: Plan, findings: Iterable[Finding], presence: Presence | None
+) -> str:
+    """The page in Prometheus' text format, of a host, the plan for it, and the daemon there.
+
+    What both `findings` and `presence` have counts once.
+    """
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.registry import Collector
+
+    class Page(Collector):
+        def collect(self) -> Iterator[Metric]:
+            yield from _of_host(snapshot, plan)
+            yield from _of_findings(snapshot, findings, presence)
+            yield from _of_daemon(presence)
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Page())
+    return generate_latest(registry).decode()
+
+
+def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Metric]:
+    yield _gauge(
+        "virtirq_build_info",
+        "The version of virtirq that made this page; always 1.",
+        ("version",),
+        {(__version__,): 1},
+    )
+    verdicts: Counter[tuple[str, ...]] = Counter()
+    for guest in plan.guests:
+        verdicts.update(dict.fromkeys(((guest.guest.name, each) for each in _VERDICTS), 0))
+        for device in guest.devices:
+            verdicts.update((guest.guest.name, action.reason.code) for action in device.actions)
+    yield _gauge(
+        "virtirq_interrupts",
+        "Interrupts of the guests' devices, by what the plan says of them now.",
+        ("guest", "verdict"),
+        verdicts,
+    )
+    yield _counter(
+        "virtirq_vector_interrupts_total",
+        "Interrupts taken, by the kernel's counts: on the CPUs of the vector's target, on others"
+        " of the target's or the device's node, and elsewhere.",
+        ("guest", "device", "vector", "target", "place"),
+        _taken(snapshot, plan),
+    )
+
+
+def _of_findings(
+    snapshot: Snapshot, findings: Iterable[Finding], presence: Presence | None
+) -> Iterator[Metric]:
+    told = dict.fromkeys((*findings, *(presence.findings if presence else ())))
+    counts: Counter[tuple[str, ...]] = Counter()
+    counts.update({(code, each.severity.value): 0 for code, each in ADVICE.items()})
+    counts.update((each.code, each.severity.value) for each in told)
+    yield _gauge(
+        "virtirq_findings",
+        "Findings about the host and its guests, as 'virtirq check' has them.",
+        ("code", "severity"),
+        counts,
+    )
+    yield _gauge(
+        "virtirq_gaps", "Kinds of files that could not be read.", (), {(): len(snapshot.gaps)}
+    )
+
+
+def _of_daemon(presence: Presence | None) -> Iterator[Metric]:
+    yield _gauge(
+        "virtirq_daemon_up", "Whether the virtirq daemon runs.", (), {(): presence is not None}
+    )
+    if presence is None:
+        return
+    yield _gauge(
+        "virtirq_daemon_start_time_seconds",
+        "When the daemon began, in seconds since the epoch.",
+        (),
+        {(): presence.since},
+    )
+    if presence.tally is not None:
+        yield from _of_tally(presence.tally)
+
+
+def _of_tally(counted: Tally) -> Iterator[Metric]:
+    zeros: dict[tuple[str, ...], float]
+    zeros = {(why.value, end.value): 0 for why in Trigger for end in Status}
+    yield _counter(
+        "virtirq_moves_total",
+        "Interrupts that the daemon set out to move, by why and by what became of it.",
+        ("trigger", "outcome"),
+        zeros | dict(counted.moves),
+    )
+    yield _counter(
+        "virtirq_drift_total",
+        "Interrupts that were moved by someone else, by the name of the task.",
+        ("mover",),
+        _with_zeros(counted.drift, _MOVERS),
+    )
+    yield _counter(
+        "virtirq_kernel_events_total",
+        "Events that the kernel told the daemon of, by kind.",
+        ("kind",),
+        _with_zeros(counted.events, (each.value for each in EventKind)),
+    )
+    yield _counter(
+        "virtirq_kernel_events_lost_total",
+        "How often events of the kernel were lost, and the daemon had to look at everything.",
+        (),
+        {(): counted.lost},
+    )
+    yield _histogram(
+        "virtirq_reaction_seconds",
+        "From the kernel's event of a new vector to the end of the write that moved it.",
+        counted.reactions,
+    )
+    yield _histogram(
+        "virtirq_cycle_seconds",
+        "How long a look at devices took: reading their interrupts, planning and writing.",
+        counted.cycles,
+    )
+
+
+def _taken(snapshot: Snapshot, plan: Plan) -> Counter[tuple[str, ...]]:
+    """Interrupts taken, by guest, device, vector, target and place.
+
+    Only of those on which a guest's device has its handler, and once where two guests name the
+    same device.
+    """
+    interrupts = {(each.irq, each.key): each for each in snapshot.interrupts}
+    taken: Counter[tuple[str, ...]] = Counter()
+    for guest in plan.guests:
+        for device in guest.devices:
+            if device.code == "claimed":
+                continue
+            for action in device.actions:
+                interrupt = interrupts.get((action.irq, action.key))
+                if interrupt is None or interrupt.counts is None:
+                    continue
+                if not action.key.action and interrupt.actions is not None:
+                    continue
+                labels = (guest.guest.name, str(device.device.address), _vector(interrupt))
+                for place, count in _places(snapshot, device, action, interrupt.counts.items()):
+                    taken[*labels, *place] += count
+    return taken
+
+
+def _vector(interrupt: Interrupt) -> str:
+    """As ``status`` shows it: ``msix 3``, ``intx``."""
+    number = "" if interrupt.vector is None else f" {interrupt.vector}"
+    return f"{interrupt.kind.value}{number}"
+
+
+def _places(
+    snapshot: Snapshot, device: DevicePlan, action: Action, counts: Iterable[tuple[int, int]]
+) -> Iterator[tuple[tuple[str, str], int]]:
+    """(target, place) and how many interrupts were taken there; every place that there can be."""
+    target = action.after if isinstance(action, Pin) else action.wanted
+    target = CpuSet() if target is None else target
+    near = union(
+        node.cpus
+        for node in snapshot.topology.nodes.values()
+        if node.number == device.node or node.cpus & target
+    )
+    totals = {"target": 0, "node": 0, "elsewhere": 0} if target else {"node": 0, "elsewhere": 0}
+    for cpu, count in counts:
+        totals["target" if cpu in target else "node" if cpu in near else "elsewhere"] += count
+    for place, count in totals.items():
+        yield (str(target), place), count
+
+
+def _with_zeros(counted: Counter[str], known: Iterable[str]) -> Values:
+    return {(name,): count for name, count in (dict.fromkeys(known, 0) | dict(counted)).items()}
+
+
+def _gauge(name: str, text: str, labels: Sequence[str], values: Values) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for key, value in _shown(values):
+        family.add_metric(key, value)
+    return family
+
+
+def _counter(name: str, text: str, labels: Sequence[str], values: Values) -> Metric:
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(name, text, labels=labels)
+    for key, value in _shown(values):
+        family.add_metric(key, value)
+    return family
+
+
+def _histogram(name: str, text: str, counted: Histogram) -> Metric:
+    from prometheus_client.core import HistogramMetricFamily
+
+    bounds = (*(str(float(bound)) for bound in counted.bounds), "+Inf")
+    buckets = list(zip(bounds, accumulate(list(counted.counts)), strict=True))
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=counted.total)
+
+
+def _shown(values: Values) -> Iterable[tuple[tuple[str, ...], float]]:
+    """The values under names that may be shown; what then looks the same is one series."""
+    shown: dict[tuple[str, ...], float] = {}
+    for key, value in values.items():
+        # Not a copy of every text: a host may have thousands of vectors.
+        if not all(each.isprintable() for each in key):
+            key = tuple(printable(each) for each in key)
+        shown[key] = shown.get(key, 0) + value
+    return shown.items()
+
+
+class Server:
+    """Serves ``/metrics`` in a thread of its own until `close`.
+
+    One page is made at a time. At most `_MOST` clients are served at once and each has
+    `_PATIENCE` to ask, to wait for its turn and to take the page; one too many is hung up on.
+    """
+
+    def __init__(self, host: str, port: int, page: Callable[[], str]) -> None:
+        """`page` is called in other threads; a VirtirqError that it raises becomes a 503.
+
+        `host` and `port` as `parse_listen` gives them; port 0 takes a free one. Raises
+        DeploymentError and UnavailableError.
+        """
+        try:
+            self._http = _open(host, port, page)
+        except OSError as error:
+            where = f"{host}:{port}" if ":" not in host else f"[{host}]:{port}"
+            problem = DeploymentError if error.errno == errno.EACCES else UnavailableError
+            raise problem(
+                f"[metrics] listen: {where}: {error.strerror or error}",
+                hint="'ss -ltnp' shows who listens where; [metrics] listen names another address",
+            ) from error
+        self.port: int = self._http.server_address[1]
+        """The port that it listens on."""
+        self._thread = threading.Thread(target=self._http.serve, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Let nobody in any more. Does not wait for a page that is being made."""
+        self._http.closing = True
+        # Wakes whoever waits in accept(2); without that, the thread would have to poll.
+        with suppress(OSError):
+            self._http.socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._http.server_close()
+
+
+def serve(listen: str, page: Callable[[], str]) -> Server:
+    """A server at an address that `parse_listen` takes. Raises as that and `Server` do."""
+    return Server(*parse_listen(listen), page)
+
+
+_PLAIN: Final = "text/plain; charset=utf-8"
+_MOST: Final = 8
+_PATIENCE: Final = 5.0
+"""Seconds; half of what Prometheus itself waits for a scrape unless told otherwise."""
+
+
+def _open(host: str, port: int, page: Callable[[], str]) -> _Http:
+    """Raises OSError."""
+    if not host and socket.has_dualstack_ipv6():
+        return _Http(socket.AF_INET6, ("::", port), page)
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    return _Http(family, address, page)
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_port = False  # two daemons must not share it
+    request_queue_size = _MOST
+
+    def __init__(self, family: int, address: Any, page: Callable[[], str]) -> None:
+        self.address_family = family
+        self.page = page
+        self.turn = threading.Lock()
+        self.closing = False
+        self._free = threading.BoundedSemaphore(_MOST)
+        super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            only = self.server_address[0] != "::"
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        # Not HTTPServer's own: that asks DNS for a name that nobody needs.
+        socketserver.TCPServer.server_bind(self)
+
+    def serve(self) -> None:
+        while not self.closing:
+            self.handle_request()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError:
+            if not self.closing:
+                time.sleep(0.1)  # out of file descriptors, say: it will not be better at once
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # a client that hangs up is no news
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Http
+    server_version = f"virtirq/{__version__}"
+    sys_version = ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Hasty(self.connection))
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            self._answer(*self._page())
+        elif path == "/":
+            link = '<!DOCTYPE html><title>virtirq</title><a href="/metrics">metrics</a>\n'
+            self._answer(HTTPStatus.OK, link, "text/html; charset=utf-8")
+        else:
+            self._answer(HTTPStatus.NOT_FOUND, "not found: see /metrics\n")
+
+    def _page(self) -> tuple[HTTPStatus, str, str]:
+        if not self.server.turn.acquire(timeout=_PATIENCE):
+            return HTTPStatus.SERVICE_UNAVAILABLE, "busy with other scrapes\n", _PLAIN
+        try:
+            if self.server.closing:
+                return HTTPStatus.SERVICE_UNAVAILABLE, "virtirq is stopping\n", _PLAIN
+            return HTTPStatus.OK, self.server.page(), CONTENT_TYPE
+        except VirtirqError as error:
+            return HTTPStatus.SERVICE_UNAVAILABLE, f"{printable(str(error))}\n", _PLAIN
+        except TimeoutError:
+            return HTTPStatus.SERVICE_UNAVAILABLE, "the daemon does not answer in time\n", _PLAIN
+        except Exception:
+            traceback.print_exc()
+            return HTTPStatus.INTERNAL_SERVER_ERROR, "a bug in virtirq: see its log\n", _PLAIN
+        finally:
+            self.server.turn.release()
+
+    def _answer(self, status: HTTPStatus, text: str, content: str = _PLAIN) -> None:
+        data = text.encode()
+        self.connection.settimeout(_PATIENCE)  # of sendall: for all of it
+        self.send_response(status)
+        self.send_header("Content-Type", content)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (http.server's name)
+        """A scrape is no news."""
+
+
+class _Hasty(io.RawIOBase):
+    """Reads from a connection; all of it has to come within `_PATIENCE`.
+
+    A timeout of the socket alone would begin anew with each byte.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._until = time.monotonic() + _PATIENCE
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
