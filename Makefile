@@ -6,12 +6,15 @@
 # make corpus every domain XML that Debian's libvirt ships, through the parser
 # make bench  time per interrupt for read, plan and write, beside a floor
 # make golden writes the tests' golden outputs again; look at the difference before you commit
+# make install PREFIX=/usr DESTDIR=…  the systemd unit, an example configuration, documentation,
+#             Prometheus rules, Grafana dashboard, completions. The program itself comes by pip; the
+#             unit starts it from BINDIR, which must not be in a home. uninstall takes them away
 
 SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint lab quick-lab demo-host corpus bench golden clean
+.PHONY: run test lint lab quick-lab demo-host corpus bench golden install uninstall clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/virtirq demo
@@ -41,6 +44,48 @@ bench: $(VENV)/test.stamp
 
 golden: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/ui --regenerate-output
+
+# Who sets DESTDIR makes a package.
+PREFIX ?= $(if $(DESTDIR),/usr,/usr/local)
+BINDIR ?= $(PREFIX)/bin
+DATADIR ?= $(PREFIX)/share
+DOCDIR ?= $(DATADIR)/doc/virtirq
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+# The program that prints its completions; without one there are none.
+VIRTIRQ ?= $(firstword $(wildcard $(BIN)/virtirq) $(shell command -v virtirq))
+
+UNIT := $(UNITDIR)/virtirq.service
+EXAMPLE := $(DOCDIR)/examples/virtirq.toml
+RULES := $(DATADIR)/virtirq/prometheus/virtirq.rules.yml
+DASHBOARD := $(DATADIR)/virtirq/grafana/virtirq.json
+DOCS := README.md CHANGELOG.md $(wildcard docs/*.md)
+COMPLETION_bash := $(DATADIR)/bash-completion/completions/virtirq
+COMPLETION_zsh := $(DATADIR)/zsh/site-functions/_virtirq
+COMPLETION_fish := $(DATADIR)/fish/vendor_completions.d/virtirq.fish
+SHELLS := bash zsh fish
+OWN := $(DOCDIR)/examples $(DOCDIR) $(addprefix $(DATADIR)/virtirq,/prometheus /grafana) \
+	$(DATADIR)/virtirq
+INSTALLED := $(UNIT) $(EXAMPLE) $(RULES) $(DASHBOARD) $(addprefix $(DOCDIR)/,$(notdir $(DOCS))) \
+	$(foreach shell,$(SHELLS),$(COMPLETION_$(shell)))
+
+# Nothing goes to /etc: what is there is the operator's.
+install:
+	install -d $(foreach file,$(UNIT) $(EXAMPLE) $(RULES) $(DASHBOARD),'$(DESTDIR)$(dir $(file))')
+	sed -e 's|@bindir@|$(BINDIR)|' -e 's|@docdir@|$(DOCDIR)|' packaging/virtirq.service \
+		> '$(DESTDIR)$(UNIT)'
+	chmod 644 '$(DESTDIR)$(UNIT)'
+	install -m 644 packaging/virtirq.toml '$(DESTDIR)$(EXAMPLE)'
+	install -m 644 packaging/virtirq.rules.yml '$(DESTDIR)$(RULES)'
+	install -m 644 packaging/virtirq-dashboard.json '$(DESTDIR)$(DASHBOARD)'
+	install -m 644 $(DOCS) '$(DESTDIR)$(DOCDIR)'
+	set -e; if [ -n '$(VIRTIRQ)' ]; then $(foreach shell,$(SHELLS), \
+		file='$(DESTDIR)$(COMPLETION_$(shell))'; install -d "$${file%/*}"; \
+		'$(VIRTIRQ)' --print-completion $(shell) > "$$file"; chmod 644 "$$file";) \
+	fi
+
+uninstall:
+	rm -f $(foreach file,$(INSTALLED),'$(DESTDIR)$(file)')
+	rmdir $(foreach place,$(OWN),'$(DESTDIR)$(place)') 2> /dev/null || true
 
 $(VENV)/run.stamp $(VENV)/test.stamp: $(VENV)/%.stamp: pyproject.toml tools/setup.sh lab/packages.txt
 	sh tools/setup.sh $* $(VENV)

@@ -1,0 +1,444 @@
+"""The unit under real systemd: what its sandbox lets through, and what it keeps in.
+
+Debian's own boot, libvirt, irqbalance, a nested guest with a VFIO device, and virtirq installed
+from its wheel. A probe takes the daemon's place in the unit: it does each thing that the daemon
+needs, and tries what nothing in there should be able to.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import full, record_demo
+from lab.full import E1000E, GuestSpec, Host, Job
+from tests.needs import need_program, not_run
+
+pytestmark = pytest.mark.lab
+
+UNIT = "/usr/lib/systemd/system/virtirq.service"
+PROBE = "/opt/lab/probe.py"
+RESULTS = "/run/virtirq/probe.json"
+HOSTILE = "web\nVIRTIRQ_IRQ=666\n\x1b[31m"
+EXPOSURE = 20
+"""Tenths of what `systemd-analyze security` finds. It counts root (0.4), a network for metrics
+(0.5 + 0.3 + 0.2), /proc as it is (0.3) and kernel tunables (0.2): the daemon's work."""
+
+
+# What the probe does. Each is sent to the machine by its source, so it imports what it needs.
+# `may_…` must succeed, `may_not_…` must raise OSError.
+
+
+def may_not_use_any_capability() -> None:
+    from pathlib import Path
+
+    status = Path("/proc/self/status").read_text()
+    lines = dict(line.split(":\t", 1) for line in status.splitlines())
+    held = {name: int(lines[name], 16) for name in ("CapBnd", "CapEff", "CapPrm", "CapInh")}
+    assert set(held.values()) == {0}, held
+    assert (int(lines["NoNewPrivs"]), int(lines["Seccomp"])) == (1, 2)
+    raise OSError("as it should be")
+
+
+def may_move_interrupts() -> None:
+    from pathlib import Path
+
+    moved = []
+    for actions in sorted(Path("/sys/kernel/irq").glob("*/actions")):
+        if not actions.read_text().startswith("vfio-msi"):
+            continue
+        file = Path("/proc/irq", actions.parent.name, "smp_affinity_list")
+        before = file.read_text()
+        file.write_text("6\n")
+        moved.append(file.read_text())
+        file.write_text(before)
+        assert file.read_text() == before
+    assert set(moved) == {"6\n"}, moved
+
+
+def may_hear_of_vectors_from_the_kernel() -> None:
+    import os
+    import select
+    from pathlib import Path
+
+    from virtirq.control.tracing import open_kernel_events
+    from virtirq.host.events import EventKind
+
+    stream = open_kernel_events(pid=1)  # not our own: our moves are told then
+    try:
+        assert stream.described == "kernel probes"
+        actions = next(
+            each
+            for each in Path("/sys/kernel/irq").glob("*/actions")
+            if each.read_text().startswith("vfio-msi")
+        )
+        file = Path("/proc/irq", actions.parent.name, "smp_affinity_list")
+        file.write_text(file.read_text())
+        assert select.select([stream], [], [], 20)[0]
+        assert EventKind.MOVED in {each.kind for each in stream.read()}
+    finally:
+        stream.close()
+    assert not os.path.exists("/sys/kernel/tracing/instances/virtirq")
+    assert "virtirq" not in Path("/sys/kernel/tracing/kprobe_events").read_text()
+
+
+def may_hear_uevents() -> None:
+    import select
+    from pathlib import Path
+
+    from virtirq.host.uevents import Uevent, Uevents
+
+    uevents = Uevents()
+    try:
+        Path("/sys/devices/system/cpu/cpu1/uevent").write_text("online")
+        assert select.select([uevents], [], [], 20)[0]
+        assert Uevent("online", cpu=1) in uevents.read()
+    finally:
+        uevents.close()
+
+
+def may_look_at_libvirt() -> None:
+    import libvirt
+
+    connection = libvirt.openReadOnly("qemu:///system")
+    assert [each.name() for each in connection.listAllDomains(0)] == ["guest"]
+    connection.close()
+
+
+def may_manage_libvirt() -> None:
+    import libvirt
+
+    connection = libvirt.open("qemu:///system")
+    (domain,) = connection.listAllDomains(0)
+    assert "<hostdev" in domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE)
+    connection.close()
+
+
+def may_talk_to_irqbalance() -> None:
+    import array
+    import os
+    import socket
+    import struct
+    from pathlib import Path
+
+    (path,) = Path("/run/irqbalance").glob("irqbalance*.sock")
+    with socket.socket(socket.AF_UNIX) as asked:
+        asked.settimeout(20)
+        asked.connect(str(path))
+        credentials = struct.pack("3i", os.getpid(), os.getuid(), os.getgid())
+        kind = socket.SCM_CREDENTIALS  # type: ignore[attr-defined,unused-ignore]
+        asked.sendmsg([b"setup"], [(socket.SOL_SOCKET, kind, array.array("B", credentials))])
+        assert asked.recv(1 << 16).startswith(b"SLEEP")
+
+
+def may_see_where_threads_of_other_users_run() -> None:
+    import sys
+    from pathlib import Path
+
+    seen = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        arguments = (process / "cmdline").read_text()
+        if process.name == sys.argv[1] or "qemu-system" in arguments:
+            for task in (process / "task").iterdir():
+                status = (task / "status").read_text()
+                seen[task.name] = status.partition("Cpus_allowed_list:")[2].split()[0]
+                assert (task / "comm").read_text()
+    assert seen[sys.argv[1]] == "5"
+    assert len(seen) > 3, seen
+
+
+def may_see_all_that_a_plan_needs() -> None:
+    import contextlib
+    import io
+    import json
+
+    from virtirq.ui.cli import main
+
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        assert main(["--json", "plan"]) == 0
+    plan = json.loads(shown.getvalue())
+    assert plan["gaps"] == []
+    (guest,) = plan["guests"]
+    assert guest["devices"][0]["interrupts"]
+
+
+def may_keep_its_state() -> None:
+    import socket
+    from pathlib import Path
+
+    from virtirq.control.journal import locked_journal
+
+    state = Path("/run/virtirq")
+    with locked_journal(state, "probe") as journal:
+        assert journal.remembered() == ()
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as asking:
+        listening.bind(str(state / "probe.sock"))
+        (state / "probe.sock").chmod(0o666)
+        listening.listen()
+        asking.connect(str(state / "probe.sock"))
+    (state / "probe.sock").unlink()
+
+
+def may_serve_metrics() -> None:
+    import socket
+
+    for host in ("127.0.0.1", "::1"):
+        with socket.create_server(
+            (host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        ) as server:
+            socket.create_connection(server.getsockname()[:2]).close()
+
+
+def may_use_threads_and_asyncio() -> None:
+    import asyncio
+
+    async def work() -> int:
+        return await asyncio.to_thread(lambda: 1)
+
+    assert asyncio.run(work()) == 1
+
+
+def may_not_write_to_the_system() -> None:
+    from pathlib import Path
+
+    Path("/etc/virtirq-probe").write_text("")
+
+
+def may_not_write_beside_its_own_state() -> None:
+    from pathlib import Path
+
+    Path("/run/virtirq-probe").write_text("")
+
+
+def may_not_look_into_homes() -> None:
+    import os
+
+    os.listdir("/root")
+
+
+def may_not_have_disks() -> None:
+    import os
+
+    os.close(os.open("/dev/vda", os.O_RDONLY))
+
+
+def may_not_sniff_the_network() -> None:
+    import socket
+
+    socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()
+
+
+def may_not_become_another_user() -> None:
+    import os
+
+    os.setresuid(1, 1, 1)
+
+
+def may_not_give_files_away() -> None:
+    import os
+
+    os.chown("/run/virtirq", 1, 1)
+
+
+def may_not_signal_processes_of_other_users() -> None:
+    import os
+    import sys
+
+    os.kill(int(sys.argv[1]), 0)
+
+
+def may_not_read_the_memory_of_guests() -> None:
+    import os
+    import sys
+
+    os.close(os.open(f"/proc/{sys.argv[1]}/mem", os.O_RDONLY))
+
+
+def may_not_move_threads() -> None:
+    import os
+
+    os.sched_setaffinity(0, {0})
+
+
+def serve(attempts: list[Callable[[], None]], hostile: str, results: str) -> None:
+    """The probe's life as a service: tries all, tells, and waits for signals as a daemon does."""
+    import json
+    import os
+    import signal
+    import traceback
+    from pathlib import Path
+
+    from virtirq.control.log import set_up
+    from virtirq.control.systemd import ServiceManager
+
+    manager, log = ServiceManager(), set_up()
+    signals = {signal.SIGHUP, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    told = {}
+    for attempt in attempts:
+        try:
+            attempt()
+            told[attempt.__name__] = "done"
+        except OSError as error:
+            told[attempt.__name__] = "refused"
+            if not attempt.__name__.startswith("may_not_"):
+                told[attempt.__name__] = "".join(traceback.format_exception(error))
+        except BaseException as error:
+            told[attempt.__name__] = "".join(traceback.format_exception(error))
+    told["environment"] = ",".join(
+        name for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID") if name in os.environ
+    )
+    told["watchdog"] = str(manager.watchdog)
+    Path(results).write_text(json.dumps(told))
+    log.info(f"{hostile}: probed", guest=hostile, irq=65, device="0000:41:00.0")
+    manager.ready(f"{hostile}: probed")
+    while True:
+        got = signal.sigtimedwait(signals, manager.ping_every or 1)
+        if got is None:
+            manager.ping()
+        elif got.si_signo == signal.SIGHUP:
+            manager.reloading()
+            log.warning("reloading")
+            manager.ready("reloaded")
+        else:
+            manager.stopping("stopping")
+            break
+
+
+HEAR = "may_hear_of_vectors_from_the_kernel"
+SOCKETS = ("may_manage_libvirt", "may_talk_to_irqbalance")
+OUTCOMES = ("done", "refused")
+ATTEMPTS = {name: each for name, each in globals().items() if name.startswith("may_")}
+
+
+def probe() -> str:
+    """The probe, as a program for the machine."""
+    sources = [inspect.getsource(each) for each in (*ATTEMPTS.values(), serve)]
+    head = "from __future__ import annotations\n"
+    call = f"serve([{', '.join(ATTEMPTS)}], {HOSTILE!r}, {RESULTS!r})\n"
+    return "\n\n".join([head, *sources, call])
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Host]:
+    need_program("make")
+    wheels, made = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("made")
+    try:
+        full.build()
+    except full.BuildError as error:
+        not_run(f"the tests with systemd: {error}")
+    record_demo.wheels(wheels, "3.13")
+    places = [f"DESTDIR={made}", "PREFIX=/usr", "BINDIR=/usr/local/bin", "VIRTIRQ="]
+    subprocess.run(["make", "-s", "-C", str(repository), "install", *places], check=True)
+    with full.lab(machine=full.Machine(systemd=True)) as host:
+        host.install_wheels(wheels)
+        host.write(UNIT, (made / UNIT[1:]).read_text())
+        host.run("systemctl daemon-reload")
+        yield host
+
+
+@pytest.fixture(scope="module")
+def busy(host: Host) -> Iterator[Job]:
+    """irqbalance, a guest, and a process of QEMU's usual user, which is what is yielded."""
+    host.run("systemctl start irqbalance")
+    user = "setpriv --reuid libvirt-qemu --regid kvm --clear-groups"
+    stand_in = host.spawn(f"exec {user} taskset -c 5 sleep infinity")
+    try:
+        with host.guest(GuestSpec(hostdevs=(E1000E[1],))):
+            yield stand_in
+    finally:
+        stand_in.signal()
+        host.run("systemctl stop virtirq irqbalance; rm -rf /run/systemd/system/virtirq.service.d")
+        host.run("systemctl daemon-reload; rm -rf /run/virtirq")
+
+
+def probed_with(host: Host, stand_in: Job, *settings: str) -> dict[str, str]:
+    """What came of each attempt; the probe then still runs in the unit."""
+    host.write(PROBE, probe())
+    command = f"/usr/bin/python3 {PROBE} {stand_in.pid}"
+    lines = ["[Service]", "ExecStart=", f"ExecStart={command}", *settings]
+    host.write("/run/systemd/system/virtirq.service.d/probe.conf", "\n".join(lines))
+    host.run(f"rm -f {RESULTS}; systemctl daemon-reload; systemctl restart virtirq", timeout=120)
+    found: dict[str, str] = json.loads(host.read(RESULTS))
+    return found
+
+
+@pytest.fixture(scope="module")
+def probed(host: Host, busy: Job) -> dict[str, str]:
+    return probed_with(host, busy)
+
+
+def show(host: Host, name: str) -> str:
+    return host.run(["systemctl", "show", "--value", "-p", name, "virtirq"]).stdout.strip()
+
+
+def test_systemd_has_no_complaint_about_the_unit(host: Host) -> None:
+    done = host.run(["systemd-analyze", "verify", UNIT], check=False)
+    assert done.returncode == 0
+    assert "virtirq" not in done.stdout + done.stderr
+
+
+def test_the_unit_is_as_closed_as_the_work_allows(host: Host) -> None:
+    done = host.run(
+        ["systemd-analyze", "security", f"--threshold={EXPOSURE}", "virtirq.service"], check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_the_sandbox(probed: dict[str, str], name: str) -> None:
+    assert probed[name] == ("refused" if name.startswith("may_not_") else "done")
+
+
+def test_no_child_speaks_for_the_daemon(probed: dict[str, str]) -> None:
+    assert probed["environment"] == ""
+    assert probed["watchdog"] == "60.0"
+
+
+def test_systemd_hears_what_the_service_says(host: Host, probed: dict[str, str]) -> None:
+    assert show(host, "ActiveState") == "active"
+    assert show(host, "StatusText").startswith("web\N{REPLACEMENT CHARACTER}VIRTIRQ_IRQ=666")
+    host.run("systemctl reload virtirq")
+    host.run('until [ "$(systemctl show --value -p StatusText virtirq)" = reloaded ]; do :; done')
+    assert show(host, "ActiveState") == "active"
+    assert show(host, "NRestarts") == "0"
+
+
+def test_the_journal_has_the_fields(host: Host, probed: dict[str, str]) -> None:
+    host.run("journalctl --sync")
+    found = host.run("journalctl -n 1 -o json VIRTIRQ_DEVICE=0000:41:00.0").stdout.splitlines()
+    (record,) = map(json.loads, found)
+    wanted = {
+        "MESSAGE": "web\ufffdVIRTIRQ_IRQ=666\ufffd\ufffd[31m: probed",
+        "PRIORITY": "6",
+        "SYSLOG_IDENTIFIER": "virtirq",
+        "VIRTIRQ_IRQ": "65",
+        "_SYSTEMD_UNIT": "virtirq.service",
+    }
+    assert {name: record[name] for name in wanted} == wanted
+    guest = record["VIRTIRQ_GUEST"]  # a list of bytes where it is not all printable
+    assert bytes(guest).decode() == HOSTILE
+
+
+@pytest.mark.parametrize(
+    ("setting", "broken"),
+    [
+        ("ProtectKernelTunables=yes", {"may_move_interrupts", HEAR}),
+        ("ProcSubset=pid", {"may_move_interrupts", HEAR, "may_see_all_that_a_plan_needs"}),
+        ("User=nobody", {"may_move_interrupts", HEAR, *SOCKETS}),
+    ],
+)
+def test_what_the_unit_leaves_out_would_break_it(
+    host: Host, probed: dict[str, str], busy: Job, setting: str, broken: set[str]
+) -> None:
+    """The unit's own reasons hold, and the probe can tell."""
+    found = probed_with(host, busy, setting)
+    assert broken <= {name for name in ATTEMPTS if found[name] not in OUTCOMES}
+
+
+# The daemon itself. The unit is installed, no drop-in is left, nothing runs and no guest is there.
