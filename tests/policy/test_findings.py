@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final, NamedTuple
 
 import pytest
@@ -29,6 +30,7 @@ from virtirq.model import (
     Directive,
     Finding,
     GuestDevice,
+    InterruptKey,
     Irqbalance,
     Posting,
     Severity,
@@ -36,7 +38,14 @@ from virtirq.model import (
 )
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.config import Config
-from virtirq.policy.findings import VECTORS_LOW, findings
+from virtirq.policy.drift import Fight
+from virtirq.policy.findings import (
+    VECTORS_LOW,
+    contested,
+    events_polled,
+    findings,
+    irqbalance_untold,
+)
 from virtirq.policy.placement import plan
 
 IRQBALANCE: Final = Irqbalance(running=True, pid=812)
@@ -230,8 +239,34 @@ CASES: Final[dict[str, Case]] = {
 }
 
 
+DAEMONS = {
+    "affinity-contested": (
+        contested(
+            "vm", InterruptKey(NIC, f"vfio-msix[0]({NIC})"), Fight(by=Counter(sh=3), wait=20)
+        ),
+        f"vm {NIC}",
+        f"vfio-msix[0]({NIC}) was moved 3 times by others, most often by sh;"
+        " it is put back 20 seconds after each move",
+    ),
+    "irqbalance-untold": (
+        irqbalance_untold(7, "it does not answer"),
+        "host",
+        "irqbalance (pid 7) was not told: it does not answer",
+    ),
+    "events-polled": (events_polled("locked"), "host", "no events of the kernel: locked"),
+}
+"""What only a daemon can tell: the finding, its subject and message."""
+
+
 def test_every_code_has_a_case() -> None:
-    assert CASES.keys() == ADVICE.keys()
+    assert CASES.keys() | DAEMONS.keys() == ADVICE.keys()
+
+
+@pytest.mark.parametrize("code", DAEMONS)
+def test_of_a_daemon(code: str) -> None:
+    finding, subject, message = DAEMONS[code]
+    assert (finding.code, finding.subject, finding.message) == (code, subject, message)
+    assert (finding.severity, finding.hint) == (ADVICE[code].severity, ADVICE[code].remedy)
 
 
 @pytest.mark.parametrize("code", CASES)

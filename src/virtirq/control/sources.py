@@ -87,20 +87,26 @@ class Found(NamedTuple):
 
 
 def find_guests(
-    fs: HostFs, domain_files: Sequence[Path], uri: str | None, *, must: bool = False
+    fs: HostFs,
+    domain_files: Sequence[Path],
+    uri: str | None,
+    *,
+    default: str = "",
+    must: bool = False,
 ) -> Found:
     """The guests of this machine: of a recording and files, and those that run under libvirt.
 
-    libvirt is asked at `uri`; at the default URI where there is neither recording nor file. That
-    may fail and leave a gap, unless with `must`. Raises what `load_guests` and
-    `guests.libvirt.connected` raise, and UsageError for another machine's libvirt.
+    libvirt is asked at `uri`; at the default URI (`default` is the configured one) where there is
+    neither recording nor file. That may fail and leave a gap, unless with `must`. Raises what
+    `load_guests` and `guests.libvirt.connected` raise, and UsageError for another machine's
+    libvirt.
     """
     known = load_guests(fs, domain_files)
     if uri is None and (fs.recording is not None or domain_files):
         return Found(known)
     refuse_recording(fs, uri)
     try:
-        with _this_machines(uri) as connection:
+        with _this_machines(uri, default) as connection:
             live = connection.guests(fs)
     except VirtirqError as error:
         if uri is not None or must:
@@ -139,11 +145,11 @@ def _unique(guests: Iterable[tuple[str, Guest]]) -> tuple[Guest, ...]:
 
 
 @contextmanager
-def _this_machines(uri: str | None) -> Iterator[Connection]:
+def _this_machines(uri: str | None, default: str) -> Iterator[Connection]:
     """A connection to libvirt here. Raises UsageError for another machine's, before it asks."""
     from virtirq.guests import libvirt
 
-    asked = uri or libvirt.default_uri()
+    asked = uri or libvirt.default_uri(default)
     if libvirt.is_remote(asked):
         raise _elsewhere(asked)
     with libvirt.connected(asked) as connection:
@@ -165,7 +171,12 @@ def _guests_gap(error: VirtirqError) -> Gap:
 
 
 def redacted_domains(
-    fs: HostFs, domain_files: Sequence[Path], *, uri: str | None = None, keep_names: bool = False
+    fs: HostFs,
+    domain_files: Sequence[Path],
+    *,
+    uri: str | None = None,
+    default: str = "",
+    keep_names: bool = False,
 ) -> tuple[dict[str, str], tuple[Gap, ...]]:
     """The guests' domain XML as a recording holds it, path to text; see `redaction.redact`.
 
@@ -178,7 +189,7 @@ def redacted_domains(
     gaps: tuple[Gap, ...] = ()
     if uri is not None or (fs.recording is None and not domain_files):
         try:
-            with _this_machines(uri) as connection:
+            with _this_machines(uri, default) as connection:
                 live = connection.guests(fs)
         except VirtirqError as error:
             if uri is not None:

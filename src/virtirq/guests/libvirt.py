@@ -90,9 +90,12 @@ class LiveGuests(NamedTuple):
     """The domain XML of each guest."""
 
 
-def default_uri() -> str:
-    """What virsh takes without ``-c``, but for root's and users' different defaults."""
-    return os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
+def default_uri(configured: str = "") -> str:
+    """What virsh takes without ``-c``, but for root's and users' different defaults.
+
+    `configured` is the configuration's, which yields to the environment as libvirt.conf's does.
+    """
+    return os.environ.get("LIBVIRT_DEFAULT_URI") or configured or DEFAULT_URI
 
 
 def is_remote(uri: str) -> bool:
@@ -112,7 +115,16 @@ def connected(uri: str, *, write: bool = False) -> Iterator[Connection]:
 
     Raises DependencyError, ConnectionFailedError, AccessError.
     """
-    module = _module()
+    connection = opened(uri, write=write)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def opened(uri: str, *, write: bool = False) -> Connection:
+    """As `connected`, to be closed by who asked for it."""
+    module = libvirt_module()
     try:
         raw: VirConnect = module.open(uri) if write else module.openReadOnly(uri)
     except module.libvirtError as error:
@@ -124,12 +136,7 @@ def connected(uri: str, *, write: bool = False) -> Iterator[Connection]:
         raise ConnectionFailedError(
             text, hint="start libvirt's daemon, or name another URI with -c"
         ) from error
-    try:
-        yield Connection(uri, raw, module)
-    finally:
-        # It may have broken meanwhile; that was told where it mattered.
-        with suppress(module.libvirtError):
-            raw.close()
+    return Connection(uri, raw, module)
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,11 @@ class Connection:
     uri: str
     raw: VirConnect
     module: Any
+
+    def close(self) -> None:
+        # It may have broken meanwhile; that was told where it mattered.
+        with suppress(self.module.libvirtError):
+            self.raw.close()
 
     @property
     def remote(self) -> bool:
@@ -164,21 +176,46 @@ class Connection:
         found, gaps, texts = [], [], []
         processes = Processes(fs) if fs is not None else None
         for name, domain, xml in self._running():
-            try:
-                guest = replace(
-                    parse_domain(xml, where=name), source="libvirt", domain_id=domain.ID()
-                )
-            except DomainXmlError as error:
-                gaps.append(Gap(f"{self.uri}: {name}", str(error).removeprefix(f"{name}: ")))
-                continue
-            texts.append(xml)
-            seen = processes.seen(guest) if processes is not None else None
-            found.append(seen or self._as_pinned(guest, domain))
-            if processes is not None and seen is None and self._has_threads():
-                gaps.append(
-                    Gap(f"/proc: threads of {name}", "not found; libvirt's pinning counts instead")
-                )
+            guest, gap = self._read(name, domain, xml, processes)
+            if guest is not None:
+                found.append(guest)
+                texts.append(xml)
+            if gap is not None:
+                gaps.append(gap)
         return LiveGuests(tuple(found), tuple(gaps), tuple(texts))
+
+    def guest(self, uuid: str, fs: HostFs | None) -> LiveGuests:
+        """One guest, by UUID, as `guests` gives it; none when it does not run."""
+        with self.asking(f"look for {uuid}"):
+            try:
+                domain = self.raw.lookupByUUIDString(uuid)
+                name, xml = domain.name(), domain.XMLDesc(0)
+                if not domain.isActive():
+                    return LiveGuests(())
+            except self.module.libvirtError as error:
+                if error.get_error_code() == _NO_DOMAIN:
+                    return LiveGuests(())
+                raise
+        processes = Processes(fs) if fs is not None else None
+        guest, gap = self._read(name, domain, xml, processes)
+        return LiveGuests(() if guest is None else (guest,), () if gap is None else (gap,), (xml,))
+
+    def _read(
+        self, name: str, domain: VirDomain, xml: str, processes: Processes | None
+    ) -> tuple[Guest | None, Gap | None]:
+        """A running guest, and what could not be read of it; `processes` are this machine's."""
+        try:
+            guest = replace(parse_domain(xml, where=name), source="libvirt", domain_id=domain.ID())
+        except DomainXmlError as error:
+            return None, Gap(f"{self.uri}: {name}", str(error).removeprefix(f"{name}: "))
+        seen = processes.seen(guest) if processes is not None else None
+        if seen is not None:
+            return seen, None
+        gap = None
+        if processes is not None and self._has_threads():
+            text = "not found; libvirt's pinning counts instead"
+            gap = Gap(f"/proc: threads of {name}", text)
+        return self._as_pinned(guest, domain), gap
 
     def find(self, name: str) -> VirDomain:
         """The guest that virsh would take `name` for: an id, a UUID or a name.
@@ -265,7 +302,7 @@ def _text(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _module() -> ModuleType:
+def libvirt_module() -> ModuleType:
     """libvirt-python, with its habit of printing errors taken away. Raises DependencyError."""
     try:
         import libvirt

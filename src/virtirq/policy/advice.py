@@ -48,6 +48,25 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             " its start and when vectors are allocated again.",
             "start irqbalance with --banmod=vfio-pci, or stop it",
         ),
+        "irqbalance-untold": Advice(
+            _WARNING,
+            "The daemon tells irqbalance over its socket which interrupts to leave alone, and could"
+            " not. irqbalance moves them; the daemon puts them back each time.",
+            "start irqbalance with --banmod=vfio-pci, or stop it",
+        ),
+        "affinity-contested": Advice(
+            _WARNING,
+            "Someone moves an interrupt as often as the daemon puts it back. After the first few"
+            " times it waits longer and longer, so that the two do not spend a CPU on it.",
+            "stop whoever moves it, or leave the device to them: 'virtirq set GUEST DEVICE native'",
+        ),
+        "events-polled": Advice(
+            _NOTE,
+            "The kernel's events on interrupts cannot be had (tracefs is not mounted, or closed by"
+            " lockdown or a container), so the daemon looks now and then: a new or moved interrupt"
+            " may wait for half a minute.",
+            "mount tracefs for the daemon, or start it outside of the container",
+        ),
         "interrupts-posted": Advice(
             _NOTE,
             "The host can post device interrupts straight to vCPUs, wherever they run. The kernel"

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from virtirq.cpuset import CpuSet, union
-from virtirq.model import DevicePlan, Finding, Guest, GuestPlan, Pin, Plan, Snapshot, Word
+from virtirq.model import (
+    DevicePlan,
+    Finding,
+    Guest,
+    GuestPlan,
+    InterruptKey,
+    Pin,
+    Plan,
+    Snapshot,
+    Word,
+)
 from virtirq.policy.advice import ADVICE
+from virtirq.policy.drift import Fight
 from virtirq.policy.target import local_to, pinned_cpus, wide
 
 VECTORS_LOW: Final = 180
@@ -21,12 +32,36 @@ def findings(snapshot: Snapshot, plan: Plan) -> tuple[Finding, ...]:
         found += _of_guest(snapshot, guest)
         for device in guest.devices:
             found += _of_device(snapshot, guest.guest, device)
+    return in_order(found)
+
+
+def in_order(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The worst first, then by code and subject."""
     return tuple(sorted(found, key=lambda each: (-each.severity.rank, each.code, each.subject)))
 
 
 def _finding(code: str, subject: str, message: str) -> Finding:
     advice = ADVICE[code]
     return Finding(code, advice.severity, subject, message, advice.remedy)
+
+
+def contested(guest: str, key: InterruptKey, fight: Fight) -> Finding:
+    """Someone moves an interrupt as often as the daemon puts it back."""
+    text = (
+        f"{key.action} was moved {fight.total} times by others, most often by {fight.suspect};"
+        f" it is put back {fight.wait:.0f} seconds after each move"
+    )
+    return _finding("affinity-contested", f"{guest} {key.device}", text)
+
+
+def irqbalance_untold(pid: int, why: str) -> Finding:
+    """The daemon could not tell irqbalance which interrupts to leave alone."""
+    return _finding("irqbalance-untold", "host", f"irqbalance (pid {pid}) was not told: {why}")
+
+
+def events_polled(why: str) -> Finding:
+    """The kernel's events are not to be had."""
+    return _finding("events-polled", "host", f"no events of the kernel: {why}")
 
 
 def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from virtirq.cpuset import CpuSet
@@ -256,6 +257,18 @@ class Aim:
                 self._decide(interrupt, order) for order, interrupt in _in_order(interrupts)
             ),
         )
+
+    def decide(self, interrupt: Interrupt) -> Action:
+        """What to do about one interrupt, whose vector number is known where it has one."""
+        return self._decide(interrupt, interrupt.vector or 0)
+
+    def appeared(self, interrupt: Interrupt) -> Action:
+        """What to do about one that the guest has just set up, wherever the kernel put it."""
+        action = self.decide(interrupt)
+        if not isinstance(action, Pin):
+            return action
+        wanted, follows, _ = self._wanted(interrupt.vector or 0)
+        return replace(action, reason=Reason("new", f"to {follows}{self._off_node(wanted)}"))
 
     def _decide(self, interrupt: Interrupt, order: int) -> Action:
         key = interrupt.key

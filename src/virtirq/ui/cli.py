@@ -170,6 +170,12 @@ def make_parser() -> argparse.ArgumentParser:
     dumpxml.add_argument(
         "--security-info", action="store_true", help="with passwords, as define needs them"
     )
+    verb(
+        "daemon",
+        "keep interrupts where they belong, in the foreground, until SIGTERM",
+        "SIGHUP reads the configuration again.",
+    )
+    verb("metrics", "print Prometheus metrics once, for a textfile collector")
     record = verb("record", "record this host for --sysroot, bug reports and tests")
     record.add_argument("--keep-names", action="store_true", help="do not rename the guests")
     _path(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
 
 from virtirq.control.cycle import Done
 from virtirq.control.executor import THERE
@@ -23,6 +24,9 @@ from virtirq.model import (
 from virtirq.policy.target import wide
 from virtirq.ui.document import Cell, Document, Style, Table
 from virtirq.ui.report import Row, Rows, count_outcomes
+
+if TYPE_CHECKING:
+    from virtirq.control.presence import Presence
 
 _MANY: Final = 12
 """On a terminal, more rows than this that are in place are told in one line."""
@@ -61,11 +65,18 @@ _VERDICTS: Final = {
 
 
 def status_screen(
-    snapshot: Snapshot, plan: Plan, findings: Sequence[Finding], *, short: bool
+    snapshot: Snapshot,
+    plan: Plan,
+    findings: Sequence[Finding],
+    daemon: Presence | None,
+    *,
+    short: bool,
 ) -> Document:
     """Guests, devices, vectors: where each is and where it should be. `short` for terminals."""
     document = Document()
     _host(document, snapshot)
+    if snapshot.recording is None:
+        _daemon(document, daemon)
     rows = Rows(snapshot)
     for guest in plan.guests:
         _guest(document, snapshot, guest)
@@ -147,6 +158,14 @@ def _host(document: Document, snapshot: Snapshot) -> None:
     document.line(", ".join(parts))
     if not snapshot.guests:
         document.line("no guest with passed-through devices is known")
+
+
+def _daemon(document: Document, daemon: Presence | None) -> None:
+    if daemon is None:
+        document.line(Cell("no daemon runs: what guests set up anew is not pinned", "dim"))
+        return
+    since = datetime.fromtimestamp(daemon.since).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+    document.line(f"daemon runs since {since} (pid {daemon.pid}, {daemon.events}, {daemon.guests})")
 
 
 def _guest(document: Document, snapshot: Snapshot, planned: GuestPlan) -> None:

@@ -88,7 +88,7 @@ def _status(root: Path) -> list[tuple[int, object]]:
     fs = sources.open_fs(root)
     snapshot = cycle.observe(fs, sources.load_guests(fs, ()))
     planned = make_plan(snapshot, Config())
-    screens.status_screen(snapshot, planned, find(snapshot, planned), short=True).print()
+    screens.status_screen(snapshot, planned, find(snapshot, planned), None, short=True).print()
     return [(each.irq, each.affinity) for each in snapshot.interrupts]
 
 

@@ -5,28 +5,33 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtirq.control import cycle, sources
-from virtirq.control.cycle import Done
+from virtirq.control.cycle import STATE_DIR, Done
 from virtirq.errors import (
     EXIT_FAILED,
     EXIT_FINDINGS,
     EXIT_OK,
     EXIT_PARTIAL,
     EXIT_PERMISSION,
+    BusyError,
     UsageError,
 )
 from virtirq.host.fs import HostFs
 from virtirq.model import Finding, Gap, Guest, Plan, Snapshot
 from virtirq.policy.config import Config, render_config
 from virtirq.policy.findings import findings as find
+from virtirq.policy.findings import in_order
 from virtirq.policy.placement import plan as make_plan
 from virtirq.ui import report, screens
 from virtirq.ui.document import Document
 
 if TYPE_CHECKING:
+    from virtirq.control.daemon import Inside, Server
+    from virtirq.control.presence import Presence
     from virtirq.ui.settings import Shown
 
 
@@ -41,13 +46,14 @@ class View(NamedTuple):
     snapshot: Snapshot
     plan: Plan
     findings: tuple[Finding, ...]
+    daemon: Presence | None
 
 
 def status(args: argparse.Namespace) -> int:
     if _asks_libvirt(args):
-        from virtirq.guests.libvirt import default_uri, is_remote
+        from virtirq.guests.libvirt import is_remote
 
-        uri = args.connect or default_uri()
+        uri = _libvirt_uri(args)
         if is_remote(uri):
             from virtirq.ui import settings
 
@@ -55,7 +61,10 @@ def status(args: argparse.Namespace) -> int:
     view = _view(args)
     _show(
         args,
-        lambda: report.as_json(*view),
+        lambda: {
+            **report.as_json(view.snapshot, view.plan, view.findings),
+            "daemon": report.daemon_json(view.daemon),
+        },
         lambda: screens.status_screen(*view, short=sys.stdout.isatty()),
     )
     return EXIT_OK
@@ -81,6 +90,12 @@ def apply(args: argparse.Namespace) -> int:
 
 
 def restore(args: argparse.Namespace) -> int:
+    daemon = _daemon(args)
+    if daemon is not None:
+        raise BusyError(
+            f"a daemon runs (pid {daemon.pid}) and would move them again",
+            hint="stop it first, or have it leave a guest alone: 'virtirq set GUEST native'",
+        )
     fs, guests, _, _ = _inputs(args)
     done = cycle.restore(fs, guests, sources.state_dir(args.sysroot), args.guests)
     return _done(args, done)
@@ -105,7 +120,8 @@ def explain(args: argparse.Namespace) -> int:
 
     advice = explanation.of_code(args.object)
     if advice is None:
-        advice = explanation.of_object(args.object, *_view(args))
+        view = _view(args)
+        advice = explanation.of_object(args.object, view.snapshot, view.plan, view.findings)
     _show(args, lambda: advice.data, lambda: advice.document)
     return EXIT_OK
 
@@ -115,7 +131,11 @@ def record(args: argparse.Namespace) -> int:
 
     fs = sources.open_fs(args.sysroot)
     domains, gaps = sources.redacted_domains(
-        fs, args.domains, uri=args.connect, keep_names=args.keep_names
+        fs,
+        args.domains,
+        uri=args.connect,
+        default=sources.load_config(args.config, args.sysroot).libvirt.uri,
+        keep_names=args.keep_names,
     )
     count = write(fs, args.file, domains)
     document = Document()
@@ -146,6 +166,52 @@ def demo(args: argparse.Namespace) -> int:
             "demo shows the recorded host that ships with virtirq: it takes no options"
         )
     return tour.copy_to(args.dir) if args.dir else tour.run()
+
+
+def daemon(args: argparse.Namespace) -> int:
+    from virtirq.control import daemon as service
+    from virtirq.control.log import set_up
+    from virtirq.guests.libvirt import default_uri
+
+    if args.sysroot is not None or args.json:
+        raise UsageError("the daemon is this machine's: leave out --sysroot and --json")
+    config = sources.load_config(args.config)
+    from_files = args.connect is None and args.domains
+    return service.run(
+        service.Setup(
+            state=STATE_DIR,
+            load=lambda: sources.load_config(args.config),
+            uri=None if from_files else args.connect or default_uri(config.libvirt.uri),
+            guests=sources.load_guests(sources.open_fs(None), args.domains),
+            serve=_serve,
+        ),
+        set_up(debug=args.debug),
+    )
+
+
+def _serve(listen: str, inside: Callable[[], Inside]) -> Server:
+    """Serves the daemon's metrics."""
+    from virtirq.ui import metrics as pages
+
+    def page() -> str:
+        now = inside()
+        view = _seen(sources.open_fs(None), now.guests, now.config, (), now.presence)
+        return pages.render(view.snapshot, view.plan, view.findings, view.daemon)
+
+    return pages.serve(listen, page)
+
+
+def metrics(args: argparse.Namespace) -> int:
+    from virtirq.ui import metrics as pages
+
+    if args.json:
+        raise UsageError(
+            "metrics are Prometheus text; 'virtirq status --json' has the same as JSON"
+        )
+    page = pages.render(*_view(args))
+    if not args.quiet:
+        sys.stdout.write(page)
+    return EXIT_OK
 
 
 def get(args: argparse.Namespace) -> int:
@@ -185,12 +251,17 @@ def dumpxml(args: argparse.Namespace) -> int:
 
 def _uri(args: argparse.Namespace) -> str:
     """Where libvirt is asked, by a verb that needs it. Raises UsageError."""
-    from virtirq.guests.libvirt import default_uri
-
     if args.sysroot is not None or args.domains:
         raise UsageError(f"{args.verb} works on libvirt's guests: leave out -s and --domain")
-    uri: str = args.connect or default_uri()
-    return uri
+    return _libvirt_uri(args)
+
+
+def _libvirt_uri(args: argparse.Namespace) -> str:
+    """``-c``, else what the environment, the configuration or libvirt itself has for it."""
+    from virtirq.guests.libvirt import default_uri
+
+    uri: str | None = args.connect
+    return uri or default_uri(sources.load_config(args.config).libvirt.uri)
 
 
 def _asks_libvirt(args: argparse.Namespace) -> bool:
@@ -201,15 +272,41 @@ def _inputs(args: argparse.Namespace, *, must: bool = False) -> Inputs:
     """`must`: the guests have to be known, so that it cannot be that nothing is done for them."""
     config = sources.load_config(args.config, args.sysroot)
     fs = sources.open_fs(args.sysroot)
-    found = sources.find_guests(fs, args.domains, args.connect, must=must)
+    found = sources.find_guests(
+        fs, args.domains, args.connect, default=config.libvirt.uri, must=must
+    )
     return Inputs(fs, found.guests, config, found.gaps)
 
 
 def _view(args: argparse.Namespace) -> View:
     fs, guests, config, gaps = _inputs(args)
+    return _seen(fs, guests, config, gaps, _daemon(args))
+
+
+def _seen(
+    fs: HostFs,
+    guests: Sequence[Guest],
+    config: Config,
+    gaps: Sequence[Gap],
+    daemon: Presence | None,
+) -> View:
     snapshot = cycle.observe(fs, guests, gaps=gaps)
+    if daemon is not None and daemon.spared == snapshot.irqbalance.pid:
+        snapshot = replace(snapshot, irqbalance=replace(snapshot.irqbalance, spares_vfio=True))
     planned = make_plan(snapshot, config)
-    return View(snapshot, planned, find(snapshot, planned))
+    found = find(snapshot, planned)
+    if daemon is not None:
+        found = in_order((*found, *daemon.findings))
+    return View(snapshot, planned, found, daemon)
+
+
+def _daemon(args: argparse.Namespace) -> Presence | None:
+    """The daemon of this machine, if one runs. Raises BusyError for one that does not answer."""
+    if args.sysroot is not None:
+        return None
+    from virtirq.control.presence import ask
+
+    return ask(STATE_DIR)
 
 
 def _done(args: argparse.Namespace, done: Done) -> int:

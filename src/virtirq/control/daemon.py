@@ -1,0 +1,389 @@
+"""The daemon: hears what happens, has the Keeper act on it, and sleeps.
+
+Everything that touches interrupts runs on the loop's own thread, one thing after another; what may
+block (libvirt, irqbalance) runs beside it. An event only ever says *look*. While nothing happens
+there is no timer but the watchdog's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from virtirq import __version__
+from virtirq.control.answering import Answering
+from virtirq.control.bans import Bans
+from virtirq.control.beside import beside
+from virtirq.control.following import Following
+from virtirq.control.journal import SharedJournal
+from virtirq.control.keeper import Keeper
+from virtirq.control.log import Log
+from virtirq.control.presence import Lock, Presence
+from virtirq.control.sparing import Sparing
+from virtirq.control.systemd import ServiceManager
+from virtirq.control.tally import Tally
+from virtirq.control.tracing import KernelEvents, open_kernel_events
+from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
+from virtirq.host import paths
+from virtirq.host.events import EventKind, KernelEvent
+from virtirq.host.fs import LiveFs, Reader
+from virtirq.host.uevents import Uevents
+from virtirq.model import Guest
+from virtirq.policy.config import Config
+from virtirq.policy.findings import events_polled
+
+_SETTLES: Final = 0.1
+"""Seconds after which what the kernel announced counts as done, its end told of or not."""
+_BURST: Final = 0.05
+"""Seconds to wait for more of the same where one look does for all."""
+_POLL: Final = (1.0, 30.0)
+"""Seconds between looks without events: after a change, and when nothing changes."""
+_FAREWELL: Final = 5.0
+"""Seconds that what is beside the loop may take at the end."""
+
+
+class Server(Protocol):
+    """What serves metrics."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What the daemon knows, for who serves metrics."""
+
+    guests: tuple[Guest, ...]
+    config: Config
+    presence: Presence
+
+
+Serve = Callable[[str, Callable[[], Inside]], Server]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How the daemon is started.
+
+    `load` reads the configuration, now and at each SIGHUP. `uri` is libvirt's, None to ask none;
+    `guests` are known from elsewhere. `serve` serves metrics at an address; what it is given to
+    call may be called from any thread.
+    """
+
+    state: Path
+    load: Callable[[], Config]
+    uri: str | None
+    guests: tuple[Guest, ...] = ()
+    serve: Serve | None = None
+
+
+def run(setup: Setup, log: Log) -> int:
+    """Run until SIGTERM or SIGINT; the exit code.
+
+    Raises ConfigError, BusyError for a second daemon, DeploymentError, and DependencyError,
+    AccessError or UsageError where libvirt can never be asked.
+    """
+    config = setup.load()
+    if os.geteuid() != 0:
+        raise DeploymentError("the daemon writes to /proc/irq", hint="run it as root")
+
+    async def main() -> None:
+        daemon = Daemon(setup, config, log)
+        try:
+            await daemon.work()
+        finally:
+            await daemon.close()
+
+    asyncio.run(main())
+    return 0
+
+
+class Daemon:
+    """One run of the daemon; made inside of the loop it runs on."""
+
+    def __init__(self, setup: Setup, config: Config, log: Log) -> None:
+        """Raises BusyError, DeploymentError."""
+        self._setup = setup
+        self._log = log
+        self._fs = LiveFs()
+        self._loop = asyncio.get_running_loop()
+        self._since = time.time()
+        self._manager = ServiceManager()
+        self._lock = Lock(setup.state)
+        self._journal = SharedJournal(setup.state, Reader(self._fs).text(paths.BOOT_ID))
+        self._tally = Tally()
+        self._keeper = Keeper(self._fs, self._journal, config, log, self._tally, self._later)
+        self._sparing = Sparing(Bans(setup.state, self._fs), log)
+        self._following = (
+            None
+            if setup.uri is None
+            else Following(setup.uri, self._fs, self._keeper, log, self._known)
+        )
+        self._answering = Answering(setup.state, lambda: self._presence().as_json())
+        self._events: KernelEvents | None = None
+        self._no_events = ""
+        self._uevents: Uevents | None = None
+        self._metrics: Server | None = None
+        self._stop: asyncio.Future[None] = self._loop.create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._soon: set[str] = set()
+
+    # Its life.
+
+    async def work(self) -> None:
+        """Until it is told to stop. Raises what `run` does."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._end)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        await self._answering.start()
+        self._serve_metrics("", self._keeper.config.metrics.listen)
+        # Before guests are read: what happens meanwhile is not missed.
+        self._hear_kernel()
+        self._hear_uevents()
+        self._task(self._sparing.run())
+        self._keeper.know(self._setup.guests)
+        self._known()
+        if self._following is not None:
+            self._task(self._following.follow())
+            tried = asyncio.ensure_future(self._following.tried())
+            await asyncio.wait([self._stop, tried], return_when=asyncio.FIRST_COMPLETED)
+            tried.cancel()
+        if self._events is None:
+            self._task(self._poll())
+        gc.collect()
+        gc.freeze()  # what is there now stays: no later collection need look at it
+        if not self._stop.done():
+            self._log.info(f"virtirq {__version__} at work: {self._presence().events}")
+            self._manager.ready(self._status())
+            self._ping()
+        await self._stop
+
+    async def close(self) -> None:
+        """Leave nothing behind but what the configuration says."""
+        self._manager.stopping()
+        for task in self._tasks:
+            task.cancel()
+        for each in (self._events, self._uevents):
+            if each is not None:
+                self._loop.remove_reader(each.fileno())
+                each.close()
+        if self._keeper.config.restore_on_stop:
+            self._keeper.restore_all()
+        try:
+            async with asyncio.timeout(_FAREWELL):
+                await self._sparing.close()
+                if self._following is not None:
+                    await self._following.close()
+                if self._metrics is not None:
+                    await beside(self._metrics.close, "metrics")
+        except TimeoutError:
+            self._log.warning("irqbalance or libvirt does not answer: not waited for")
+        self._answering.close()
+        self._journal.close()
+        self._lock.close()
+        self._log.info("stopped")
+
+    def _end(self) -> None:
+        if not self._stop.done():
+            self._stop.set_result(None)
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        """A task that ends has failed: better no daemon than half of one."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._stop.done():
+            self._stop.set_exception(error)
+
+    def _ping(self) -> None:
+        if self._manager.ping_every is not None:
+            self._manager.ping()
+            self._loop.call_later(self._manager.ping_every, self._ping)
+
+    def _later(self, delay: float, call: Callable[[], object]) -> None:
+        self._loop.call_later(delay, lambda: None if self._stop.done() else call())
+
+    def _later_once(self, name: str, delay: float, call: Callable[[], None]) -> None:
+        """Call it after so many seconds, however often it is asked for until then."""
+        if name not in self._soon:
+
+            def now() -> None:
+                self._soon.discard(name)
+                call()
+
+            self._soon.add(name)
+            self._later(delay, now)
+
+    # The configuration.
+
+    def _reload(self) -> None:
+        self._manager.reloading()
+        old = self._keeper.config
+        try:
+            config = self._setup.load()
+        except VirtirqError as error:
+            self._log.error(f"the configuration is not taken, the old one holds: {error}")
+        else:
+            self._keeper.reconfigure(config)
+            self._serve_metrics(old.metrics.listen, config.metrics.listen)
+            self._known()
+            self._log.info("the configuration was read again")
+            if config.libvirt != old.libvirt:
+                self._log.warning("[libvirt] uri holds from the next start on")
+        self._manager.ready(self._status())
+
+    def _serve_metrics(self, before: str, now: str) -> None:
+        if now == before or self._setup.serve is None:
+            return
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        if now:
+            try:
+                self._metrics = self._setup.serve(now, self._inside)
+            except VirtirqError as error:
+                self._log.error(f"metrics are not served: {error}")
+
+    # What others see.
+
+    def _status(self) -> str:
+        kept, guests = len(self._keeper.kept), len(self._keeper.guests)
+        return f"{kept} interrupts of {guests} guests; {self._presence().events}"
+
+    def _presence(self) -> Presence:
+        findings = self._keeper.findings() + self._sparing.findings()
+        if self._events is None:
+            findings += (events_polled(self._no_events),)
+        return Presence(
+            pid=os.getpid(),
+            since=self._since,
+            version=__version__,
+            events=self._events.described if self._events is not None else "polling",
+            guests=self._following.state if self._following is not None else "domain XML files",
+            spared=self._sparing.spared,
+            findings=findings,
+            tally=self._tally,
+        )
+
+    def _inside(self) -> Inside:
+        """From another thread: the loop's own thread may be counting."""
+
+        async def tell() -> Inside:
+            # There and back, so that nobody shares the tally that goes on being counted.
+            presence = Presence.from_json(self._presence().as_json())
+            return Inside(self._keeper.guests, self._keeper.config, presence)
+
+        return asyncio.run_coroutine_threadsafe(tell(), self._loop).result(_FAREWELL)
+
+    def _known(self) -> None:
+        """What is known of guests or interrupts may have changed."""
+        if self._events is not None:
+            self._events.watch_threads(self._keeper.threads)
+        self._spare()
+
+    def _spare(self) -> None:
+        kept = self._keeper.kept if self._keeper.config.irqbalance.cooperate else None
+        self._sparing.want(kept)
+
+    # What is heard.
+
+    def _hear_kernel(self) -> None:
+        try:
+            self._events = open_kernel_events()
+        except UnavailableError as error:
+            self._no_events = str(error)
+            hint = f" (hint: {error.hint})" if error.hint else ""
+            self._log.warning(f"no events of the kernel, looking now and then: {error}{hint}")
+        else:
+            self._loop.add_reader(self._events.fileno(), self._kernel_events, self._events)
+
+    def _hear_uevents(self) -> None:
+        try:
+            self._uevents = Uevents()
+        except OSError as error:
+            self._log.warning(f"no uevents of the kernel: {error.strerror}")
+        else:
+            self._loop.add_reader(self._uevents.fileno(), self._hear_devices, self._uevents)
+
+    def _kernel_events(self, events: KernelEvents) -> None:
+        self._act_on(events.read())
+        if events.unsettled:
+            self._later_once("overdue", _SETTLES, partial(self._overdue, events))
+        if events.lost:
+            events.lost = False
+            self._tally.lost += 1
+            self._later_once("lost", _BURST, self._after_loss)
+
+    def _overdue(self, events: KernelEvents) -> None:
+        self._act_on(events.overdue(_SETTLES / 2))
+        if events.unsettled:
+            self._later_once("overdue", _SETTLES, partial(self._overdue, events))
+
+    def _after_loss(self) -> None:
+        self._log.info("events of the kernel were lost: looking at everything")
+        self._keeper.look_at_all()
+        self._spare()
+
+    def _act_on(self, events: Iterable[KernelEvent]) -> None:
+        requested: list[KernelEvent] = []
+        for event in events:
+            self._tally.events[event.kind.value] += 1
+            if event.kind is EventKind.REQUESTED:
+                requested.append(event)  # a device's vectors come in one go
+                continue
+            self._keeper.requested(requested)
+            requested = []
+            self._act_on_one(event)
+        self._keeper.requested(requested)
+        self._spare()
+
+    def _act_on_one(self, event: KernelEvent) -> None:
+        match event.kind:
+            case EventKind.FREED | EventKind.TORN_DOWN:
+                self._keeper.freed(event.irq)
+            case EventKind.MOVED:
+                self._keeper.moved(event.irq, event.comm, event.pid)
+            case EventKind.ALLOCATED:
+                self._keeper.allocated(event.irq, event.comm, event.pid)
+            case EventKind.REPINNED:
+                guest = self._keeper.guest_of_thread(event.tid)
+                if guest is not None and self._following is not None:
+                    # Told of at the entry: it is done by the time that libvirt has answered.
+                    look = partial(self._following.look, guest.key)
+                    self._later_once(f"guest {guest.key}", _BURST, look)
+            case EventKind.STARTED:
+                self._sparing.restarted()
+
+    def _hear_devices(self, uevents: Uevents) -> None:
+        for event in uevents.read():
+            if event.cpu is not None:
+                self._later_once("cpus", _BURST, self._cpus)
+            elif event.function is not None:
+                self._keeper.device_changed(event.function)
+        if uevents.lost:
+            uevents.lost = False
+            self._later_once("cpus", _BURST, self._cpus)
+
+    def _cpus(self) -> None:
+        self._keeper.cpus_changed()
+        self._spare()
+
+    async def _poll(self) -> None:
+        delay = _POLL[0]
+        while True:
+            await asyncio.sleep(delay)
+            changed = self._keeper.poll()
+            self._spare()
+            self._sparing.check()
+            delay = _POLL[0] if changed else min(delay * 2, _POLL[1])

@@ -1,0 +1,115 @@
+"""Has irqbalance spare our interrupts, and again whenever either of the two changes."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Final
+
+from virtirq.control.bans import Bans, State, Told
+from virtirq.control.beside import beside
+from virtirq.control.log import Log
+from virtirq.model import Finding
+from virtirq.policy.findings import irqbalance_untold
+
+_BURST: Final = 0.2
+"""Seconds to wait for more: a device's vectors come and go in numbers."""
+_STARTS: Final = (0.5, 1.0, 2.0, 5.0)
+"""An irqbalance that was started makes its socket some time later: when to look, in seconds."""
+_AGAIN: Final = 30.0
+"""Seconds until an irqbalance that did not listen is asked once more."""
+
+
+class Sparing:
+    """What irqbalance is to leave alone, and whether it was told."""
+
+    def __init__(self, bans: Bans, log: Log) -> None:
+        self._bans = bans
+        self._log = log
+        self._wanted: frozenset[int] | None = frozenset()
+        self._due = asyncio.Event()
+        self._verify = False
+        self._told: Told | None = None
+        self._starts: list[float] = []
+
+    @property
+    def spared(self) -> int | None:
+        """The pid of the irqbalance that leaves all of ours alone."""
+        told = self._told
+        whole = told and told.state in (State.TOLD, State.SPARED) and not told.left_out
+        return told.pid if told and whole and self._wanted is not None else None
+
+    def findings(self) -> tuple[Finding, ...]:
+        told = self._told
+        if told is None or told.pid is None or not told.reason or not self._wanted:
+            return ()
+        return (irqbalance_untold(told.pid, told.reason),)
+
+    def want(self, irqs: frozenset[int] | None) -> None:
+        """These are ours now; None: leave irqbalance to itself."""
+        if irqs != self._wanted:
+            self._wanted = irqs
+            self._due.set()
+
+    def restarted(self) -> None:
+        """An irqbalance was started, or some program of its name."""
+        self._starts = list(_STARTS)
+        self._due.set()
+
+    def check(self) -> None:
+        """It may have been started, for all that is known."""
+        self._verify = True
+        self._due.set()
+
+    async def run(self) -> None:
+        """Tell it whenever there is something new."""
+        self._due.set()
+        while True:
+            await self._next()
+            await asyncio.sleep(self._starts.pop(0) if self._starts else _BURST)
+            self._due.clear()
+            verify, self._verify = self._verify, False
+            await self._tell(verify=verify)
+
+    async def close(self) -> None:
+        """Take out again what is ours."""
+        self._wanted = None
+        await self._tell(verify=True)
+        self._bans.close()
+
+    async def _next(self) -> None:
+        again = self._told is not None and self._told.state is State.REFUSED
+        if self._starts:
+            return
+        try:
+            await asyncio.wait_for(self._due.wait(), _AGAIN if again else None)
+        except TimeoutError:
+            return
+
+    async def _tell(self, *, verify: bool) -> None:
+        wanted = self._wanted
+        call = (
+            self._bans.release
+            if wanted is None
+            else partial(self._bans.keep, wanted, verify=verify)
+        )
+        told = await beside(call, "irqbalance")
+        if told.state is not State.NOT_RUNNING and self._told and told.pid != self._told.pid:
+            self._starts = []  # found
+        before, self._told = self._told, told
+        if before is not None and (before.state, before.pid, before.reason) == (
+            told.state,
+            told.pid,
+            told.reason,
+        ):
+            return
+        who = f"irqbalance (pid {told.pid})"
+        match told.state:
+            case State.TOLD if wanted is None:
+                self._log.info(f"{who}: told that interrupts are its own again")
+            case State.TOLD if wanted:
+                self._log.info(f"{who}: told to leave {len(wanted)} interrupts alone")
+            case State.SPARED:
+                self._log.info(f"{who}: leaves interrupts of vfio-pci alone by its options")
+        if told.reason and wanted:
+            self._log.warning(f"{who}: {told.reason}", finding="irqbalance-untold")

@@ -1,0 +1,91 @@
+"""How often to put an interrupt back that someone else keeps moving.
+
+The first few times at once. Whoever moves it again and again does so on purpose, or runs on a
+timer: then each time later, so that two daemons do not fill a CPU with moving one interrupt, and
+a person is told who it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+FEW: Final = 4
+"""Moves by others within `WINDOW` that are undone at once."""
+WINDOW: Final = 60.0
+FIRST_WAIT: Final = 10.0
+LONGEST_WAIT: Final = 320.0
+PEACE: Final = 600.0
+"""Without a move for so long, the fight is over."""
+_MOST_NAMES: Final = 8
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(slots=True)
+class Fight:
+    """What others did to one interrupt. All times are seconds of one monotonic clock."""
+
+    moves: deque[float] = field(default_factory=lambda: deque(maxlen=FEW + 1))
+    by: Counter[str] = field(default_factory=Counter)
+    wait: float = 0.0
+    until: float = 0.0
+
+    @property
+    def on(self) -> bool:
+        """Whether it is one, and not a stray move."""
+        return self.wait > 0
+
+    @property
+    def suspect(self) -> str:
+        """Who moved it most often."""
+        return self.by.most_common(1)[0][0] if self.by else "someone unknown"
+
+    @property
+    def total(self) -> int:
+        return self.by.total()
+
+
+class Fights(Generic[Key]):
+    """Who moved which interrupt how often, and when it may be put back."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._fights: dict[Key, Fight] = {}
+
+    def moved(self, key: Key, who: str) -> float:
+        """`who` moved the interrupt. How many seconds from now to put it back; 0: at once."""
+        now = self._clock()
+        fight = self._fights.get(key)
+        if fight is None or now - fight.moves[-1] > PEACE:
+            fight = self._fights[key] = Fight()
+        fight.moves.append(now)
+        known = who in fight.by or len(fight.by) < _MOST_NAMES
+        fight.by[who if known else "others"] += 1
+        if now < fight.until:
+            return fight.until - now  # it is being waited for already
+        many = len(fight.moves) > FEW and now - fight.moves[0] <= WINDOW
+        if many or fight.on:
+            fight.wait = min(fight.wait * 2, LONGEST_WAIT) if fight.on else FIRST_WAIT
+            fight.until = now + fight.wait
+            return fight.wait
+        return 0.0
+
+    def wait(self, key: Key) -> float:
+        """Seconds until the interrupt may be put back; 0: now."""
+        fight = self._fights.get(key)
+        return max(0.0, fight.until - self._clock()) if fight is not None else 0.0
+
+    def forget(self, key: Key) -> None:
+        """The interrupt is gone, or is nobody's any more."""
+        self._fights.pop(key, None)
+
+    def ongoing(self) -> Iterator[tuple[Key, Fight]]:
+        """The fights that are on; what is over is forgotten."""
+        now = self._clock()
+        over = [key for key, fight in self._fights.items() if now - fight.moves[-1] > PEACE]
+        for key in over:
+            del self._fights[key]
+        return iter([(key, fight) for key, fight in self._fights.items() if fight.on])
