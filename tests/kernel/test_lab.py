@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 
 def scenarios() -> list[str]:
     trees = [ast.parse(each.read_text()) for each in INSIDE]
-    names = [each.name for tree in trees for each in tree.body if isinstance(each, ast.FunctionDef)]
+    nodes = (each for tree in trees for each in ast.walk(tree))
+    names = [each.name for each in nodes if isinstance(each, ast.FunctionDef)]
     return [name for name in names if name.startswith("test_")]
 
 

@@ -53,15 +53,13 @@ _INTERRUPTED: Final = (
 class _Step:
     """One pin on its way; `outcome` is there once it has come to its end.
 
-    `before` and `known` are what was found, `announced` whether the journal's last word is of a
-    write to come, `written` what the kernel has taken.
+    `before` and `known` are what was found, `written` is what the kernel has taken.
     """
 
     pin: Pin
     outcome: Outcome | None = None
     before: CpuSet = CpuSet()
     known: Remembered | None = None
-    announced: bool = False
     written: CpuSet | None = None
     unwritten: str | None = None
 
@@ -71,8 +69,8 @@ class Executor:
 
     `names` are what people call the guests, by their keys. With `restoring`, pins put back what
     the journal knows: they need no line in it beforehand, and what is put back is forgotten.
-    `batch` is how many pins are taken together: all of them are announced and written before the
-    first is read back; `interrupted` is asked between batches. `mover` is who has moved an
+    `batch` is how many pins are taken together: all of them are written before the first is read
+    back; `interrupted` is asked between batches. `mover` is who has moved an
     interrupt that is not where it was left.
     """
 
@@ -114,10 +112,7 @@ class Executor:
         if self._stopped is None and self._interrupted():
             self._stopped = _INTERRUPTED
         for step in steps:
-            self._attempt(step, self._prepare)
-        self._announce([step for step in steps if step.outcome is None])
-        for step in steps:
-            self._attempt(step, self._write)
+            self._attempt(step, self._move)
         written = [step for step in steps if step.outcome is None and step.written is not None]
         if written and not self._restoring:
             self._note(written, self._journal.moved, *((s.pin.key, s.written) for s in written))
@@ -133,13 +128,12 @@ class Executor:
         if self._stopped is not None and step.written is None:
             text, hint = self._stopped
             step.outcome = Outcome(pin, Status.FAILED, f"not tried: {text}", hint=hint)
-            if step.announced:
-                self._note([step], self._journal.refused, pin.key)
             return
         try:
             step.outcome = phase(step)
         except JournalError as error:
-            self._stop(step, error)
+            self._stopped = (str(error), error.hint)
+            step.outcome = Outcome(pin, Status.FAILED, str(error), hint=error.hint)
         except OSError as error:
             if self._gone(pin, error):
                 text = "the guest gave the interrupt up meanwhile"
@@ -148,10 +142,6 @@ class Executor:
                 step.outcome = Outcome(pin, Status.FAILED, str(error))
         except VirtirqError as error:
             step.outcome = Outcome(pin, Status.FAILED, str(error), hint=error.hint)
-
-    def _stop(self, step: _Step, error: JournalError) -> None:
-        self._stopped = (str(error), error.hint)
-        step.outcome = Outcome(step.pin, Status.FAILED, str(error), hint=error.hint)
 
     def _ended(self, step: _Step) -> Outcome:
         outcome = step.outcome
@@ -173,8 +163,8 @@ class Executor:
             for step in steps:
                 step.unwritten = f"not written down: {error}"
 
-    def _prepare(self, step: _Step) -> Outcome | None:
-        """Look at the interrupt once more: the plan may be old by now."""
+    def _move(self, step: _Step) -> Outcome | None:
+        """Look at the interrupt once more, for the plan may be old by now, and write."""
         pin = step.pin
         if self._is_anew(pin):
             self._note([step], self._journal.forget, pin.key)
@@ -190,19 +180,7 @@ class Executor:
             text = f"{SOMEONE}, moved it to {before} meanwhile: left"
             return self._outcome(pin, Status.UNCHANGED, text, before)
         step.before, step.known = before, known
-        return None
-
-    def _announce(self, steps: Sequence[_Step]) -> None:
-        if self._restoring or not steps:
-            return
-        try:
-            self._journal.move(*(self._found(s.pin, s.before, s.pin.after) for s in steps))
-        except JournalError as error:
-            for step in steps:
-                self._stop(step, error)
-        else:
-            for step in steps:
-                step.announced = True
+        return self._write(step)
 
     def _is_there(self, pin: Pin) -> bool:
         """Whether the IRQ number still is the interrupt that the plan means.
@@ -243,12 +221,11 @@ class Executor:
         )
 
     def _write(self, step: _Step) -> Outcome | None:
-        """Write what was announced, or for want of vectors something else, announced in turn."""
+        """Write what the plan says, or for want of vectors something else."""
         pin, last = step.pin, None
         for wanted in self._choices(pin):
-            if not step.announced and not self._restoring:
+            if not self._restoring:
                 self._journal.move(self._found(pin, step.before, wanted))
-            step.announced = False
             try:
                 self._fs.write(paths.IRQ_AFFINITY.at(pin.irq), str(wanted))
             except (OSError, VirtirqError) as error:

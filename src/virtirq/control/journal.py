@@ -90,25 +90,21 @@ class Journal:
         """What is remembered of one interrupt."""
         return self._known.get(key)
 
-    def move(self, *found: Remembered) -> None:
-        """Remember that interrupts are about to be moved, from where and to where.
+    def move(self, found: Remembered) -> None:
+        """Remember that an interrupt is about to be moved, from where and to where.
 
-        Each of `found` is what it would be if it had never been moved before: its `original` is
-        the affinity now, its one `written` value the one to come. Returns when that is on stable
-        storage. Raises JournalError, and then none of them is announced.
+        `found` is what it would be if it had never been moved before: its `original` is the
+        affinity now, its one `written` value the one to come. Returns when that is on stable
+        storage. Raises JournalError.
         """
-        lines = []
-        for each in found:
-            (after,) = each.written
-            line = self._line("move", each.key, before=each.original, after=after)
-            lines.append(line | _more(each))
-        self._append(*lines)
+        (after,) = found.written
+        line = self._line("move", found.key, before=found.original, after=after)
+        self._append(line | _more(found))
         try:
             os.fsync(self._descriptor)
         except OSError as error:
             raise JournalError(f"{self._path}: {error.strerror}") from error
-        for each in found:
-            self._move(each)
+        self._move(found)
 
     def moved(self, *taken: tuple[InterruptKey, CpuSet]) -> None:
         """The kernel has taken these values. Raises JournalError; those before stay ours too."""

@@ -398,9 +398,13 @@ class Keeper:
             devices = {pin.key.device for pin in pins}
             self._later(_AGAIN, lambda: self.look(devices, trigger))
             return ()
+        # After whatever else has happened meanwhile: it is waiting to be moved.
+        self._later(0, lambda: self._tell_all(outcomes, trigger))
+        return outcomes
+
+    def _tell_all(self, outcomes: Iterable[Outcome], trigger: Trigger) -> None:
         for outcome in outcomes:
             self._tell(outcome, trigger)
-        return outcomes
 
     def _restore(self, addresses: Collection[PciAddress] | None) -> None:
         """Put back what the journal knows of these devices; of all for None."""

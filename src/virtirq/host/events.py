@@ -57,8 +57,7 @@ _KINDS: Final = {kind.value.encode(): kind for kind in EventKind}
 # 16 columns for a name that is not recorded, then this.
 _COMM: Final = 16
 _HEAD: Final = re.compile(rb"-(\d+) +\[\d+\] +(\d+\.\d+): (\w+): ", re.ASCII)
-_IRQ: Final = re.compile(rb"\birq=(\d{1,9})\b", re.ASCII)
-_TID: Final = re.compile(rb"\btid=(\d{1,9})\b", re.ASCII)
+_NUMBER: Final = re.compile(rb"\b(?:irq|tid)=(\d{1,9})\b", re.ASCII)
 _NAME: Final = re.compile(rb' name="(.*)"$', re.ASCII | re.DOTALL)
 _BY: Final = re.compile(rb' by="(.*)"$', re.ASCII | re.DOTALL)
 _PROGRAM: Final = re.compile(rb"filename=(.*) pid=\d+ old_pid=\d+$", re.ASCII | re.DOTALL)
@@ -75,36 +74,28 @@ def parse(line: bytes) -> KernelEvent | None:
     kind = _KINDS.get(head[3]) if head is not None else None
     if head is None or kind is None:
         return None
-    rest = line[head.end() :]
-    irq, tid, name = -1, -1, b""
-    by = _BY.search(rest)
+    at, pid = float(head[2]), int(head[1])
+    if kind in ENDS:
+        return KernelEvent(kind, at, pid=pid)  # whose end it is, the task tells
     if kind is EventKind.STARTED:
-        program = _PROGRAM.search(rest)
-        name = program[1] if program else b""
-    elif kind in ENDS:
-        pass  # whose end it is, the task tells
-    elif kind is EventKind.REPINNED:
-        found = _TID.search(rest)
-        if found is None:
-            return None
-        tid = int(found[1])
-    else:
-        # The number comes before whatever text there is, so that no text can pose as one.
-        found = _IRQ.search(rest)
-        if found is None:
-            return None
-        irq = int(found[1])
-        named = _NAME.search(rest)
-        name = named[1] if named else b""
-    return KernelEvent(
-        kind,
-        float(head[2]),
-        irq,
-        name[:_MOST_NAME].decode("utf-8", "replace"),
-        tid,
-        by[1].decode("utf-8", "replace") if by else "",
-        int(head[1]),
-    )
+        program = _PROGRAM.search(line, head.end())
+        return KernelEvent(kind, at, name=_text(program), pid=pid)
+    # The number comes before whatever text there is, so that no text can pose as one.
+    number = _NUMBER.search(line, head.end())
+    if number is None:
+        return None
+    if kind is EventKind.REPINNED:
+        by = _BY.search(line, number.end())
+        return KernelEvent(kind, at, tid=int(number[1]), comm=_text(by), pid=pid)
+    if kind is EventKind.MOVED:
+        by = _BY.search(line, number.end())
+        return KernelEvent(kind, at, int(number[1]), comm=_text(by), pid=pid)
+    name = _NAME.search(line, number.end())
+    return KernelEvent(kind, at, int(number[1]), _text(name), pid=pid)
+
+
+def _text(found: re.Match[bytes] | None) -> str:
+    return found[1][:_MOST_NAME].decode("utf-8", "replace") if found else ""
 
 
 class Pairing:
