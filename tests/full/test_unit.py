@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -441,4 +442,120 @@ def test_what_the_unit_leaves_out_would_break_it(
     assert broken <= {name for name in ATTEMPTS if found[name] not in OUTCOMES}
 
 
-# The daemon itself. The unit is installed, no drop-in is left, nothing runs and no guest is there.
+# The daemon itself.
+
+CONFIG = "/etc/virtirq/virtirq.toml"
+DROP_IN = "/run/systemd/system/virtirq.service.d"
+PINS = ("4", "5")
+
+
+@pytest.fixture(scope="module")
+def service(host: Host, busy: Job) -> Host:
+    """The host, with the daemon as its service."""
+    host.run(f"systemctl stop virtirq; rm -rf {DROP_IN} /run/virtirq; systemctl daemon-reload")
+    host.run("systemctl start virtirq", timeout=120)
+    return host
+
+
+def until(host: Host, condition: str, timeout: float = 90) -> None:
+    host.run(f"until {condition}; do sleep 0.2; done", timeout=timeout)
+
+
+def pinned(host: Host) -> bool:
+    """Whether every vector of the guest's NIC is where its vCPUs run."""
+    vectors = host.vectors(E1000E[1])
+    return bool(vectors) and all(
+        each.affinity == PINS[int(each.actions[len("vfio-msix[")]) % 2] for each in vectors
+    )
+
+
+def until_pinned(host: Host, *, pinned_: bool = True) -> None:
+    deadline = time.monotonic() + 90
+    while pinned(host) is not pinned_:
+        assert time.monotonic() < deadline, host.run("journalctl -u virtirq -n 50").stdout
+        time.sleep(0.2)
+
+
+def test_the_service_is_ready_when_the_guest_is_pinned(service: Host) -> None:
+    assert show(service, "ActiveState") == "active"
+    assert pinned(service)
+    until(service, "systemctl show -p StatusText virtirq | grep -q '3 interrupts of 1 guests'")
+    assert show(service, "StatusText").endswith("kernel probes")
+    status = json.loads(service.run("virtirq status --json").stdout)
+    assert status["daemon"]["pid"] == int(show(service, "MainPID"))
+    assert status["findings"] == []  # irqbalance runs, and was told
+
+
+def test_the_journal_tells_of_each_move_with_its_fields(service: Host) -> None:
+    irqs = {each.irq for each in service.vectors(E1000E[1])}
+    for irq in irqs:
+        service.run(f"echo 7 > /proc/irq/{irq}/smp_affinity_list")
+    until_pinned(service)
+    service.run("journalctl --sync")
+    for irq in irqs:
+        words = f"journalctl -o json VIRTIRQ_GUEST=guest VIRTIRQ_IRQ={irq} VIRTIRQ_ACTION=pin"
+        lines = service.run(words).stdout.splitlines()
+        assert lines, f"IRQ {irq}"
+        assert json.loads(lines[-1])["VIRTIRQ_DEVICE"] == E1000E[1]
+
+
+def test_a_reload_takes_the_configuration(service: Host) -> None:
+    service.write(CONFIG, 'default = "native"')
+    service.run("systemctl reload virtirq")
+    until_pinned(service, pinned_=False)
+    service.write(CONFIG, 'default = "auot"')
+    service.run("systemctl reload virtirq")
+    until(service, "journalctl -u virtirq | grep -q \"'auot' is not a directive\"")
+    assert show(service, "ActiveState") == "active"
+    service.run(f"rm {CONFIG}; systemctl reload virtirq")
+    until_pinned(service)
+
+
+def test_killed_it_is_started_again_and_forgets_nothing(service: Host) -> None:
+    before = int(show(service, "MainPID"))
+    service.run("kill -9 $(systemctl show --value -p MainPID virtirq)")
+    irq = service.vectors(E1000E[1])[0].irq
+    service.run(f"echo 0 > /proc/irq/{irq}/smp_affinity_list")
+    until(service, f'[ "$(systemctl show --value -p MainPID virtirq)" -gt {before} ]')
+    until_pinned(service)
+    assert show(service, "NRestarts") == "1"
+
+
+def test_the_watchdog_ends_a_daemon_that_hangs(service: Host) -> None:
+    service.write(f"{DROP_IN}/watchdog.conf", "[Service]\nWatchdogSec=4")
+    service.run("systemctl daemon-reload; systemctl restart virtirq", timeout=120)
+    time.sleep(9)  # two of its intervals: it is heard
+    before = int(show(service, "MainPID"))
+    assert show(service, "NRestarts") == "0"
+    service.run(f"kill -STOP {before}")
+    until(service, f'[ "$(systemctl show --value -p MainPID virtirq)" -gt {before} ]')
+    assert show(service, "NRestarts") == "1"
+    service.run(f"rm -r {DROP_IN}; systemctl daemon-reload; systemctl restart virtirq", timeout=120)
+    assert show(service, "ActiveState") == "active"
+
+
+def test_an_invalid_configuration_is_no_reason_to_try_for_ever(service: Host) -> None:
+    service.write(CONFIG, "defualt = 1")
+    done = service.run("systemctl restart virtirq", check=False, timeout=120)
+    assert done.returncode == 1
+    assert show(service, "ActiveState") == "failed"
+    assert show(service, "ExecMainStatus") == "2"
+    said = service.run("journalctl -u virtirq -n 20").stdout
+    assert "virtirq: error: /etc/virtirq/virtirq.toml: defualt: unknown key" in said
+    service.run(
+        f"rm {CONFIG}; systemctl reset-failed virtirq; systemctl start virtirq", timeout=120
+    )
+
+
+def test_stopped_it_leaves_the_pins_and_what_undoes_them(service: Host) -> None:
+    service.run("systemctl stop virtirq")
+    assert show(service, "Result") == "success"
+    assert pinned(service)
+    assert service.run("ls /sys/kernel/tracing/instances").stdout == ""
+    assert service.run("cat /sys/kernel/tracing/kprobe_events").stdout == ""
+    left = service.run("ls /run/virtirq").stdout.split()
+    assert left == ["bans.json", "daemon.lock", "journal.jsonl", "lock"]
+    service.run("virtirq restore")
+    assert not pinned(service)
+    assert json.loads(service.run("virtirq restore --json").stdout)["guests"] == []
+    assert service.run("ls /run/virtirq").stdout.split() == left[1:]  # nothing is banned any more

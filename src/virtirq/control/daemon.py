@@ -46,6 +46,7 @@ _BURST: Final = 0.05
 """Seconds to wait for more of the same where one look does for all."""
 _POLL: Final = (1.0, 30.0)
 """Seconds between looks without events: after a change, and when nothing changes."""
+_IRQBALANCE: Final = "irqbalance"
 _FAREWELL: Final = 5.0
 """Seconds that what is beside the loop may take at the end."""
 
@@ -160,7 +161,7 @@ class Daemon:
         gc.collect()
         gc.freeze()  # what is there now stays: no later collection need look at it
         if not self._stop.done():
-            self._log.info(f"virtirq {__version__} at work: {self._presence().events}")
+            self._log.info(f"virtirq {__version__} at work: {self._status()}")
             self._manager.ready(self._status())
             self._ping()
         await self._stop
@@ -174,11 +175,14 @@ class Daemon:
             if each is not None:
                 self._loop.remove_reader(each.fileno())
                 each.close()
-        if self._keeper.config.restore_on_stop:
+        undo = self._keeper.config.restore_on_stop
+        if undo:
             self._keeper.restore_all()
         try:
             async with asyncio.timeout(_FAREWELL):
-                await self._sparing.close()
+                # Where pins stay, so do the bans that guard them: irqbalance would move all of
+                # them while the daemon is being replaced. 'virtirq restore' undoes both.
+                await self._sparing.close(release=undo)
                 if self._following is not None:
                     await self._following.close()
                 if self._metrics is not None:
@@ -238,6 +242,8 @@ class Daemon:
             self._keeper.reconfigure(config)
             self._serve_metrics(old.metrics.listen, config.metrics.listen)
             self._known()
+            if self._following is not None:
+                self._following.look_at_all()
             self._log.info("the configuration was read again")
             if config.libvirt != old.libvirt:
                 self._log.warning("[libvirt] uri holds from the next start on")
@@ -259,7 +265,8 @@ class Daemon:
 
     def _status(self) -> str:
         kept, guests = len(self._keeper.kept), len(self._keeper.guests)
-        return f"{kept} interrupts of {guests} guests; {self._presence().events}"
+        heard = self._events.described if self._events is not None else "polling"
+        return f"{kept} interrupts of {guests} guests; {heard}"
 
     def _presence(self) -> Presence:
         findings = self._keeper.findings() + self._sparing.findings()
@@ -291,6 +298,7 @@ class Daemon:
         if self._events is not None:
             self._events.watch_threads(self._keeper.threads)
         self._spare()
+        self._manager.status(self._status())
 
     def _spare(self) -> None:
         kept = self._keeper.kept if self._keeper.config.irqbalance.cooperate else None
@@ -334,6 +342,8 @@ class Daemon:
         self._log.info("events of the kernel were lost: looking at everything")
         self._keeper.look_at_all()
         self._spare()
+        if self._following is not None:
+            self._following.look_at_all()
 
     def _act_on(self, events: Iterable[KernelEvent]) -> None:
         requested: list[KernelEvent] = []
@@ -354,6 +364,8 @@ class Daemon:
                 self._keeper.freed(event.irq)
             case EventKind.MOVED:
                 self._keeper.moved(event.irq, event.comm, event.pid)
+                if event.comm == _IRQBALANCE and event.irq in self._keeper.kept:
+                    self._sparing.check()  # somebody has taken our bans out
             case EventKind.ALLOCATED:
                 self._keeper.allocated(event.irq, event.comm, event.pid)
             case EventKind.REPINNED:
@@ -378,6 +390,10 @@ class Daemon:
     def _cpus(self) -> None:
         self._keeper.cpus_changed()
         self._spare()
+        if self._following is not None:
+            # A thread whose last CPU went may run elsewhere now (kernel/sched/core.c,
+            # select_fallback_rq()), and stays there when the CPU comes back.
+            self._following.look_at_all()
 
     async def _poll(self) -> None:
         delay = _POLL[0]

@@ -52,6 +52,11 @@ class Following:
         self._dirty[uuid] = None
         self._work.set()
 
+    def look_at_all(self) -> None:
+        """Every guest may have changed: what the kernel does to threads is told nobody."""
+        for guest in self._keeper.guests:
+            self.look(guest.key)
+
     async def follow(self) -> None:
         """Connect, follow, connect again; ends only by an error that waiting does not mend.
 

@@ -71,10 +71,11 @@ class Sparing:
             verify, self._verify = self._verify, False
             await self._tell(verify=verify)
 
-    async def close(self) -> None:
-        """Take out again what is ours."""
-        self._wanted = None
-        await self._tell(verify=True)
+    async def close(self, *, release: bool) -> None:
+        """With `release`, take out again what is ours; else it stays, for who comes after us."""
+        if release:
+            self._wanted = None
+            await self._tell(verify=True)
         self._bans.close()
 
     async def _next(self) -> None:

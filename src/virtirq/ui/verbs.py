@@ -98,7 +98,23 @@ def restore(args: argparse.Namespace) -> int:
         )
     fs, guests, _, _ = _inputs(args)
     done = cycle.restore(fs, guests, sources.state_dir(args.sysroot), args.guests)
-    return _done(args, done)
+    code = _done(args, done)
+    return code if args.guests or args.sysroot is not None else _release(code)
+
+
+def _release(code: int) -> int:
+    """Gives irqbalance its freedom back, too; `code`, or that it could not be told."""
+    from virtirq.control.bans import Bans, State
+
+    bans = Bans(STATE_DIR, sources.open_fs(None))
+    told = bans.release()
+    bans.close()
+    if told.state is State.REFUSED:
+        print(
+            f"irqbalance (pid {told.pid}) still spares interrupts: {told.reason}", file=sys.stderr
+        )
+        return code or EXIT_FAILED
+    return code
 
 
 def check(args: argparse.Namespace) -> int:
@@ -280,7 +296,11 @@ def _inputs(args: argparse.Namespace, *, must: bool = False) -> Inputs:
 
 def _view(args: argparse.Namespace) -> View:
     fs, guests, config, gaps = _inputs(args)
-    return _seen(fs, guests, config, gaps, _daemon(args))
+    try:
+        daemon = _daemon(args)
+    except BusyError as error:
+        daemon, gaps = None, (*gaps, Gap("daemon", str(error)))
+    return _seen(fs, guests, config, gaps, daemon)
 
 
 def _seen(
