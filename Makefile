@@ -4,7 +4,8 @@
 #             its image once (lab/full/README.md); make quick-lab is smaller: one kernel, one NIC
 # make demo-host  records the host that the demo shows anew, in the lab
 # make corpus every domain XML that Debian's libvirt ships, through the parser
-# make bench  time per interrupt for read, plan and write, beside a floor
+# make bench  time per interrupt for read, plan and write, beside a floor; make bench-lab  how soon
+#             the daemon moves a new vector, beside a floor, and what it costs when idle, in the lab
 # make golden writes the tests' golden outputs again; look at the difference before you commit
 # make install PREFIX=/usr DESTDIR=…  the systemd unit, an example configuration, documentation,
 #             Prometheus rules, Grafana dashboard, completions. The program itself comes by pip; the
@@ -14,7 +15,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint lab quick-lab demo-host corpus bench golden install uninstall clean
+.PHONY: run test lint lab quick-lab demo-host corpus bench bench-lab golden install uninstall clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/virtirq demo
@@ -41,6 +42,10 @@ corpus: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m bench.per_interrupt
+
+bench-lab: $(VENV)/test.stamp
+	$(BIN)/python -m bench.reaction
+	$(BIN)/python -m bench.idle
 
 golden: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/ui --regenerate-output
