@@ -120,6 +120,16 @@ def test_a_start_of_irqbalance_is_told_of(events: KernelEvents, tmp_path: Path) 
     assert (started.kind, started.name) == (EventKind.STARTED, str(tmp_path / "irqbalance"))
 
 
+def test_a_path_cannot_make_up_events(events: KernelEvents, tmp_path: Path) -> None:
+    """The kernel prints the path of a program that is started as it is, line feeds and all."""
+    for first in ("a", "a pid=1 old_pid=1"):
+        place = tmp_path / f"{first}\n{' ' * 16}-1 [000] 1.0: freed: irq=45 "
+        place.mkdir()
+        (place / "irqbalance").symlink_to("/bin/true")
+        subprocess.run([place / "irqbalance"], check=True)
+    assert gather(events) == []
+
+
 def test_nothing_is_told_when_nothing_happens(events: KernelEvents) -> None:
     assert gather(events, 2.0) == []
 

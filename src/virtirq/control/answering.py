@@ -23,19 +23,21 @@ class Answering:
 
     async def start(self) -> None:
         """Raises DeploymentError."""
-        with suppress(FileNotFoundError):
-            self._path.unlink()  # of a daemon that was killed: we have the lock
         try:
+            self._path.unlink(missing_ok=True)  # of a daemon that was killed: we have the lock
             self._server = await asyncio.start_unix_server(self._answer, str(self._path))
             self._path.chmod(0o666)  # whoever may look at the host may look at this
         except OSError as error:
             raise DeploymentError(f"{self._path}: {error.strerror}") from error
 
     async def _answer(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.TimeoutError):
-            writer.write(json.dumps(self._tell()).encode())
-            await asyncio.wait_for(writer.drain(), WAIT)
-        writer.close()
+        try:
+            async with asyncio.timeout(WAIT):
+                writer.write(json.dumps(self._tell()).encode())
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, TimeoutError):
+            writer.transport.abort()  # close() alone would wait for who does not listen
 
     def close(self) -> None:
         if self._server is not None:

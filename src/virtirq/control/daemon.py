@@ -73,8 +73,8 @@ Serve = Callable[[str, Callable[[], Inside]], Server]
 class Setup:
     """How the daemon is started.
 
-    `load` reads the configuration, now and at each SIGHUP. `uri` is libvirt's, None to ask none;
-    `guests` are known from elsewhere. `serve` serves metrics at an address; what it is given to
+    `load` reads the configuration, now and at each SIGHUP. `uri` is libvirt's, None to ask none:
+    then these are the `guests`. `serve` serves metrics at an address; what it is given to
     call may be called from any thread.
     """
 
@@ -149,9 +149,10 @@ class Daemon:
         self._hear_kernel()
         self._hear_uevents()
         self._task(self._sparing.run())
-        self._keeper.know(self._setup.guests)
-        self._known()
-        if self._following is not None:
+        if self._following is None:
+            self._keeper.know(self._setup.guests)
+            self._known()
+        else:  # until libvirt has told its guests, whoever is in the journal may still run
             self._task(self._following.follow())
             tried = asyncio.ensure_future(self._following.tried())
             await asyncio.wait([self._stop, tried], return_when=asyncio.FIRST_COMPLETED)
@@ -178,6 +179,7 @@ class Daemon:
         undo = self._keeper.config.restore_on_stop
         if undo:
             self._keeper.restore_all()
+        self._keeper.flush()
         try:
             async with asyncio.timeout(_FAREWELL):
                 # Where pins stay, so do the bans that guard them: irqbalance would move all of

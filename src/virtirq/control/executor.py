@@ -96,6 +96,8 @@ class Executor:
         self._stopped: tuple[str, str | None] | None = None
         self.deployment_fault = False
         """Whether a write failed for want of permission or a writable /proc."""
+        self.journal_fault = False
+        """Whether the journal took no more, so that nothing could be moved."""
 
     def run(self, pins: tuple[Pin, ...]) -> tuple[Outcome, ...]:
         """Carry out the pins in order; one outcome each. Never raises for what the kernel says.
@@ -133,6 +135,7 @@ class Executor:
             step.outcome = phase(step)
         except JournalError as error:
             self._stopped = (str(error), error.hint)
+            self.journal_fault = True
             step.outcome = Outcome(pin, Status.FAILED, str(error), hint=error.hint)
         except OSError as error:
             if self._gone(pin, error):

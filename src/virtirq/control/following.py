@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from virtirq.control.beside import beside
 from virtirq.control.keeper import Keeper
@@ -20,6 +20,8 @@ _RETRY: Final = (1.0, 30.0)
 _HOPELESS: Final = (DependencyError, AccessError, UsageError)
 """What no waiting mends."""
 _FAREWELL: Final = 2.0
+_REREAD: Final = 5.0
+"""Seconds until a guest that could not be read is tried again."""
 
 
 class Following:
@@ -41,6 +43,8 @@ class Following:
         self._dirty: dict[str, None] = {}
         self._work = asyncio.Event()
         self._tried = asyncio.Event()
+        self._unread: dict[str, str] = {}
+        """Guests that could not be read, and why: it is said once."""
         self.state = f"not connected to {uri} yet"
 
     async def tried(self) -> None:
@@ -66,11 +70,9 @@ class Following:
         while True:
             try:
                 lost = await self._connect()
-            except _HOPELESS:
-                if not self._tried.is_set():
-                    raise
-                self._log.exception(f"{self._uri}: cannot be asked any more")
             except VirtirqError as error:
+                if isinstance(error, _HOPELESS) and not self._tried.is_set():
+                    raise
                 self.state = str(error)
                 if not complained:
                     self._log.warning(f"{error}; trying again until it can be reached")
@@ -116,9 +118,13 @@ class Following:
     async def _until_lost(self, lost: asyncio.Future[str]) -> None:
         reading = asyncio.create_task(self._read_dirty())
         try:
-            why = await lost
+            both: list[asyncio.Future[Any]] = [lost, reading]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if not lost.done():
+                reading.result()  # raises what has ended it: a task that fails must not be silent
         finally:
             reading.cancel()
+        why = lost.result()
         self.state = f"connection to {self._uri} lost: {why}"
         self._log.warning(f"{self.state}; its guests are kept as they were")
         await self._disconnect()
@@ -141,8 +147,12 @@ class Following:
                 try:
                     found = await beside(partial(self._watch.guest, uuid, self._fs), "guest")
                 except VirtirqError as error:
-                    self._log.warning(f"{error}")
+                    if self._unread.get(uuid) != str(error):
+                        self._unread[uuid] = str(error)
+                        self._log.warning(f"{error}; trying again")
+                    asyncio.get_running_loop().call_later(_REREAD, self.look, uuid)
                     continue
+                self._unread.pop(uuid, None)
                 for gap in found.gaps:
                     self._log.warning(f"not read: {gap.path}: {gap.error}")
                 for guest in found.guests:

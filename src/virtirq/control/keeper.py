@@ -7,16 +7,15 @@ through the house is walked for just the devices concerned.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
-from virtirq.control.cycle import observe_devices, put_back
-from virtirq.control.executor import Executor
-from virtirq.control.journal import Journal, SharedJournal
-from virtirq.control.log import Fields, Log
+from virtirq.control.attempts import Attempts, Later
+from virtirq.control.journal import SharedJournal
+from virtirq.control.log import Log
 from virtirq.control.tally import Tally, Trigger
 from virtirq.cpuset import CpuSet
-from virtirq.errors import VirtirqError
+from virtirq.host import paths
 from virtirq.host.events import KernelEvent
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.interrupts import read_interrupt, read_interrupts, vfio_action
@@ -29,7 +28,6 @@ from virtirq.model import (
     Guest,
     Interrupt,
     InterruptKey,
-    InterruptKind,
     Outcome,
     PciAddress,
     PciDevice,
@@ -42,22 +40,17 @@ from virtirq.model import (
 from virtirq.policy.config import Config
 from virtirq.policy.drift import Fights
 from virtirq.policy.findings import contested
-from virtirq.policy.placement import SOMEONE, Aim, Aims
+from virtirq.policy.placement import SOMEONE, Aims
 from virtirq.policy.target import Target
 
 SOMEBODY: Final = "someone unknown"
-_AGAIN: Final = 0.5
-"""Seconds until what could not be done (another virtirq held the lock) is tried again."""
-_SOON: Final = 0.01
-"""Seconds until a look at an interrupt that was announced and is not there yet."""
-
-_NO_COUNTS: Final = CpuSet()
+_AGAIN: Final = (0.5, 30.0)
+"""Seconds until what could not be tried (another virtirq held the lock) is tried again: the first
+time, and at most.
+"""
+_SOON: Final = (0.01, 0.2)
+"""Seconds until a look at what was announced and is not there yet."""
 _INTX: Final = "vfio-intx("
-_BATCH: Final = 64
-"""Pins taken together: a device's vectors come at once, and each waits for those before it."""
-
-Later = Callable[[float, Callable[[], object]], object]
-"""Calls the function after so many seconds."""
 
 
 class Keeper:
@@ -78,23 +71,28 @@ class Keeper:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fs = fs
-        self._journal = journal
         self._config = config
         self._log = log
         self._tally = tally
         self._later = later
         self._clock = clock
+        self._attempts = Attempts(fs, journal, log, tally, later)
         self._guests: dict[str, Guest] = {}
         self._topology = read_topology(Reader(fs))
         self._pci: dict[PciAddress, PciDevice] = {}
         self._aims = Aims(Snapshot(0.0, self._topology), config)
-        self._irqs: dict[int, InterruptKey] = {}
+        self._irqs: dict[int, dict[InterruptKey, bool]] = {}
+        """The guests' interrupts by IRQ, several on a shared line: whether we say where they go."""
         self._appearing: dict[str, Action] = {}
         """What to do when an interrupt of this name appears, once that was asked."""
         self._fights: Fights[InterruptKey] = Fights(clock)
-        self._waiting: set[InterruptKey] = set()
+        self._waiting: dict[InterruptKey, object] = {}
         self._let_go: frozenset[PciAddress] = frozenset()
-        self._said: dict[InterruptKey, str] = {}
+        self._look_again: set[PciAddress] = set()
+        self._put_back_again: set[PciAddress] = set()
+        self._strangers_again = False
+        self._delay = 0.0
+        """Seconds that the next try of what could not be tried was put off; 0: none is due."""
 
     @property
     def guests(self) -> tuple[Guest, ...]:
@@ -120,11 +118,7 @@ class Keeper:
     @property
     def kept(self) -> frozenset[int]:
         """The IRQ numbers of which we say where they go."""
-        return frozenset(
-            irq
-            for irq, key in self._irqs.items()
-            if (aim := self._aims.of(key.device)) is not None and aim.target.cpus is not None
-        )
+        return frozenset(irq for irq, keys in self._irqs.items() if any(keys.values()))
 
     def findings(self) -> tuple[Finding, ...]:
         """Interrupts that someone else moves again and again."""
@@ -143,7 +137,7 @@ class Keeper:
         told = {guest.key: guest for guest in guests}
         for gap in gaps:
             self._log.warning(f"not read: {gap.path}: {gap.error}")
-        self._change(self._guests | told if gaps else told, remembered=not gaps)
+        self._change(self._guests | told if gaps else told, strangers=not gaps)
 
     def update(self, guest: Guest) -> None:
         """This guest runs so now."""
@@ -156,7 +150,8 @@ class Keeper:
 
     def reconfigure(self, config: Config) -> None:
         self._config = config
-        self._change(self._guests)
+        # More than targets depends on it: spreads, and what others on a line are asked for.
+        self._change(self._guests, look=_addresses(self.guests))
 
     def cpus_changed(self) -> None:
         """A CPU came or went: targets may be others, and the kernel may have moved interrupts."""
@@ -174,11 +169,11 @@ class Keeper:
         guests: dict[str, Guest],
         look: Collection[PciAddress] = (),
         *,
-        remembered: bool = False,
+        strangers: bool = False,
     ) -> None:
         """Plan anew, look at the devices for which that makes a difference, and let go of others.
 
-        `remembered`: what the journal has of devices that no guest holds is put back as well.
+        `strangers`: what the journal has of devices that no guest holds is put back as well.
         """
         before, targets = _addresses(self.guests), self._targets()
         self._guests = guests
@@ -190,13 +185,15 @@ class Keeper:
             Snapshot(0.0, self._topology, pci=self._pci, guests=self.guests), self._config
         )
         self._appearing.clear()
-        departed = before - owned
-        self._forget(departed)
-        if remembered:
-            departed |= self._strangers(owned)
         native = frozenset(address for address in owned if self._is_native(address))
-        self._restore(departed | (native - self._let_go))
+        departed = before - owned
+        for address in departed:
+            self._forget(address)
+        for address in native - self._let_go:
+            self._make_peace(address)
+        let_go = departed | (native - self._let_go)
         self._let_go = native
+        self._put_back(let_go, strangers=strangers)
         now = self._targets()
         changed = {address for address, target in now.items() if targets.get(address) != target}
         self.look(changed | (set(look) & owned), Trigger.PLAN)
@@ -209,21 +206,64 @@ class Keeper:
         aim = self._aims.of(address)
         return aim is not None and aim.target.code == "native"
 
-    def _strangers(self, owned: Collection[PciAddress]) -> set[PciAddress]:
-        """Devices that were moved for guests which are gone since."""
-        try:
-            with self._journal.held() as journal:
-                return {each.key.device for each in journal.remembered()} - set(owned)
-        except VirtirqError as error:
-            self._failed(error)
-            return set()
+    def _put_back(self, addresses: Collection[PciAddress], *, strangers: bool = False) -> None:
+        """Put back what is known of these devices, and of those that no guest holds."""
+        owned = _addresses(self.guests)
+        if not addresses and not strangers:
+            return
 
-    def _forget(self, addresses: Collection[PciAddress]) -> None:
-        for irq, key in list(self._irqs.items()):
-            if key.device in addresses:
-                del self._irqs[irq]
+        def ours(entry: Remembered) -> bool:
+            device = entry.key.device
+            return device in addresses or (strangers and device not in owned)
+
+        if not self._attempts.put_back(ours, self._topology, self.guests):
+            self._put_back_again |= set(addresses)
+            self._strangers_again |= strangers
+            self._try_again()
+
+    def _forget(self, address: PciAddress) -> None:
+        """No guest holds the device any more."""
+        self._make_peace(address)
+        for irq, keys in list(self._irqs.items()):
+            for key in [each for each in keys if each.device == address]:
+                self._attempts.forget(key)
+            self._know_of(irq, address, {})
+
+    def _make_peace(self, address: PciAddress) -> None:
+        """Where an interrupt of the device is, is nobody's concern any more."""
+        for key in self._fights.known():
+            if key.device == address:
                 self._fights.forget(key)
-                self._said.pop(key, None)
+                self._waiting.pop(key, None)
+
+    def _know_of(
+        self, irq: int, address: PciAddress, interrupts: Mapping[InterruptKey, bool]
+    ) -> None:
+        """Of this device's, these and no others have the IRQ."""
+        keys = {key: kept for key, kept in self._irqs.get(irq, {}).items() if key.device != address}
+        keys |= interrupts
+        if keys:
+            self._irqs[irq] = keys
+        else:
+            self._irqs.pop(irq, None)
+
+    def _try_again(self) -> None:
+        if not self._delay:
+            self._delay = _AGAIN[0]
+            self._later(self._delay, self._again)
+
+    def _again(self) -> None:
+        look, self._look_again = self._look_again, set()
+        back, self._put_back_again = self._put_back_again, set()
+        strangers, self._strangers_again = self._strangers_again, False
+        delay, self._delay = self._delay, -1.0  # no timer is made meanwhile
+        owned = _addresses(self.guests)
+        self._put_back(back - owned | (back & self._let_go), strangers=strangers)
+        self.look(look, Trigger.PLAN)
+        self._delay = 0.0
+        if self._look_again or self._put_back_again or self._strangers_again:
+            self._delay = min(2 * delay, _AGAIN[1])
+            self._later(self._delay, self._again)
 
     # Something happened to interrupts.
 
@@ -237,19 +277,24 @@ class Keeper:
             if todo.key.action.startswith(_INTX):
                 lines.add(todo.key.device)  # others may be on the line
                 continue
-            self._irqs[event.irq] = todo.key
+            self._know_of(event.irq, todo.key.device, {todo.key: _is_kept(todo)})
             if isinstance(todo, Pin) and not self._fights.wait(todo.key):
                 pins.append(_at(event.irq, todo))
                 at[todo.key] = event.at
         if pins:
-            outcomes = self._carry_out(pins, Trigger.NEW)
-            for outcome in outcomes:
-                self._tally.reactions.observe(max(0.0, self._clock() - at[outcome.pin.key]))
-            early = {o.pin.key.device for o in outcomes if o.status is Status.VANISHED}
-            if early:  # asked for, and not in place yet; or gone again
-                self._later(_SOON, lambda: self.look(early, Trigger.NEW))
+            self._set_up(pins, at)
         if lines:
             self.look(lines, Trigger.NEW)
+
+    def _set_up(self, pins: Sequence[Pin], at: Mapping[InterruptKey, float]) -> None:
+        """Guests have set these up, at these times."""
+        outcomes = self._carry_out(pins, Trigger.NEW)
+        now = self._clock()
+        for outcome in outcomes:
+            self._tally.reactions.observe(max(0.0, now - at[outcome.pin.key]))
+        early = {each.pin.key.device for each in outcomes if each.status is Status.VANISHED}
+        if early:  # asked for, and not in place yet; or gone again
+            self._later(_SOON[0], lambda: self.look(early, Trigger.NEW))
 
     def _expected(self, name: str) -> Action | None:
         """What to do when an interrupt with this action appears; IRQ 0 stands for its number."""
@@ -266,23 +311,28 @@ class Keeper:
 
     def freed(self, irq: int) -> None:
         """A driver gives the interrupt up."""
-        key = self._irqs.pop(irq, None)
-        if key is not None and key.action.startswith(_INTX):
+        keys = self._irqs.get(irq, {})
+        lines = {key.device for key in keys if key.action.startswith(_INTX)}
+        if lines:
             # Others may be on the line, and it may be one of them that lets go.
-            self._later(_SOON, lambda: self.look([key.device], Trigger.NEW))
+            self._later(_SOON[0], lambda: self.look(lines, Trigger.NEW))
+        else:
+            self._irqs.pop(irq, None)
 
     def moved(self, irq: int, who: str = "", pid: int | None = None) -> None:
         """The task `who` has set the affinity of an interrupt, maybe one of ours."""
-        key = self._irqs.get(irq)
-        if key is None:
-            return
-        pin = self._misplaced(irq, key)
-        if pin is None:
-            return
-        mover = who or SOMEBODY
-        self._tally.drifted(mover)
-        delay = self._fights.moved(key, mover)
-        teller = SOMEONE if pid is None else f"{mover} (pid {pid})"
+        for key in self._irqs.get(irq, ()):
+            pin = self._misplaced(irq, key)
+            if pin is not None:
+                self._undo(pin, who or SOMEBODY, pid)
+                return
+
+    def _undo(self, pin: Pin, who: str, pid: int | None) -> None:
+        """Put the interrupt where it belongs, after `who` has moved it."""
+        irq, key = pin.irq, pin.key
+        self._tally.drifted(who)
+        delay = self._fights.moved(key, who)
+        teller = SOMEONE if pid is None else f"{who} (pid {pid})"
         if not delay:
             self._carry_out([pin], Trigger.DRIFT, teller)
         elif key not in self._waiting:
@@ -296,22 +346,22 @@ class Keeper:
             self._wait(key, delay)
 
     def allocated(self, irq: int, who: str, pid: int) -> None:
-        """An interrupt got a vector, be it new or moved: what x86 tells without kernel probes."""
+        """An interrupt got a vector, be it new or moved: what x86 tells without kernel probes.
+
+        It tells in the midst of it, and of every interrupt of the host.
+        """
         if irq in self._irqs:
             self.moved(irq, who, pid)
+            self._later(_SOON[0], lambda: self.moved(irq, who, pid))
         else:
-            # Told in the midst of it, and of every interrupt of the host.
-            for delay in (_SOON, 20 * _SOON):
+            for delay in _SOON:
                 self._later(delay, lambda: self._identify(irq))
 
     def _identify(self, irq: int) -> None:
-        for address in _addresses(self.guests):
-            reader = Reader(self._fs)
-            for kind in (InterruptKind.MSIX, InterruptKind.INTX):
-                interrupt = read_interrupt(reader, irq, address, kind)
-                if interrupt is not None and interrupt.own_action:
-                    self.look([address], Trigger.NEW)
-                    return
+        names = Reader(self._fs).text(paths.IRQ_ACTIONS, irq) or ""
+        actions = (vfio_action(name) for name in names.split(","))
+        devices = {each.device for each in actions if each is not None}
+        self.look(devices, Trigger.NEW)
 
     def look(self, addresses: Iterable[PciAddress], trigger: Trigger) -> int:
         """Read the interrupts of these devices and put right what is not; how many were."""
@@ -319,15 +369,17 @@ class Keeper:
         if not aims:
             return 0
         began = self._clock()
-        found = by_device(
-            read_interrupts(Reader(self._fs), [address for address, _ in aims], _NO_COUNTS)
-        )
+        addresses = [address for address, _ in aims]
+        found = by_device(read_interrupts(Reader(self._fs), addresses, CpuSet()))
         pins: list[Pin] = []
         for address, aim in aims:
-            interrupts = found.get(address, ())
-            self._remember(address, interrupts)
-            pins += (todo for todo in aim.plan(interrupts).actions if isinstance(todo, Pin))
-        pins = [pin for pin in pins if not self._fights.wait(pin.key)]
+            actions = aim.plan(found.get(address, ())).actions
+            self._remember(address, actions)
+            pins += (
+                each
+                for each in actions
+                if isinstance(each, Pin) and not self._fights.wait(each.key)
+            )
         if pins:
             self._carry_out(pins, trigger)
         self._tally.cycles.observe(self._clock() - began)
@@ -335,29 +387,40 @@ class Keeper:
 
     def poll(self) -> bool:
         """Look at everything, for want of events; whether anything was not as it was left."""
-        before = dict(self._irqs)
-        addresses = _addresses(self.guests)
-        drifted = 0
-        for irq, key in before.items():
-            if self._misplaced(irq, key) is not None:
-                self.moved(irq)
-                drifted += 1
-        return bool(self.look(addresses, Trigger.NEW) + drifted) or self._irqs != before
+        before = {irq: tuple(keys) for irq, keys in self._irqs.items()}
+        drifted = False
+        for irq, keys in before.items():
+            for key in keys:
+                if self._fights.wait(key):
+                    continue
+                pin = self._misplaced(irq, key)
+                # What the kernel refuses to put right nobody has moved.
+                if pin is not None and pin.before != self._attempts.left.get(key):
+                    self._undo(pin, SOMEBODY, None)
+                    drifted = True
+        self.look(_addresses(self.guests), Trigger.NEW)
+        return drifted or before != {irq: tuple(keys) for irq, keys in self._irqs.items()}
 
     def look_at_all(self, trigger: Trigger = Trigger.PLAN) -> None:
         """Events were missed: look at everything."""
         self.look(_addresses(self.guests), trigger)
 
     def restore_all(self) -> None:
-        """Put back everything that is not as virtirq found it."""
-        self._restore(None)
+        """Put back everything that is not as virtirq found it: the last that is done."""
+        self._attempts.put_back(lambda _: True, self._topology, self.guests, last=True)
 
-    def _remember(self, address: PciAddress, interrupts: Iterable[Interrupt]) -> None:
-        now = {each.irq: each.key for each in interrupts if each.own_action}
-        for irq, key in list(self._irqs.items()):
-            if key.device == address and irq not in now:
-                del self._irqs[irq]
-        self._irqs |= now
+    def flush(self) -> None:
+        """Tell what was done and not told yet."""
+        self._attempts.flush()
+
+    def _remember(self, address: PciAddress, actions: Iterable[Action]) -> None:
+        now: dict[int, dict[InterruptKey, bool]] = {}
+        for each in actions:
+            if each.key.action:
+                now.setdefault(each.irq, {})[each.key] = _is_kept(each)
+        gone = [irq for irq, keys in self._irqs.items() if any(k.device == address for k in keys)]
+        for irq in {*gone, *now}:
+            self._know_of(irq, address, now.get(irq, {}))
 
     def _misplaced(self, irq: int, key: InterruptKey) -> Pin | None:
         """How to put an interrupt right that we keep; None when it is where it should be."""
@@ -371,10 +434,12 @@ class Keeper:
         return todo if isinstance(todo, Pin) else None
 
     def _wait(self, key: InterruptKey, delay: float) -> None:
-        self._waiting.add(key)
+        token = self._waiting[key] = object()
 
         def over() -> None:
-            self._waiting.discard(key)
+            if self._waiting.get(key) is not token:
+                return  # that fight is over, and maybe there is another
+            del self._waiting[key]
             remaining = self._fights.wait(key)
             if remaining:
                 self._wait(key, remaining)
@@ -383,95 +448,17 @@ class Keeper:
 
         self._later(delay, over)
 
-    # Acting.
-
     def _carry_out(
         self, pins: Sequence[Pin], trigger: Trigger, mover: str = SOMEONE
     ) -> tuple[Outcome, ...]:
-        names = {guest.key: guest.name for guest in self.guests}
-        try:
-            with self._journal.held() as journal:
-                executor = Executor(self._fs, journal, names=names, batch=_BATCH, mover=mover)
-                outcomes = executor.run(tuple(pins))
-        except VirtirqError as error:
-            self._failed(error)
-            devices = {pin.key.device for pin in pins}
-            self._later(_AGAIN, lambda: self.look(devices, trigger))
-            return ()
-        # After whatever else has happened meanwhile: it is waiting to be moved.
-        self._later(0, lambda: self._tell_all(outcomes, trigger))
-        return outcomes
-
-    def _tell_all(self, outcomes: Iterable[Outcome], trigger: Trigger) -> None:
-        for outcome in outcomes:
-            self._tell(outcome, trigger)
-
-    def _restore(self, addresses: Collection[PciAddress] | None) -> None:
-        """Put back what the journal knows of these devices; of all for None."""
-        if addresses is not None and not addresses:
-            return
-        try:
-            with self._journal.held() as journal:
-                entries = [
-                    each
-                    for each in journal.remembered()
-                    if addresses is None or each.key.device in addresses
-                ]
-                if entries:
-                    self._put_back(journal, entries)
-        except VirtirqError as error:
-            self._failed(error)
-
-    def _put_back(self, journal: Journal, entries: Sequence[Remembered]) -> None:
-        devices = observe_devices(
-            Reader(self._fs),
-            {each.key.device for each in entries},
-            _NO_COUNTS,
-            {each.key.device for each in entries if each.kind is InterruptKind.INTX},
-        )
-        snapshot = Snapshot(
-            0.0,
-            self._topology,
-            pci=devices.pci,
-            interrupts=devices.interrupts,
-            guests=self.guests,
-            unread=devices.unread,
-        )
-        for outcome in put_back(self._fs, journal, snapshot, entries).outcomes:
-            self._tell(outcome, Trigger.RESTORE)
-
-    def _tell(self, outcome: Outcome, trigger: Trigger) -> None:
-        pin = outcome.pin
-        self._tally.moves[trigger.value, outcome.status.value] += 1
-        if outcome.status in (Status.UNCHANGED, Status.VANISHED):
-            return
-        where = f"IRQ {pin.irq} {pin.key}"
-        why = outcome.reason
-        told = Fields(
-            guest=self._name_of(pin.key.device) or pin.guest,
-            device=pin.key.device,
-            irq=pin.irq,
-            action="restore" if trigger is Trigger.RESTORE else "pin",
-            status=outcome.status.value,
-            before=pin.before,
-            after=outcome.affinity,
-            reason=f"{trigger.value}: {pin.reason.code}",
-        )
-        if not outcome.status.bad:
-            self._said.pop(pin.key, None)
-            self._log.info(f"{where}: {why}", **told)
-        elif self._said.get(pin.key) != outcome.reason:
-            # Said once: it fails at each look until somebody does something about it.
-            self._said[pin.key] = outcome.reason
-            hint = f" (hint: {outcome.hint})" if outcome.hint else ""
-            self._log.warning(f"{where}: {outcome.status.value}: {why}{hint}", **told)
-
-    def _failed(self, error: VirtirqError) -> None:
-        hint = f" (hint: {error.hint})" if error.hint else ""
-        self._log.error(f"{error}{hint}")
+        outcomes = self._attempts.carry_out(pins, trigger, self.guests, mover)
+        if outcomes is None:
+            self._look_again |= {pin.key.device for pin in pins}
+            self._try_again()
+        return outcomes or ()
 
     def _name_of(self, address: PciAddress) -> str:
-        aim: Aim | None = self._aims.of(address)
+        aim = self._aims.of(address)
         return aim.guest.name if aim is not None else ""
 
 
@@ -486,6 +473,13 @@ def _at(irq: int, pin: Pin) -> Pin:
         pin.reason,
         pin.kind,
         pin.alternatives,
+    )
+
+
+def _is_kept(action: Action) -> bool:
+    """Whether we say where the interrupt goes."""
+    return isinstance(action, Pin) or (
+        action.wanted is not None and action.reason.code != "managed"
     )
 
 

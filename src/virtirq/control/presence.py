@@ -11,12 +11,13 @@ import fcntl
 import json
 import os
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from virtirq.control.state import StateDirectory
-from virtirq.control.tally import Tally
+from virtirq.control.tally import MALFORMED, Tally
 from virtirq.errors import BusyError
 from virtirq.model import Finding, Severity
 
@@ -67,7 +68,7 @@ class Presence:
 
     @classmethod
     def from_json(cls, data: Any) -> Presence:
-        """The inverse of `as_json`. Raises ValueError, KeyError or TypeError for anything else."""
+        """The inverse of `as_json`. Raises what is in `MALFORMED` for anything else."""
         if data["schema"] != SCHEMA:
             raise ValueError(f"schema {data['schema']!r}")
         spared = data["spared"]
@@ -105,7 +106,7 @@ def ask(state: Path) -> Presence | None:
         return Presence.from_json(json.loads(data))
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, RecursionError, *MALFORMED) as error:
         raise BusyError(
             f"{state / SOCKET}: the daemon does not answer: {error}",
             hint="see 'systemctl status virtirq' and its log",
@@ -113,8 +114,9 @@ def ask(state: Path) -> Presence | None:
 
 
 def _all_of(asked: socket.socket) -> bytes:
-    data = b""
+    data, deadline = b"", time.monotonic() + WAIT
     while piece := asked.recv(1 << 16):
+        asked.settimeout(max(0.001, deadline - time.monotonic()))
         data += piece
         if len(data) > _LARGEST:
             raise ValueError("too much")

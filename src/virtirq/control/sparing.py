@@ -31,6 +31,7 @@ class Sparing:
         self._verify = False
         self._told: Told | None = None
         self._starts: list[float] = []
+        self._call: asyncio.Future[Told] | None = None
 
     @property
     def spared(self) -> int | None:
@@ -73,6 +74,8 @@ class Sparing:
 
     async def close(self, *, release: bool) -> None:
         """With `release`, take out again what is ours; else it stays, for who comes after us."""
+        if self._call is not None and not self._call.done():
+            await self._call  # its thread goes on, whoever was waiting for it
         if release:
             self._wanted = None
             await self._tell(verify=True)
@@ -94,9 +97,11 @@ class Sparing:
             if wanted is None
             else partial(self._bans.keep, wanted, verify=verify)
         )
-        told = await beside(call, "irqbalance")
-        if told.state is not State.NOT_RUNNING and self._told and told.pid != self._told.pid:
-            self._starts = []  # found
+        self._call = asyncio.ensure_future(beside(call, "irqbalance"))
+        told = await asyncio.shield(self._call)
+        listens = told.state in (State.TOLD, State.SPARED)
+        if listens and self._told is not None and told.pid != self._told.pid:
+            self._starts = []  # it was found, and listens
         before, self._told = self._told, told
         if before is not None and (before.state, before.pid, before.reason) == (
             told.state,

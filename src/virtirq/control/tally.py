@@ -16,6 +16,8 @@ REACTION_SECONDS: Final = (
 CYCLE_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _MOST_MOVERS: Final = 16
 OTHERS: Final = "others"
+MALFORMED: Final = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
+"""What is raised for a document that is not one of ours."""
 
 
 class Trigger(Enum):
@@ -75,7 +77,7 @@ class Tally:
 
     @classmethod
     def from_json(cls, data: Any) -> Tally:
-        """The inverse of `as_json`. Raises ValueError, KeyError or TypeError for anything else."""
+        """The inverse of `as_json`. Raises what is in `MALFORMED` for anything else."""
         return cls(
             moves=Counter({(str(why), str(end)): int(n) for why, end, n in data["moves"]}),
             drift=Counter({str(who): int(n) for who, n in data["drift"].items()}),

@@ -66,10 +66,13 @@ def _probes(pid: int) -> tuple[_Event, ...]:
     )
 
 
-_REPINNED: Final = _probe(
-    EventKind.REPINNED, "sched_setaffinity", "tid=$arg1:s32 by=$comm", "tid == -1"
+_NONE: Final = "tid == 0 && tid == 1"
+_REPINNED: Final = _probe(EventKind.REPINNED, "sched_setaffinity", "tid=$arg1:s32 by=$comm", _NONE)
+# Not a path with a line feed: it would be printed as it is, and what follows could be any line.
+_STARTED: Final = _Event(
+    f"sched/{EventKind.STARTED.value}",
+    'filename ~ "*/irqbalance" && !(filename ~ "*\n*")',
 )
-_STARTED: Final = _Event(f"sched/{EventKind.STARTED.value}", 'filename ~ "*/irqbalance"')
 
 
 def _vectors(pid: int) -> tuple[_Event, ...]:
@@ -162,7 +165,7 @@ class KernelEvents:
     def watch_threads(self, tids: Collection[int]) -> None:
         """Tell of these threads alone when somebody sets their affinity."""
         wanted = sorted(tids)
-        text = " || ".join(f"tid == {tid}" for tid in wanted) or "tid == -1"
+        text = " || ".join(f"tid == {tid}" for tid in wanted) or _NONE
         if len(text) > _LONGEST_FILTER:
             text = f"tid >= {wanted[0]} && tid <= {wanted[-1]}"
         with suppress(OSError):

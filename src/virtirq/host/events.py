@@ -56,8 +56,9 @@ _KINDS: Final = {kind.value.encode(): kind for kind in EventKind}
 # Linux kernel, kernel/trace/trace_output.c, trace_print_context(), with the option irq-info off:
 # 16 columns for a name that is not recorded, then this.
 _COMM: Final = 16
-_HEAD: Final = re.compile(rb"-(\d+) +\[\d+\] +(\d+\.\d+): (\w+): ", re.ASCII)
-_NUMBER: Final = re.compile(rb"\b(?:irq|tid)=(\d{1,9})\b", re.ASCII)
+_HEAD: Final = re.compile(rb"-(\d{1,10}) +\[\d{1,5}\] +(\d{1,12}\.\d{1,9}): (\w{1,32}): ", re.ASCII)
+# A probe tells where it is, in brackets, and then its arguments.
+_NUMBER: Final = re.compile(rb"(?:\([^)]*\) )?(?:irq|tid)=(\d{1,9})(?= |$)", re.ASCII)
 _NAME: Final = re.compile(rb' name="(.*)"$', re.ASCII | re.DOTALL)
 _BY: Final = re.compile(rb' by="(.*)"$', re.ASCII | re.DOTALL)
 _PROGRAM: Final = re.compile(rb"filename=(.*) pid=\d+ old_pid=\d+$", re.ASCII | re.DOTALL)
@@ -78,10 +79,10 @@ def parse(line: bytes) -> KernelEvent | None:
     if kind in ENDS:
         return KernelEvent(kind, at, pid=pid)  # whose end it is, the task tells
     if kind is EventKind.STARTED:
-        program = _PROGRAM.search(line, head.end())
-        return KernelEvent(kind, at, name=_text(program), pid=pid)
-    # The number comes before whatever text there is, so that no text can pose as one.
-    number = _NUMBER.search(line, head.end())
+        program = _PROGRAM.match(line, head.end())
+        return KernelEvent(kind, at, name=_text(program), pid=pid) if program else None
+    # The number stands before whatever text there is, so that no text can pose as one.
+    number = _NUMBER.match(line, head.end())
     if number is None:
         return None
     if kind is EventKind.REPINNED:

@@ -78,6 +78,10 @@ class Fights(Generic[Key]):
         fight = self._fights.get(key)
         return max(0.0, fight.until - self._clock()) if fight is not None else 0.0
 
+    def known(self) -> tuple[Key, ...]:
+        """Whatever was moved by others, a fight or not."""
+        return tuple(self._fights)
+
     def forget(self, key: Key) -> None:
         """The interrupt is gone, or is nobody's any more."""
         self._fights.pop(key, None)

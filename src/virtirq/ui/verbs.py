@@ -191,13 +191,14 @@ def daemon(args: argparse.Namespace) -> int:
 
     if args.sysroot is not None or args.json:
         raise UsageError("the daemon is this machine's: leave out --sysroot and --json")
+    if args.connect is not None and args.domains:
+        raise UsageError("the daemon takes its guests from libvirt or from files: leave out one")
     config = sources.load_config(args.config)
-    from_files = args.connect is None and args.domains
     return service.run(
         service.Setup(
             state=STATE_DIR,
             load=lambda: sources.load_config(args.config),
-            uri=None if from_files else args.connect or default_uri(config.libvirt.uri),
+            uri=None if args.domains else args.connect or default_uri(config.libvirt.uri),
             guests=sources.load_guests(sources.open_fs(None), args.domains),
             serve=_serve,
         ),
