@@ -219,7 +219,8 @@ class FakeWatch:
         if self.script.listing:
             raise self.script.listing.pop(0)
         self.script.meanwhile(self)
-        return LiveGuests(tuple(self.script.running.values()), self.script.gaps)
+        there, gaps = tuple(self.script.running.values()), self.script.gaps
+        return LiveGuests(there, gaps, complete=not gaps)
 
     def guest(self, uuid: str, fs: object) -> LiveGuests:
         self.script.read.append(uuid)
@@ -343,6 +344,7 @@ class TestConnecting:
         async def act(room: Room) -> None:
             await room.until(lambda: room.names == {"web", "db"})
             del script.running["u-web"]
+            script.gapped.add("u-web")
             script.gaps = (Gap("fake:///: web", "makes no sense"),)
             script.watch.lost("its daemon has ended")
             await room.until(lambda: len(script.watches) == 2)

@@ -1063,7 +1063,7 @@ class TestWhatGoesWrong:
             scene.keeper.look_at_all()
         assert len(scene.warnings) == 1, "said once"
         room()
-        scene.keeper.look_at_all()
+        scene.time.settle()
         assert scene.places() == PLANNED
 
     def test_a_disk_that_was_full_for_a_moment(
@@ -1201,6 +1201,7 @@ class TestWithoutEvents:
         assert scene.keeper.poll() is False
 
     def test_one_was_moved(self, scene: Scene) -> None:
+        scene.keeper.poll()
         scene.fs.other_moves(101, "1")
         assert scene.keeper.poll() is True
         assert scene.places() == PLANNED
@@ -1213,6 +1214,7 @@ class TestWithoutEvents:
         assert not scene.fs.touched() & set(ELSEWHERE)
 
     def test_a_fight_is_not_counted_up_by_looking(self, scene: Scene) -> None:
+        scene.keeper.poll()
         for _ in range(FEW + 1):
             scene.fs.other_moves(101, "1")
             scene.keeper.poll()

@@ -147,10 +147,13 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 Play = Callable[..., None]
 
 
-def test_an_irqbalance_is_looked_for_at_once(play: Play) -> None:
-    """An earlier daemon may have left something in its list."""
+def test_nothing_is_told_before_it_is_known_what_is_ours(play: Play) -> None:
+    """An earlier daemon may have told irqbalance what still holds, or no longer does."""
 
     async def act(stage: Stage) -> None:
+        await stage.rests()
+        assert stage.bans.calls == []
+        stage.sparing.want(frozenset())
         assert await stage.told() == ("keep", frozenset(), False)
         await stage.rests()
         assert stage.sparing.findings() == ()
@@ -216,6 +219,7 @@ def test_one_that_was_started_is_waited_for(play: Play) -> None:
     """Its socket comes some time after; whoever else bears its name is waited for in vain."""
 
     async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset())
         await stage.told()
         stage.pace.sleeps.clear()
         stage.awake = 0
@@ -308,6 +312,7 @@ def test_what_a_person_should_know(
 
 def test_who_wants_nothing_misses_nothing(play: Play) -> None:
     async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset())
         await stage.told()
         assert stage.sparing.findings() == ()
 

@@ -157,5 +157,5 @@ def test_and_with_the_errors_that_it_promises(data: Any) -> None:
     JSON,
 )
 def test_whatever_else_is_refused_or_taken(path: str, value: Any) -> None:
-    with suppress(MALFORMED):
+    with suppress(*MALFORMED):
         Tally.from_json(changed(path, value))

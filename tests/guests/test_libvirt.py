@@ -40,7 +40,8 @@ def test_running_guests_where_libvirt_pinned_them(host: Any, connection: Connect
     host.createXML(domain_xml("b", devices=NIC + GPU), 0)
     host.createXML(domain_xml("a", devices=""), 0)
     host.defineXML(domain_xml("off"))
-    guests, gaps, texts = connection.guests(MadeHost().live())
+    guests, gaps, texts, complete = connection.guests(MadeHost().live())
+    assert complete
     assert ["<name>a<" in texts[0], "<name>b<" in texts[1]] == [True, True]
     assert gaps == ()
     assert [guest.name for guest in guests] == ["a", "b"]
@@ -113,8 +114,8 @@ def test_a_guest_that_ends_while_it_is_read_is_left_out(host: Any, persistent: b
 
 def test_a_guest_that_cannot_be_understood_is_a_gap(host: Any, connection: Connection) -> None:
     host.createXML(domain_xml("odd\x7f", devices=""), 0)
-    guests, gaps, _ = connection.guests(None)
-    assert guests == ()
+    guests, gaps, _, complete = connection.guests(None)
+    assert (guests, complete) == ((), False)
     assert [gap.error for gap in gaps] == ["<name> 'odd\\x7f' is not a name"]
 
 

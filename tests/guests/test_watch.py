@@ -20,6 +20,7 @@ from virtirq.errors import (
     UsageError,
 )
 from virtirq.guests import watch as module
+from virtirq.guests.libvirt import LiveGuests
 from virtirq.guests.watch import Watch, open_watch
 
 ENOUGH = 30.0
@@ -165,12 +166,12 @@ def test_guests_are_read_over_it(host: Any, watch: Watch) -> None:
     (later,) = watch.guest(uuid, fs).guests
     assert str(later.vcpus[1].cpus) == "1"
     domain.destroy()
-    assert watch.guest(uuid, fs) == ((), (), ())
+    assert watch.guest(uuid, fs) == LiveGuests(())
 
 
 def test_a_guest_that_is_defined_and_does_not_run(host: Any, watch: Watch) -> None:
     domain = host.defineXML(domain_xml())
-    assert watch.guest(domain.UUIDString(), MadeHost().live()) == ((), (), ())
+    assert watch.guest(domain.UUIDString(), MadeHost().live()) == LiveGuests(())
 
 
 @pytest.mark.parametrize("uuid", ["", "nonsense", "web"])

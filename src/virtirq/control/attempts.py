@@ -20,6 +20,7 @@ from virtirq.model import (
     InterruptKey,
     InterruptKind,
     Outcome,
+    PciAddress,
     Pin,
     Remembered,
     Snapshot,
@@ -54,8 +55,6 @@ class Attempts:
         self._untold: list[tuple[Outcome, Trigger, str]] = []
         self._said: dict[InterruptKey, str] = {}
         self._complaint = ""
-        self.left: dict[InterruptKey, CpuSet] = {}
-        """Where each interrupt was left, last time, be it where it was wanted or not."""
 
     def carry_out(
         self,
@@ -85,8 +84,6 @@ class Attempts:
             told = list(outcomes)
         for each in outcomes:
             self._tally.moves[trigger.value, each.status.value] += 1
-            if each.affinity is not None:
-                self.left[each.pin.key] = each.affinity
         self._tell(told, trigger, names)
         return None if executor.journal_fault else outcomes
 
@@ -97,26 +94,30 @@ class Attempts:
         guests: Sequence[Guest],
         *,
         last: bool = False,
-    ) -> bool:
-        """Put back what the journal knows and `ours` holds of; whether that could be tried.
+    ) -> frozenset[PciAddress] | None:
+        """Put back what the journal knows and `ours` holds of.
 
+        The devices of which something could not be put back; None when nothing could be tried.
         `last`: there will be no other time.
         """
+        if last:
+            self._complaint = ""  # whatever it is, it must be said
+        failed: frozenset[PciAddress] = frozenset()
         try:
             with self._journal.held(_LAST_WAIT if last else _WAIT) as journal:
                 entries = [each for each in journal.remembered() if ours(each)]
                 if entries:
-                    self._put_back(journal, entries, topology, guests)
+                    failed = self._put_back(journal, entries, topology, guests)
         except VirtirqError as error:
             self._complain(str(error), error.hint)
-            return False
+            return None
         self._complaint = ""
-        return True
+        return failed
 
-    def forget(self, key: InterruptKey) -> None:
-        """The interrupt is gone, or nobody's any more."""
-        self._said.pop(key, None)
-        self.left.pop(key, None)
+    def forget(self, address: PciAddress) -> None:
+        """The device is nobody's any more."""
+        for key in [each for each in self._said if each.device == address]:
+            del self._said[key]
 
     def flush(self) -> None:
         """Tell what has not been told yet."""
@@ -130,7 +131,7 @@ class Attempts:
         entries: Sequence[Remembered],
         topology: Topology,
         guests: Sequence[Guest],
-    ) -> None:
+    ) -> frozenset[PciAddress]:
         devices = observe_devices(
             Reader(self._fs),
             {each.key.device for each in entries},
@@ -149,6 +150,7 @@ class Attempts:
         for each in outcomes:
             self._tally.moves[Trigger.RESTORE.value, each.status.value] += 1
         self._tell(outcomes, Trigger.RESTORE, {each.guest: each.name for each in entries})
+        return frozenset(each.pin.key.device for each in outcomes if each.status.bad)
 
     def _tell(self, outcomes: Iterable[Outcome], trigger: Trigger, names: dict[str, str]) -> None:
         """After whatever else has happened meanwhile: it is waiting to be moved."""

@@ -47,6 +47,8 @@ _BURST: Final = 0.05
 _POLL: Final = (1.0, 30.0)
 """Seconds between looks without events: after a change, and when nothing changes."""
 _IRQBALANCE: Final = "irqbalance"
+_START: Final = 10.0
+"""Seconds that libvirt may take until we count as started without it: systemd waits for 90."""
 _FAREWELL: Final = 5.0
 """Seconds that what is beside the loop may take at the end."""
 
@@ -135,6 +137,7 @@ class Daemon:
         self._stop: asyncio.Future[None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._soon: set[str] = set()
+        self._threads: frozenset[int] = frozenset()
 
     # Its life.
 
@@ -155,7 +158,9 @@ class Daemon:
         else:  # until libvirt has told its guests, whoever is in the journal may still run
             self._task(self._following.follow())
             tried = asyncio.ensure_future(self._following.tried())
-            await asyncio.wait([self._stop, tried], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                [self._stop, tried], timeout=_START, return_when=asyncio.FIRST_COMPLETED
+            )
             tried.cancel()
         if self._events is None:
             self._task(self._poll())
@@ -170,6 +175,7 @@ class Daemon:
     async def close(self) -> None:
         """Leave nothing behind but what the configuration says."""
         self._manager.stopping()
+        self._loop.remove_signal_handler(signal.SIGHUP)
         for task in self._tasks:
             task.cancel()
         for each in (self._events, self._uevents):
@@ -235,21 +241,23 @@ class Daemon:
 
     def _reload(self) -> None:
         self._manager.reloading()
-        old = self._keeper.config
         try:
-            config = self._setup.load()
+            self._take(self._setup.load())
         except VirtirqError as error:
             self._log.error(f"the configuration is not taken, the old one holds: {error}")
-        else:
-            self._keeper.reconfigure(config)
-            self._serve_metrics(old.metrics.listen, config.metrics.listen)
-            self._known()
-            if self._following is not None:
-                self._following.look_at_all()
-            self._log.info("the configuration was read again")
-            if config.libvirt != old.libvirt:
-                self._log.warning("[libvirt] uri holds from the next start on")
-        self._manager.ready(self._status())
+        finally:
+            self._manager.ready(self._status())
+
+    def _take(self, config: Config) -> None:
+        old = self._keeper.config
+        self._keeper.reconfigure(config)
+        self._serve_metrics(old.metrics.listen, config.metrics.listen)
+        self._known()
+        if self._following is not None:
+            self._following.look_at_all()
+        self._log.info("the configuration was read again")
+        if config.libvirt != old.libvirt:
+            self._log.warning("[libvirt] uri holds from the next start on")
 
     def _serve_metrics(self, before: str, now: str) -> None:
         if now == before or self._setup.serve is None:
@@ -297,14 +305,23 @@ class Daemon:
 
     def _known(self) -> None:
         """What is known of guests or interrupts may have changed."""
+        threads = self._keeper.threads
+        new, self._threads = threads - self._threads, threads
         if self._events is not None:
-            self._events.watch_threads(self._keeper.threads)
+            self._events.watch_threads(threads)
+        if self._following is not None:
+            # Somebody may have confined a thread after it was read and before it was watched.
+            guests = {self._keeper.guest_of_thread(tid) for tid in new}
+            for guest in filter(None, guests):
+                self._following.look(guest.key)
         self._spare()
         self._manager.status(self._status())
 
     def _spare(self) -> None:
-        kept = self._keeper.kept if self._keeper.config.irqbalance.cooperate else None
-        self._sparing.want(kept)
+        if not self._keeper.config.irqbalance.cooperate:
+            self._sparing.want(None)
+        elif self._keeper.knows:
+            self._sparing.want(self._keeper.kept)
 
     # What is heard.
 

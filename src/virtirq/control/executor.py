@@ -227,6 +227,9 @@ class Executor:
         """Write what the plan says, or for want of vectors something else."""
         pin, last = step.pin, None
         for wanted in self._choices(pin):
+            if wanted == step.before:
+                text = f"on CPU {wanted}: no interrupt vector left on CPU {pin.after}"
+                return self._outcome(pin, Status.UNCHANGED, text, wanted)
             if not self._restoring:
                 self._journal.move(self._found(pin, step.before, wanted))
             try:

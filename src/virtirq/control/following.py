@@ -43,6 +43,7 @@ class Following:
         self._dirty: dict[str, None] = {}
         self._work = asyncio.Event()
         self._tried = asyncio.Event()
+        self._rereads: set[str] = set()
         self._unread: dict[str, str] = {}
         """Guests that could not be read, and why: it is said once."""
         self.state = f"not connected to {uri} yet"
@@ -111,7 +112,11 @@ class Following:
             raise
         self.state = f"connected to {watch.uri}"
         self._log.info(f"{self.state}: {len(live.guests)} guests run")
-        self._keeper.know(live.guests, live.gaps)
+        self._keeper.know(live.guests, live.gaps, complete=live.complete)
+        there = {guest.key for guest in live.guests}
+        for guest in self._keeper.guests:
+            if guest.key not in there:
+                self.look(guest.key)  # it may have stopped while libvirt was away
         self._known()
         return lost
 
@@ -137,6 +142,17 @@ class Following:
             except TimeoutError:
                 self._log.warning(f"{self._uri}: does not let go of the connection")
 
+    def _reread(self, uuid: str) -> None:
+        """Read a guest again a while later, however often that is asked for until then."""
+
+        def now() -> None:
+            self._rereads.discard(uuid)
+            self.look(uuid)
+
+        if uuid not in self._rereads:
+            self._rereads.add(uuid)
+            asyncio.get_running_loop().call_later(_REREAD, now)
+
     async def _read_dirty(self) -> None:
         while True:
             await self._work.wait()
@@ -150,7 +166,7 @@ class Following:
                     if self._unread.get(uuid) != str(error):
                         self._unread[uuid] = str(error)
                         self._log.warning(f"{error}; trying again")
-                    asyncio.get_running_loop().call_later(_REREAD, self.look, uuid)
+                    self._reread(uuid)
                     continue
                 self._unread.pop(uuid, None)
                 for gap in found.gaps:

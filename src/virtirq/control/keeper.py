@@ -91,6 +91,11 @@ class Keeper:
         self._look_again: set[PciAddress] = set()
         self._put_back_again: set[PciAddress] = set()
         self._strangers_again = False
+        self._busy = False
+        self._places: dict[InterruptKey, tuple[int | None, str] | None] = {}
+        """Incarnation and affinity of each interrupt after the last `poll`."""
+        self.knows = False
+        """Whether it was ever told which guests there are."""
         self._delay = 0.0
         """Seconds that the next try of what could not be tried was put off; 0: none is due."""
 
@@ -129,15 +134,20 @@ class Keeper:
 
     # What is wanted has changed.
 
-    def know(self, guests: Iterable[Guest], gaps: Sequence[Gap] = ()) -> None:
-        """These guests run, and no others, unless there are `gaps` in what could be read.
+    def know(
+        self, guests: Iterable[Guest], gaps: Sequence[Gap] = (), *, complete: bool | None = None
+    ) -> None:
+        """These guests run, and if that is `complete`, no others do.
 
-        Then whoever is missing is believed to run on as before.
+        Otherwise whoever is missing is believed to run on as before. `gaps` are what could not be
+        read; where nothing else is said, any of them may be of a guest that is missing.
         """
+        complete = not gaps if complete is None else complete
+        self.knows = True
         told = {guest.key: guest for guest in guests}
         for gap in gaps:
             self._log.warning(f"not read: {gap.path}: {gap.error}")
-        self._change(self._guests | told if gaps else told, strangers=not gaps)
+        self._change(told if complete else self._guests | told, strangers=complete)
 
     def update(self, guest: Guest) -> None:
         """This guest runs so now."""
@@ -154,7 +164,11 @@ class Keeper:
         self._change(self._guests, look=_addresses(self.guests))
 
     def cpus_changed(self) -> None:
-        """A CPU came or went: targets may be others, and the kernel may have moved interrupts."""
+        """A CPU came or went: targets may be others, and the kernel may have moved interrupts.
+
+        Or such news was lost: drivers are read again, too.
+        """
+        self._pci.clear()
         self._topology = read_topology(Reader(self._fs))
         self._change(self._guests, look=_addresses(self.guests))
 
@@ -191,7 +205,8 @@ class Keeper:
             self._forget(address)
         for address in native - self._let_go:
             self._make_peace(address)
-        let_go = departed | (native - self._let_go)
+        let_go = departed | self._on_lines_with(native - self._let_go)
+        look = {*look, *let_go}
         self._let_go = native
         self._put_back(let_go, strangers=strangers)
         now = self._targets()
@@ -206,27 +221,45 @@ class Keeper:
         aim = self._aims.of(address)
         return aim is not None and aim.target.code == "native"
 
+    def _on_lines_with(self, addresses: Collection[PciAddress]) -> set[PciAddress]:
+        """These devices, and those that share an INTx line with one of them."""
+        shared = (keys for keys in self._irqs.values() if any(k.device in addresses for k in keys))
+        return {*addresses, *(key.device for keys in shared for key in keys)}
+
     def _put_back(self, addresses: Collection[PciAddress], *, strangers: bool = False) -> None:
         """Put back what is known of these devices, and of those that no guest holds."""
         owned = _addresses(self.guests)
         if not addresses and not strangers:
+            return
+        if self._is_busy():
+            self._put_back_again |= set(addresses)
+            self._strangers_again |= strangers
             return
 
         def ours(entry: Remembered) -> bool:
             device = entry.key.device
             return device in addresses or (strangers and device not in owned)
 
-        if not self._attempts.put_back(ours, self._topology, self.guests):
+        failed = self._attempts.put_back(ours, self._topology, self.guests)
+        self._busy = failed is None
+        if failed is None:
             self._put_back_again |= set(addresses)
             self._strangers_again |= strangers
-            self._try_again()
+        elif failed:
+            self._put_back_again |= failed
+        else:
+            return
+        self._try_again()
+
+    def _is_busy(self) -> bool:
+        """Whether nothing could be done the last time, and the next try is due later."""
+        return self._busy and self._delay > 0
 
     def _forget(self, address: PciAddress) -> None:
         """No guest holds the device any more."""
         self._make_peace(address)
-        for irq, keys in list(self._irqs.items()):
-            for key in [each for each in keys if each.device == address]:
-                self._attempts.forget(key)
+        self._attempts.forget(address)
+        for irq in list(self._irqs):
             self._know_of(irq, address, {})
 
     def _make_peace(self, address: PciAddress) -> None:
@@ -258,9 +291,11 @@ class Keeper:
         strangers, self._strangers_again = self._strangers_again, False
         delay, self._delay = self._delay, -1.0  # no timer is made meanwhile
         owned = _addresses(self.guests)
-        self._put_back(back - owned | (back & self._let_go), strangers=strangers)
-        self.look(look, Trigger.PLAN)
-        self._delay = 0.0
+        try:
+            self._put_back(back - owned | (back & self._let_go), strangers=strangers)
+            self.look(look, Trigger.PLAN)
+        finally:
+            self._delay = 0.0
         if self._look_again or self._put_back_again or self._strangers_again:
             self._delay = min(2 * delay, _AGAIN[1])
             self._later(self._delay, self._again)
@@ -391,15 +426,28 @@ class Keeper:
         drifted = False
         for irq, keys in before.items():
             for key in keys:
+                there = self._places.get(key)
+                now = self._place(irq)
+                # What was set up anew, or could not be put right, nobody has moved.
+                if there is None or now is None or there == now or there[0] != now[0]:
+                    continue
                 if self._fights.wait(key):
                     continue
                 pin = self._misplaced(irq, key)
-                # What the kernel refuses to put right nobody has moved.
-                if pin is not None and pin.before != self._attempts.left.get(key):
+                if pin is not None:
                     self._undo(pin, SOMEBODY, None)
                     drifted = True
         self.look(_addresses(self.guests), Trigger.NEW)
+        self._places = {key: self._place(irq) for irq, keys in self._irqs.items() for key in keys}
         return drifted or before != {irq: tuple(keys) for irq, keys in self._irqs.items()}
+
+    def _place(self, irq: int) -> tuple[int | None, str] | None:
+        """Which incarnation of the interrupt has which affinity; None when it is gone."""
+        try:
+            affinity = self._fs.read(paths.IRQ_AFFINITY.at(irq))
+        except OSError:
+            return None
+        return self._fs.incarnation(f"{paths.IRQ_SYSFS_DIR}/{irq}"), affinity
 
     def look_at_all(self, trigger: Trigger = Trigger.PLAN) -> None:
         """Events were missed: look at everything."""
@@ -451,7 +499,11 @@ class Keeper:
     def _carry_out(
         self, pins: Sequence[Pin], trigger: Trigger, mover: str = SOMEONE
     ) -> tuple[Outcome, ...]:
+        if self._is_busy():
+            self._look_again |= {pin.key.device for pin in pins}
+            return ()
         outcomes = self._attempts.carry_out(pins, trigger, self.guests, mover)
+        self._busy = outcomes is None
         if outcomes is None:
             self._look_again |= {pin.key.device for pin in pins}
             self._try_again()

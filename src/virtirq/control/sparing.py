@@ -26,11 +26,13 @@ class Sparing:
     def __init__(self, bans: Bans, log: Log) -> None:
         self._bans = bans
         self._log = log
+        self._asked = False
         self._wanted: frozenset[int] | None = frozenset()
         self._due = asyncio.Event()
         self._verify = False
         self._told: Told | None = None
         self._starts: list[float] = []
+        self._said: tuple[object, ...] = ()
         self._call: asyncio.Future[Told] | None = None
 
     @property
@@ -47,8 +49,13 @@ class Sparing:
         return (irqbalance_untold(told.pid, told.reason),)
 
     def want(self, irqs: frozenset[int] | None) -> None:
-        """These are ours now; None: leave irqbalance to itself."""
-        if irqs != self._wanted:
+        """These are ours now; None: leave irqbalance to itself.
+
+        Until the first call irqbalance is told nothing: a daemon before this one may have told it
+        what still holds.
+        """
+        if irqs != self._wanted or not self._asked:
+            self._asked = True
             self._wanted = irqs
             self._due.set()
 
@@ -64,13 +71,13 @@ class Sparing:
 
     async def run(self) -> None:
         """Tell it whenever there is something new."""
-        self._due.set()
         while True:
             await self._next()
             await asyncio.sleep(self._starts.pop(0) if self._starts else _BURST)
             self._due.clear()
             verify, self._verify = self._verify, False
-            await self._tell(verify=verify)
+            if self._asked:
+                await self._tell(verify=verify)
 
     async def close(self, *, release: bool) -> None:
         """With `release`, take out again what is ours; else it stays, for who comes after us."""
@@ -102,13 +109,11 @@ class Sparing:
         listens = told.state in (State.TOLD, State.SPARED)
         if listens and self._told is not None and told.pid != self._told.pid:
             self._starts = []  # it was found, and listens
-        before, self._told = self._told, told
-        if before is not None and (before.state, before.pid, before.reason) == (
-            told.state,
-            told.pid,
-            told.reason,
-        ):
+        self._told = told
+        news = (told.state, told.pid, told.reason, bool(wanted))
+        if news == self._said:
             return
+        self._said = news
         who = f"irqbalance (pid {told.pid})"
         match told.state:
             case State.TOLD if wanted is None:

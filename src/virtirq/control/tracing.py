@@ -93,6 +93,7 @@ class KernelEvents:
         self._pipe = -1
         self._rest = b""
         self._pairing = Pairing()
+        self._watched = ""
         self.lost = False
         self.described = ""
         try:
@@ -168,6 +169,9 @@ class KernelEvents:
         text = " || ".join(f"tid == {tid}" for tid in wanted) or _NONE
         if len(text) > _LONGEST_FILTER:
             text = f"tid >= {wanted[0]} && tid <= {wanted[-1]}"
+        if text == self._watched:
+            return  # the kernel waits for all CPUs when a filter is replaced
+        self._watched = text
         with suppress(OSError):
             self._set(f"events/{_REPINNED.path}/filter", text)
 

@@ -88,6 +88,8 @@ class LiveGuests(NamedTuple):
     gaps: tuple[Gap, ...] = ()
     texts: tuple[str, ...] = ()
     """The domain XML of each guest."""
+    complete: bool = True
+    """Whether no guest is missing; there may be gaps in those that are there."""
 
 
 def default_uri(configured: str = "") -> str:
@@ -173,16 +175,18 @@ class Connection:
 
     def guests(self, fs: HostFs | None) -> LiveGuests:
         """The running guests. `fs` is the machine they run on, None when that is another one."""
-        found, gaps, texts = [], [], []
+        found, gaps, texts, complete = [], [], [], True
         processes = Processes(fs) if fs is not None else None
         for name, domain, xml in self._running():
             guest, gap = self._read(name, domain, xml, processes)
-            if guest is not None:
+            if guest is None:
+                complete = False
+            else:
                 found.append(guest)
                 texts.append(xml)
             if gap is not None:
                 gaps.append(gap)
-        return LiveGuests(tuple(found), tuple(gaps), tuple(texts))
+        return LiveGuests(tuple(found), tuple(gaps), tuple(texts), complete=complete)
 
     def guest(self, uuid: str, fs: HostFs | None) -> LiveGuests:
         """One guest, by UUID, as `guests` gives it; none when it does not run."""

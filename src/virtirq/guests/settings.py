@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
-from xml.sax.saxutils import quoteattr
 
 from virtirq.errors import InputError
 from virtirq.guests.devices import Holder, Selector
@@ -85,6 +84,8 @@ class Settings:
 
         libvirt: src/util/virxml.c, virXMLInjectNamespace().
         """
+        from xml.sax.saxutils import quoteattr  # it brings http and email along
+
         for_all = "" if self.for_all is None else f" cpuset={quoteattr(self.for_all.text)}"
         inner = "".join(
             f"<device {each.selector.kind}={quoteattr(each.selector.name)}"
