@@ -311,8 +311,7 @@ class Daemon:
             self._events.watch_threads(threads)
         if self._following is not None:
             # Somebody may have confined a thread after it was read and before it was watched.
-            guests = {self._keeper.guest_of_thread(tid) for tid in new}
-            for guest in filter(None, guests):
+            for guest in filter(None, map(self._keeper.guest_of_thread, new)):
                 self._following.look(guest.key)
         self._spare()
         self._manager.status(self._status())
