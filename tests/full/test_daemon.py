@@ -35,7 +35,7 @@ from tests.needs import not_run
 pytestmark = pytest.mark.lab
 
 FULL: Final = os.environ.get("VIRTIRQ_CHURN") == "full"
-REBOOTS, RELOADS, PLUGS, KILLS = (20, 50, 10, 100) if FULL else (1, 4, 2, 8)
+REBOOTS, RELOADS, PLUGS, KILLS = (20, 50, 10, 100) if FULL else (1, 3, 1, 4)
 SEED: Final = int(os.environ.get("VIRTIRQ_SEED") or secrets.randbits(32))
 IN_A_ROW: Final = 4
 """Kills between two looks at what `restore` gives back."""
