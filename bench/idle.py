@@ -35,10 +35,13 @@ def main() -> None:
         record_demo.wheels(Path(made), host.python_version())
         host.install_wheels(Path(made))
         host.live_guest()
+        host.write(CONFIG, LISTEN)
         with daemon(host):
             pass  # the first one compiles its modules, and keeps what that took
         for name, text in (("by default", ""), ("with a listener for metrics", LISTEN)):
-            host.write(CONFIG, text)
+            host.run(f"rm -f {CONFIG}")
+            if text:
+                host.write(CONFIG, text)
             with daemon(host) as job:
                 time.sleep(5)  # what it began with is over
                 print(f"{name}:")
