@@ -511,3 +511,30 @@ def test_crowded_vectors_are_written_down_as_they_end(tmp_path: Path) -> None:
     assert [str(each) for each in entry.written] == [affinities(fs)[FIRST + 1]] == ["4"]
     restore(fs, tmp_path)
     assert affinities(fs) == FOUND
+
+
+def test_a_line_that_is_shut_down_keeps_its_pending_move_and_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its action is gone, and what is written there is not what is shown."""
+    fs = HOST.fs()
+    apply(fs, tmp_path)
+    line = IRQS[0]
+    before, write = remembered(tmp_path), fs.write
+    read = fs.read
+    monkeypatch.setattr(
+        fs, "write", lambda path, text: None if f"/{line}/" in path else write(path, text)
+    )
+    monkeypatch.setattr(
+        fs, "read", lambda path: "" if path == paths.IRQ_ACTIONS.at(line) else read(path)
+    )
+    done = restore(fs, tmp_path)
+    (outcome,) = (each for each in done.outcomes if each.pin.irq == line)
+    assert outcome.status is Status.PENDING
+    assert "its move to 4 is still pending there" in outcome.reason
+    left = remembered(tmp_path)
+    assert len(left) == 1 < len(before)
+    monkeypatch.undo()
+    assert {each.pin.irq for each in restore(fs, tmp_path).outcomes} == {line}
+    assert affinities(fs) == FOUND
+    assert remembered(tmp_path) == {}

@@ -535,10 +535,13 @@ def test_a_daemon_that_is_killed_again_and_again_leaves_no_trace(bench: Bench) -
                     job = killed(job, chance)
             bench.until_right(job.output)
         stop(job, chance.choice(["KILL", "TERM"]))
-        virtirq(host, "restore")
+        said = virtirq(host, "restore")
         for (irq, action), cpus in found(host).items():
             assert cpus == FRESH or wrote[action, cpus], f"{irq} {action} {cpus} seed {SEED}"
-        assert lines(host) == at_first, f"VIRTIRQ_SEED={SEED}"
+        for line, cpus in lines(host).items():
+            # One that is not in use may keep a move that is pending; it is said.
+            pending = f"pending: IRQ {line} vfio-intx"
+            assert cpus == at_first[line] or pending in said, f"{line} {cpus} seed {SEED}"
         print(f"{turn + IN_A_ROW}/{KILLS}", flush=True)
         if disturbed:
             bench.fresh()
@@ -569,4 +572,5 @@ def test_a_guest_that_ends_while_libvirtd_is_away_is_let_go(bench: Bench) -> Non
         heard(job, "connected to qemu:///system: 0 guests run")
         until(lambda: (found(host), told(host, "status")["guests"]) == ({}, []), job.output)
         assert told(host, "status")["daemon"]["pid"] == job.pid
-    assert lines(host) == at_first
+    pending = "is still pending there"
+    assert lines(host) == at_first or pending in virtirq(host, "restore")

@@ -53,7 +53,8 @@ _INTERRUPTED: Final = (
 class _Step:
     """One pin on its way; `outcome` is there once it has come to its end.
 
-    `before` and `known` are what was found, `written` is what the kernel has taken.
+    `before` and `known` are what was found, `written` is what the kernel has taken. `stays`: it
+    is not over, and the journal must not forget it.
     """
 
     pin: Pin
@@ -62,6 +63,7 @@ class _Step:
     known: Remembered | None = None
     written: CpuSet | None = None
     unwritten: str | None = None
+    stays: bool = False
 
 
 class Executor:
@@ -151,7 +153,7 @@ class Executor:
         if outcome is None:
             raise AssertionError("a phase has left it out")
         done = outcome.status in (Status.APPLIED, Status.UNCHANGED, Status.PENDING)
-        if self._restoring and done:
+        if self._restoring and done and not step.stays:
             self._note([step], self._journal.forget, step.pin.key)
         if step.unwritten is not None:
             # What the kernel did is done; what is in the journal still allows to undo it.
@@ -195,6 +197,12 @@ class Executor:
         if actions or not self._restoring:
             return pin.key.action in actions
         return has_interrupt(self._fs, pin.key.device, pin.irq, pin.kind)
+
+    def _is_unused(self, pin: Pin) -> bool:
+        """Whether it is an INTx line that no handler is on."""
+        if pin.kind is not InterruptKind.INTX:
+            return False
+        return not self._fs.read(paths.IRQ_ACTIONS.at(pin.irq))
 
     def _is_anew(self, pin: Pin) -> bool:
         """Whether what is to be put back was lost already, with the interrupt that had it."""
@@ -295,6 +303,13 @@ class Executor:
     def _read_back(self, step: _Step) -> Outcome:
         pin, wanted = step.pin, step.written
         affinity = self._cpus(pin, effective=False)
+        if wanted is not None and affinity == step.before != wanted and self._is_unused(pin):
+            # A line that is shut down with a move pending shows that move, whatever is written
+            # (kernel/irq/manage.c, irq_set_affinity_deactivated(); kernel/irq/proc.c,
+            # show_irq_affinity()), and makes it at its next interrupt.
+            step.stays = True
+            text = f"the line is not in use, and its move to {affinity} is still pending there"
+            return Outcome(pin, Status.PENDING, text, affinity)
         if wanted is None or affinity != wanted:
             effective = self._cpus(pin, effective=True)
             text = f"affinity {affinity} read back after writing {wanted}"
