@@ -211,6 +211,8 @@ def daemon(args: argparse.Namespace) -> int:
 
 def _serve(listen: str, inside: Callable[[], Inside]) -> Server:
     """Serves the daemon's metrics."""
+    if sys.modules.get("ssl") is None:
+        sys.modules.pop("ssl", None)  # prometheus_client cannot do without
     from virtirq.ui import metrics as pages
 
     def page() -> str:
