@@ -275,8 +275,11 @@ class Daemon:
 
     def _status(self) -> str:
         kept, guests = len(self._keeper.kept), len(self._keeper.guests)
-        heard = self._events.described if self._events is not None else "polling"
-        return f"{kept} interrupts of {guests} guests; {heard}"
+        return f"{kept} interrupts of {guests} guests; {self._heard()}"
+
+    def _heard(self) -> str:
+        """How we learn of interrupts."""
+        return self._events.described if self._events is not None else "polling"
 
     def _presence(self) -> Presence:
         findings = self._keeper.findings() + self._sparing.findings()
@@ -286,7 +289,7 @@ class Daemon:
             pid=os.getpid(),
             since=self._since,
             version=__version__,
-            events=self._events.described if self._events is not None else "polling",
+            events=self._heard(),
             guests=self._following.state if self._following is not None else "domain XML files",
             spared=self._sparing.spared,
             findings=findings,
@@ -382,7 +385,7 @@ class Daemon:
                 self._keeper.freed(event.irq)
             case EventKind.MOVED:
                 self._keeper.moved(event.irq, event.comm, event.pid)
-                if event.comm == _IRQBALANCE and event.irq in self._keeper.kept:
+                if event.comm == _IRQBALANCE and self._keeper.keeps(event.irq):
                     self._sparing.check()  # somebody has taken our bans out
             case EventKind.ALLOCATED:
                 self._keeper.allocated(event.irq, event.comm, event.pid)

@@ -123,7 +123,11 @@ class Keeper:
     @property
     def kept(self) -> frozenset[int]:
         """The IRQ numbers of which we say where they go."""
-        return frozenset(irq for irq, keys in self._irqs.items() if any(keys.values()))
+        return frozenset(irq for irq in self._irqs if self.keeps(irq))
+
+    def keeps(self, irq: int) -> bool:
+        """Whether we say where the interrupt of this number goes."""
+        return any(self._irqs.get(irq, {}).values())
 
     def findings(self) -> tuple[Finding, ...]:
         """Interrupts that someone else moves again and again."""
@@ -201,8 +205,9 @@ class Keeper:
         self._appearing.clear()
         native = frozenset(address for address in owned if self._is_native(address))
         departed = before - owned
+        numbers = self._numbers() if departed else {}
         for address in departed:
-            self._forget(address)
+            self._forget(address, numbers.get(address, set()))
         for address in native - self._let_go:
             self._make_peace(address)
         let_go = departed | self._on_lines_with(native - self._let_go)
@@ -255,11 +260,11 @@ class Keeper:
         """Whether nothing could be done the last time, and the next try is due later."""
         return self._busy and self._delay > 0
 
-    def _forget(self, address: PciAddress) -> None:
-        """No guest holds the device any more."""
+    def _forget(self, address: PciAddress, known: Collection[int]) -> None:
+        """No guest holds the device any more, of which these IRQs are known."""
         self._make_peace(address)
         self._attempts.forget(address)
-        for irq in list(self._irqs):
+        for irq in known:
             self._know_of(irq, address, {})
 
     def _make_peace(self, address: PciAddress) -> None:
@@ -406,10 +411,11 @@ class Keeper:
         began = self._clock()
         addresses = [address for address, _ in aims]
         found = by_device(read_interrupts(Reader(self._fs), addresses, CpuSet()))
+        known = self._numbers()
         pins: list[Pin] = []
         for address, aim in aims:
             actions = aim.plan(found.get(address, ())).actions
-            self._remember(address, actions)
+            self._remember(address, actions, known.get(address, set()))
             pins += (
                 each
                 for each in actions
@@ -461,13 +467,23 @@ class Keeper:
         """Tell what was done and not told yet."""
         self._attempts.flush()
 
-    def _remember(self, address: PciAddress, actions: Iterable[Action]) -> None:
+    def _numbers(self) -> dict[PciAddress, set[int]]:
+        """The IRQs that are known of each device."""
+        found: dict[PciAddress, set[int]] = {}
+        for irq, keys in self._irqs.items():
+            for key in keys:
+                found.setdefault(key.device, set()).add(irq)
+        return found
+
+    def _remember(
+        self, address: PciAddress, actions: Iterable[Action], known: Collection[int]
+    ) -> None:
+        """The device has these interrupts, and of the `known` IRQs no others."""
         now: dict[int, dict[InterruptKey, bool]] = {}
         for each in actions:
             if each.key.action:
                 now.setdefault(each.irq, {})[each.key] = _is_kept(each)
-        gone = [irq for irq, keys in self._irqs.items() if any(k.device == address for k in keys)]
-        for irq in {*gone, *now}:
+        for irq in {*known, *now}:
             self._know_of(irq, address, now.get(irq, {}))
 
     def _misplaced(self, irq: int, key: InterruptKey) -> Pin | None:

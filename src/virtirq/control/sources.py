@@ -150,20 +150,16 @@ def _this_machines(uri: str | None, default: str) -> Iterator[Connection]:
     from virtirq.guests import libvirt
 
     asked = uri or libvirt.default_uri(default)
+    hint = (
+        f"run virtirq there; from here, only 'virtirq -c {asked} status', settings and definitions"
+        " work"
+    )
     if libvirt.is_remote(asked):
-        raise _elsewhere(asked)
+        raise libvirt.elsewhere(asked, hint)
     with libvirt.connected(asked) as connection:
         if connection.remote:
-            raise _elsewhere(asked)
+            raise libvirt.elsewhere(asked, hint)
         yield connection
-
-
-def _elsewhere(uri: str) -> UsageError:
-    return UsageError(
-        f"the guests of {uri} run on another host: their interrupts are not this machine's",
-        hint=f"run virtirq there; from here, only 'virtirq -c {uri} status', settings and"
-        " definitions work",
-    )
 
 
 def _guests_gap(error: VirtirqError) -> Gap:

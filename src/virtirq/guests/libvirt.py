@@ -111,6 +111,14 @@ def is_remote(uri: str) -> bool:
         return True
 
 
+def elsewhere(uri: str, hint: str) -> UsageError:
+    """What to say of another machine's libvirt where it is this machine's that is needed."""
+    return UsageError(
+        f"the guests of {uri} run on another host: their interrupts are not this machine's",
+        hint=hint,
+    )
+
+
 @contextmanager
 def connected(uri: str, *, write: bool = False) -> Iterator[Connection]:
     """A connection, read-only unless `write`, so that any user may look.

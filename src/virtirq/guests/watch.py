@@ -12,8 +12,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from virtirq.errors import UsageError
-from virtirq.guests.libvirt import Connection, LiveGuests, is_remote, libvirt_module, opened
+from virtirq.guests.libvirt import (
+    Connection,
+    LiveGuests,
+    elsewhere,
+    is_remote,
+    libvirt_module,
+    opened,
+)
 from virtirq.host.fs import HostFs
 
 # libvirt's ABI, include/libvirt/libvirt-domain.h, virDomainEventID.
@@ -24,6 +30,8 @@ _DEVICE_ADDED: Final = 19
 _METADATA_CHANGE: Final = 23
 # virDomainEventType: what makes a guest run, or no longer. The others change nothing here.
 _STARTED, _RESUMED, _STOPPED, _CRASHED = 2, 4, 5, 8
+
+_THERE: Final = "run the daemon there"
 
 _loop_lock: Final = threading.Lock()
 _loop: threading.Thread | None = None
@@ -98,24 +106,17 @@ def open_watch(uri: str, changed: Callable[[str], None], lost: Callable[[str], N
     """
     _run_loop()
     if is_remote(uri):
-        raise _elsewhere(uri)
+        raise elsewhere(uri, _THERE)
     connection = opened(uri)
     watch = Watch(connection, changed)
     try:
         if connection.remote:
-            raise _elsewhere(uri)
+            raise elsewhere(uri, _THERE)
         watch.listen(lost)
     except BaseException:
         watch.close()
         raise
     return watch
-
-
-def _elsewhere(uri: str) -> UsageError:
-    return UsageError(
-        f"the guests of {uri} run on another host: their interrupts are not this machine's",
-        hint="run the daemon there",
-    )
 
 
 def _run_loop() -> None:
