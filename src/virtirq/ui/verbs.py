@@ -110,9 +110,9 @@ def _release(code: int) -> int:
     told = bans.release()
     bans.close()
     if told.state is State.REFUSED:
-        print(
-            f"irqbalance (pid {told.pid}) still spares interrupts: {told.reason}", file=sys.stderr
-        )
+        what = f"irqbalance (pid {told.pid}) was not told that interrupts are its own again"
+        print(f"virtirq: error: {what}: {told.reason}", file=sys.stderr)
+        print("hint: run 'virtirq restore' once more, or restart irqbalance", file=sys.stderr)
         return code or EXIT_FAILED
     return code
 
@@ -227,9 +227,7 @@ def metrics(args: argparse.Namespace) -> int:
     from virtirq.ui import metrics as pages
 
     if args.json:
-        raise UsageError(
-            "metrics are Prometheus text; 'virtirq status --json' has the same as JSON"
-        )
+        raise UsageError("metrics are Prometheus text: leave out --json")
     page = pages.render(*_view(args))
     if not args.quiet:
         sys.stdout.write(page)
