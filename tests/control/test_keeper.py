@@ -59,7 +59,7 @@ from virtirq.model import (
     Word,
 )
 from virtirq.policy.config import Config, parse_config
-from virtirq.policy.drift import FEW, FIRST_WAIT, LONGEST_WAIT, PEACE
+from virtirq.policy.drift import FEW, FIRST_WAIT, LONGEST_WAIT, WINDOW
 from virtirq.policy.placement import plan
 
 NIC = PciAddress.parse("0000:41:00.0")
@@ -773,7 +773,7 @@ class TestFights:
         self.fight(scene)
         scene.time.settle()
         assert scene.keeper.findings() != ()
-        scene.time.pass_(PEACE - 20)
+        scene.time.pass_(WINDOW - 20)
         assert scene.keeper.findings() != ()
         scene.time.pass_(21)
         assert scene.keeper.findings() == ()

@@ -14,7 +14,7 @@ import pytest
 from virtirq.control import sparing as module
 from virtirq.control.bans import Bans, State, Told
 from virtirq.control.log import Log
-from virtirq.control.sparing import Sparing
+from virtirq.control.sparing import LINGER, Sparing
 
 ENOUGH = 30.0
 """Seconds after which a test gives up."""
@@ -87,7 +87,8 @@ class Stage:
 
     def __init__(self, bans: FakeBans, pace: Pace) -> None:
         self.bans, self.pace = bans, pace
-        self.sparing = Sparing(cast(Bans, bans), Log())
+        self.now = 0.0
+        self.sparing = Sparing(cast(Bans, bans), Log(), lambda: self.now)
         self.task = asyncio.create_task(self.sparing.run())
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -209,8 +210,34 @@ def test_looking_whether_it_was_started_asks_it(play: Play) -> None:
         await stage.told()
         stage.sparing.check()
         assert await stage.told() == ("keep", frozenset({1}), True)
-        stage.sparing.want(frozenset({2}))
-        assert await stage.told() == ("keep", frozenset({2}), False)
+        stage.sparing.want(frozenset({1, 2}))
+        assert await stage.told() == ("keep", frozenset({1, 2}), False)
+
+    play(act)
+
+
+def test_what_was_freed_is_spared_a_while_longer(play: Play) -> None:
+    """A guest that loads its driver anew gets the same numbers again within moments."""
+
+    async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset({1, 2}))
+        await stage.told()
+        stage.sparing.want(frozenset({1}))
+        assert await stage.told() == ("keep", frozenset({1, 2}), False)
+        assert stage.pace.waits[-1] == LINGER
+        stage.now += 5
+        stage.sparing.want(frozenset({1, 2, 3}))
+        assert await stage.told() == ("keep", frozenset({1, 2, 3}), False)
+        assert stage.pace.waits[-1] is None
+        stage.sparing.want(frozenset({3}))
+        await stage.told()
+        stage.now += LINGER
+        stage.pace.time_out()
+        assert await stage.told() == ("keep", frozenset({3}), False)
+        assert stage.pace.waits[-1] is None, "there is no timer while all is well"
+        stage.sparing.want(None)
+        assert await stage.told() == ("release",)
+        assert stage.pace.waits[-1] is None
 
     play(act)
 

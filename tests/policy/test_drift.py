@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtirq.policy.drift import FEW, FIRST_WAIT, LONGEST_WAIT, PEACE, WINDOW, Fight, Fights
+from virtirq.policy.drift import FEW, FIRST_WAIT, LONGEST_WAIT, WINDOW, Fight, Fights
 
 
 class Clock:
@@ -85,13 +85,27 @@ def test_a_move_while_it_is_waited_for_changes_nothing(fights: Fights[str], cloc
 
 def test_a_slow_mover_is_waited_for_longer_too(fights: Fights[str], clock: Clock) -> None:
     fight(fights)
-    clock.now += PEACE
+    clock.now += WINDOW
     assert fights.moved("a", "tuner") == 2 * FIRST_WAIT
+
+
+def test_the_longer_it_waits_the_longer_it_has_to_be_quiet(
+    fights: Fights[str], clock: Clock
+) -> None:
+    fight(fights)
+    for _ in range(3):
+        clock.now += fights.wait("a")
+        fights.moved("a", "tuner")
+    assert fights.wait("a") == 80
+    clock.now += 160
+    assert names(fights) == ["a"]
+    clock.now += 0.001
+    assert names(fights) == []
 
 
 def test_peace_ends_it(fights: Fights[str], clock: Clock) -> None:
     fight(fights)
-    clock.now += PEACE
+    clock.now += WINDOW
     assert names(fights) == ["a"]
     clock.now += 0.001
     assert names(fights) == []
@@ -100,7 +114,7 @@ def test_peace_ends_it(fights: Fights[str], clock: Clock) -> None:
 
 def test_peace_ends_it_though_nobody_has_asked(fights: Fights[str], clock: Clock) -> None:
     fight(fights)
-    clock.now += PEACE + 0.001
+    clock.now += WINDOW + 0.001
     assert fights.moved("a", "late") == 0
     assert names(fights) == []
     for _ in range(FEW - 1):
@@ -147,7 +161,7 @@ def test_nobody_is_suspected_of_nothing() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["a", "b"]), st.floats(0, 2 * PEACE)), max_size=60),
+    st.lists(st.tuples(st.sampled_from(["a", "b"]), st.floats(0, 2 * WINDOW)), max_size=60),
 )
 def test_waits_are_bounded_and_what_is_said_is_what_holds(steps: list[tuple[str, float]]) -> None:
     clock = Clock()

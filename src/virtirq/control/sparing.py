@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -16,6 +18,10 @@ _BURST: Final = 0.2
 """Seconds to wait for more: a device's vectors come and go in numbers."""
 _STARTS: Final = (0.5, 1.0, 2.0, 5.0)
 """An irqbalance that was started makes its socket some time later: when to look, in seconds."""
+LINGER: Final = 20.0
+"""Seconds that a number which was freed is spared: a guest that boots or loads its driver anew gets
+the same ones again, and irqbalance would move them before it is told.
+"""
 _AGAIN: Final = 30.0
 """Seconds until an irqbalance that did not listen is asked once more."""
 
@@ -23,11 +29,16 @@ _AGAIN: Final = 30.0
 class Sparing:
     """What irqbalance is to leave alone, and whether it was told."""
 
-    def __init__(self, bans: Bans, log: Log) -> None:
+    def __init__(self, bans: Bans, log: Log, clock: Callable[[], float] = time.monotonic) -> None:
         self._bans = bans
+        self._clock = clock
         self._log = log
         self._asked = False
         self._wanted: frozenset[int] | None = frozenset()
+        self._freed: dict[int, float] = {}
+        """Numbers that are not ours any more, and until when they are spared all the same."""
+        self._spared: frozenset[int] = frozenset()
+        """What irqbalance was told last."""
         self._due = asyncio.Event()
         self._verify = False
         self._told: Told | None = None
@@ -92,17 +103,31 @@ class Sparing:
         again = self._told is not None and self._told.state is State.REFUSED
         if self._starts:
             return
+        times = [_AGAIN] if again else []
+        if self._freed:
+            times.append(max(0.0, min(self._freed.values()) - self._clock()))
         try:
-            await asyncio.wait_for(self._due.wait(), _AGAIN if again else None)
+            await asyncio.wait_for(self._due.wait(), min(times, default=None))
         except TimeoutError:
             return
 
+    def _with_freed(self, wanted: frozenset[int] | None) -> frozenset[int]:
+        """These, and what was told before and has been freed a short while ago."""
+        if wanted is None:
+            self._freed = {}
+            return frozenset()
+        now = self._clock()
+        freed = dict.fromkeys(self._spared - wanted, now + LINGER) | self._freed
+        self._freed = {irq: at for irq, at in freed.items() if at > now and irq not in wanted}
+        return wanted.union(self._freed)
+
     async def _tell(self, *, verify: bool) -> None:
         wanted = self._wanted
+        self._spared = self._with_freed(wanted)
         call = (
             self._bans.release
             if wanted is None
-            else partial(self._bans.keep, wanted, verify=verify)
+            else partial(self._bans.keep, self._spared, verify=verify)
         )
         self._call = asyncio.ensure_future(beside(call, "irqbalance"))
         told = await asyncio.shield(self._call)

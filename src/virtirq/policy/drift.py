@@ -17,8 +17,6 @@ FEW: Final = 4
 WINDOW: Final = 60.0
 FIRST_WAIT: Final = 10.0
 LONGEST_WAIT: Final = 320.0
-PEACE: Final = 600.0
-"""Without a move for so long, the fight is over."""
 _MOST_NAMES: Final = 8
 
 Key = TypeVar("Key", bound=Hashable)
@@ -37,6 +35,10 @@ class Fight:
     def on(self) -> bool:
         """Whether it is one, and not a stray move."""
         return self.wait > 0
+
+    def over(self, now: float) -> bool:
+        """Whether it has been quiet for so long that the next move is the first again."""
+        return now - self.moves[-1] > max(WINDOW, 2 * self.wait)
 
     @property
     def suspect(self) -> str:
@@ -59,7 +61,7 @@ class Fights(Generic[Key]):
         """`who` moved the interrupt. How many seconds from now to put it back; 0: at once."""
         now = self._clock()
         fight = self._fights.get(key)
-        if fight is None or now - fight.moves[-1] > PEACE:
+        if fight is None or fight.over(now):
             fight = self._fights[key] = Fight()
         fight.moves.append(now)
         known = who in fight.by or len(fight.by) < _MOST_NAMES
@@ -89,7 +91,7 @@ class Fights(Generic[Key]):
     def ongoing(self) -> Iterator[tuple[Key, Fight]]:
         """The fights that are on; what is over is forgotten."""
         now = self._clock()
-        over = [key for key, fight in self._fights.items() if now - fight.moves[-1] > PEACE]
+        over = [key for key, fight in self._fights.items() if fight.over(now)]
         for key in over:
             del self._fights[key]
         return iter([(key, fight) for key, fight in self._fights.items() if fight.on])
