@@ -237,11 +237,15 @@ class Spread(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Vcpu:
-    """A guest CPU: `cpus` are the host CPUs its thread may run on, None when not restricted."""
+    """A guest CPU: `cpus` are the host CPUs its thread may run on, None when not restricted.
+
+    `apic` is the id by which the guest aims interrupts at it on x86, None where it is not known.
+    """
 
     index: int
     cpus: CpuSet | None = None
     tid: int | None = None
+    apic: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +258,25 @@ class GuestDevice:
     mac: str | None = None
     directive: Directive | None = None
     directive_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Aimed:
+    """The vCPU that a guest aims a vector at; None where it is no single one, and `why`."""
+
+    vcpu: int | None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestVectors:
+    """What a guest has written for the vectors of one of its devices, by vector.
+
+    A vector that it does not use is not there. `why` says why nothing could be learned.
+    """
+
+    aimed: Mapping[int, Aimed] = field(default_factory=dict)
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +348,7 @@ class Snapshot:
     `interrupts` are those of the guests' devices (and of devices that the caller asked for);
     `vectors_on` counts all of the host's interrupts by the CPU they are delivered to. `unread`
     are the devices of which something could not be read: what is not here may still be there.
+    `aimed` is the guests' own choice of a vCPU for each vector, as far as it is known.
     """
 
     taken_at: float
@@ -340,6 +364,7 @@ class Snapshot:
     irqbalance: Irqbalance = Irqbalance(None)
     gaps: tuple[Gap, ...] = ()
     unread: frozenset[PciAddress] = frozenset()
+    aimed: Mapping[PciAddress, Mapping[int, Aimed]] = field(default_factory=dict)
 
 
 class Reason(NamedTuple):
@@ -347,6 +372,13 @@ class Reason(NamedTuple):
 
     code: str
     text: str
+
+
+class Follows(NamedTuple):
+    """The vCPU whose CPUs an interrupt is on; `chosen` by the guest itself, or else dealt to it."""
+
+    vcpu: int
+    chosen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +397,7 @@ class Pin:
     reason: Reason
     kind: InterruptKind = InterruptKind.MSIX
     alternatives: tuple[CpuSet, ...] = ()
+    follows: Follows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +409,7 @@ class Keep:
     guest: str
     reason: Reason
     wanted: CpuSet | None = None
+    follows: Follows | None = None
 
 
 Action = Pin | Keep

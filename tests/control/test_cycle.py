@@ -18,7 +18,7 @@ from virtirq.host import paths
 from virtirq.host.scratch import open_host
 from virtirq.model import Guest, GuestDevice, PciAddress, Status, Vcpu
 from virtirq.policy.config import Config, parse_config
-from virtirq.policy.placement import SOMEONE
+from virtirq.policy.restoring import SOMEONE
 
 PLANNED = {20: "4", **{FIRST + vector: str(4 + vector) for vector in range(4)}}
 

@@ -21,7 +21,7 @@ from virtirq.cpuset import CpuSet
 from virtirq.host import paths
 from virtirq.model import Keep, Remembered, Status, Vcpu
 from virtirq.policy.config import Config
-from virtirq.policy.placement import SOMEONE
+from virtirq.policy.restoring import SOMEONE
 from virtirq.ui.report import Rows
 
 FOUND = affinities(HOST.fs())

@@ -27,7 +27,7 @@ from virtirq.model import (
     Status,
     Topology,
 )
-from virtirq.policy.placement import SOMEONE
+from virtirq.policy.restoring import SOMEONE
 
 _WAIT: Final = 0.05
 """Seconds to wait for the lock: everything else waits meanwhile, so rather try again later."""

@@ -35,7 +35,8 @@ from virtirq.model import (
     Snapshot,
 )
 from virtirq.policy.config import Config
-from virtirq.policy.placement import plan, remembered_guest, restore_plan, settled
+from virtirq.policy.placement import plan
+from virtirq.policy.restoring import remembered_guest, restore_plan, settled
 
 STATE_DIR: Final = Path("/run/virtirq")
 

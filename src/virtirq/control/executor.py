@@ -16,7 +16,7 @@ from virtirq.host import paths
 from virtirq.host.fs import HostFs
 from virtirq.host.interrupts import has_interrupt
 from virtirq.model import InterruptKind, Outcome, Pin, Remembered, Status
-from virtirq.policy.placement import SOMEONE
+from virtirq.policy.restoring import SOMEONE
 
 _MOST_ALTERNATIVES: Final = 32
 

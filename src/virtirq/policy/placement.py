@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import NamedTuple
 
 from virtirq.cpuset import CpuSet
 from virtirq.errors import InputError
 from virtirq.model import (
     NATIVE,
     Action,
+    Aimed,
     DevicePlan,
+    Follows,
     Guest,
     GuestDevice,
     GuestPlan,
@@ -24,7 +25,6 @@ from virtirq.model import (
     Pin,
     Plan,
     Reason,
-    Remembered,
     Snapshot,
     Spread,
     Topology,
@@ -33,9 +33,6 @@ from virtirq.model import (
 from virtirq.policy.config import Config
 from virtirq.policy.directives import Asked, asked_for
 from virtirq.policy.target import Deal, Target, pinned_cpus, target_of
-
-SOMEONE: Final = "someone, or the kernel when a CPU went offline"
-"""Who may have moved an interrupt that virtirq did not (kernel/irq/cpuhotplug.c)."""
 
 
 def plan(snapshot: Snapshot, config: Config) -> Plan:
@@ -80,7 +77,14 @@ class Aims:
                 aims.append(aim)
                 if owner is guest:
                     self._owned[device.address] = aim
+                    aim.aimed = snapshot.aimed.get(device.address, {})
             self._guests.append((guest, tuple(aims)))
+
+    def follow(self, address: PciAddress, aimed: Mapping[int, Aimed]) -> None:
+        """From now on the guest's own choice for the device's vectors is this."""
+        aim = self._owned.get(address)
+        if aim is not None:
+            aim.aimed = aimed
 
     def of(self, address: PciAddress) -> Aim | None:
         """What is wanted of a device, by the guest that decides; None when no guest has it."""
@@ -98,125 +102,21 @@ class Aims:
         )
 
 
-def restore_plan(snapshot: Snapshot, remembered: Iterable[Remembered]) -> Plan:
-    """Puts back what still holds a value that virtirq wrote; the rest is kept, and said.
+class _Place(NamedTuple):
+    """Where an interrupt should be, and what to call that. `equal` CPUs would serve as well."""
 
-    Only interrupts that are gone for certain have nothing to restore and are left out. `settled`
-    tells of the rest which are done with.
-    """
-    found = _Found(snapshot)
-    names: dict[str, str] = {}
-    by_guest: dict[str, dict[PciAddress, list[Action]]] = {}
-    for entry in sorted(remembered, key=_in_restore_order):
-        action = found.decide(entry)
-        if action is None:
-            continue
-        names[entry.guest] = entry.name or entry.guest
-        devices = by_guest.setdefault(entry.guest, {})
-        devices.setdefault(entry.key.device, []).append(action)
-    known = {guest.key: guest for guest in snapshot.guests}
-    return Plan(
-        tuple(
-            GuestPlan(
-                known.get(key) or remembered_guest(key, names[key]),
-                tuple(
-                    DevicePlan(
-                        GuestDevice(address, "journal"),
-                        directive=None,
-                        directive_from="journal",
-                        target=None,
-                        note="as found before virtirq moved it",
-                        actions=tuple(actions),
-                    )
-                    for address, actions in devices.items()
-                ),
-            )
-            for key, devices in by_guest.items()
-        )
-    )
-
-
-def remembered_guest(key: str, name: str) -> Guest:
-    """A guest of whom only the journal knows."""
-    return Guest(name or key, "journal", uuid=key if name and name != key else None)
-
-
-def settled(action: Action) -> bool:
-    """Whether nothing of virtirq's is left on an interrupt that a restore leaves alone."""
-    return isinstance(action, Keep) and action.reason.code in ("as-found", "changed-since")
-
-
-class _Found:
-    """Finds what is remembered among the interrupts of a host."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._online = snapshot.topology.online
-        self._named = {each.key: each for each in snapshot.interrupts if each.own_action}
-        self._numbered = {(each.device, each.irq): each for each in snapshot.interrupts}
-        nameless = {each.device for each in snapshot.interrupts if each.actions is None}
-        self._unread = snapshot.unread | nameless
-
-    def decide(self, entry: Remembered) -> Action | None:
-        """What to do about one interrupt, None when it is gone for certain.
-
-        Its action may be away: for a moment while the guest moves a vector, for good on the INTx
-        line of a guest that has stopped. The affinity stays all the same, so the number then
-        finds it, if it is still the device's and nobody else is on it.
-        """
-        interrupt = self._named.get(entry.key)
-        if interrupt is not None:
-            return self._restore(interrupt, entry)
-        interrupt = self._numbered.get((entry.key.device, entry.irq))
-        line = entry.kind is InterruptKind.INTX
-        if interrupt is not None and (interrupt.kind is InterruptKind.INTX) is line:
-            if interrupt.actions == ():
-                return self._restore(interrupt, entry)
-            if line and interrupt.actions and interrupt.affinity in (None, *entry.written):
-                others = ", ".join(interrupt.actions)
-                text = f"still as virtirq left it, but {others} has the line now: left"
-                return _keep(entry, Reason("in-use", text))
-        if entry.key.device in self._unread:
-            return _keep(entry, Reason("unread", "what became of it could not be read: left"))
-        return None
-
-    def _restore(self, interrupt: Interrupt, entry: Remembered) -> Action:
-        now = interrupt.affinity
-        if now == entry.original:
-            reason = Reason("as-found", f"already as found: {entry.original}")
-        elif now is None:
-            reason = Reason("unknown-place", "its affinity cannot be read: left")
-        elif now not in entry.written:
-            wrote = " or ".join(map(str, entry.written))
-            text = f"{SOMEONE}, moved it to {now} since virtirq wrote {wrote}: left"
-            reason = Reason("changed-since", text)
-        else:
-            text = f"as found: {entry.original}"
-            if self._online and not entry.original & self._online:
-                text += ", of which no CPU is online now"
-            return Pin(
-                interrupt.irq,
-                entry.key,
-                entry.guest,
-                before=now,
-                after=entry.original,
-                reason=Reason("restore", text),
-                kind=interrupt.kind,
-            )
-        return Keep(interrupt.irq, entry.key, entry.guest, reason)
-
-
-def _keep(entry: Remembered, reason: Reason) -> Keep:
-    return Keep(entry.irq, entry.key, entry.guest, reason)
-
-
-def _in_restore_order(entry: Remembered) -> tuple[PciAddress, list[tuple[int, str]]]:
-    """By device, kind and vector: the numbers in an action's name count as numbers."""
-    pieces = re.split(r"([0-9]{1,9})", entry.key.action)
-    return entry.key.device, [(int(p), "") if p.isdecimal() else (-1, p) for p in pieces]
+    cpus: CpuSet
+    said: str
+    equal: CpuSet
+    alternatives: tuple[CpuSet, ...] = ()
+    follows: Follows | None = None
 
 
 class Aim:
-    """What is wanted of one device of one guest; what its interrupts share."""
+    """What is wanted of one device of one guest; what its interrupts share.
+
+    `aimed` is the guest's own choice of a vCPU for each vector, as far as it is known.
+    """
 
     def __init__(
         self,
@@ -235,6 +135,12 @@ class Aim:
         at = device.address
         routing = ((at.domain << 8 | at.bus) << 5 | at.slot) << 3 | at.function
         self.deal = Deal(target.seats, routing)
+        self.aimed: Mapping[int, Aimed] = {}
+
+    @property
+    def follows(self) -> bool:
+        """Whether vectors go where the guest aims them, if that is known."""
+        return bool(self.target.following) and self.asked.spread is Spread.VECTOR
 
     def plan(self, interrupts: tuple[Interrupt, ...]) -> DevicePlan:
         note = self.target.note
@@ -267,36 +173,33 @@ class Aim:
         action = self.decide(interrupt)
         if not isinstance(action, Pin):
             return action
-        wanted, follows, _ = self._wanted(interrupt.vector or 0)
-        return replace(action, reason=Reason("new", f"to {follows}{self._off_node(wanted)}"))
+        place = self._place(interrupt, interrupt.vector or 0)
+        return replace(action, reason=Reason("new", f"to {place.said}"))
 
     def _decide(self, interrupt: Interrupt, order: int) -> Action:
         key = interrupt.key
         hindrance = self._hindrance(interrupt, key.action)
         if hindrance is not None:
             return Keep(interrupt.irq, key, self.guest.key, hindrance)
-        wanted, follows, equal = self._wanted(order)
-        if interrupt.affinity == wanted:
-            return Keep(
+        place = self._place(interrupt, order)
+        if interrupt.affinity == place.cpus:
+            reason = _in_place(interrupt, place.said)
+        elif interrupt.settable is False:
+            text = "the kernel manages its affinity and takes none from user space"
+            reason = Reason("managed", text)
+        else:
+            return Pin(
                 interrupt.irq,
                 key,
                 self.guest.key,
-                _in_place(interrupt, f"{follows}{self._off_node(wanted)}"),
-                wanted,
+                before=interrupt.affinity,
+                after=place.cpus,
+                reason=self._misplaced(interrupt, place),
+                kind=interrupt.kind,
+                alternatives=place.alternatives,
+                follows=place.follows,
             )
-        if interrupt.settable is False:
-            text = "the kernel manages its affinity and takes none from user space"
-            return Keep(interrupt.irq, key, self.guest.key, Reason("managed", text), wanted)
-        return Pin(
-            interrupt.irq,
-            key,
-            self.guest.key,
-            before=interrupt.affinity,
-            after=wanted,
-            reason=self._misplaced(interrupt, wanted, follows, equal),
-            kind=interrupt.kind,
-            alternatives=self._alternatives(wanted, order),
-        )
+        return Keep(interrupt.irq, key, self.guest.key, reason, place.cpus, place.follows)
 
     def _hindrance(self, interrupt: Interrupt, own: str) -> Reason | None:
         """Why this interrupt is not ours to move, if it is not; `own` is its own action."""
@@ -339,39 +242,45 @@ class Aim:
             "intx-follows" if same else "intx-shared", f"the line goes where {first} goes"
         )
 
-    def _wanted(self, order: int) -> tuple[CpuSet, str, CpuSet]:
-        """The planned CPUs, what to call them, and the CPUs that would serve equally well."""
+    def _place(self, interrupt: Interrupt, order: int) -> _Place:
+        """Where the interrupt should be."""
         if self.asked.spread is Spread.MASK and self.target.cpus is not None:
             cpus = self.target.cpus if self.asked.directive.word is None else self.seated
-            return cpus, f"all of CPUs {cpus}", cpus
-        seat, cpu = self.deal(order)
-        follows = f"CPU {cpu}" if seat.vcpu is None else f"CPU {cpu} of vCPU {seat.vcpu}"
-        return CpuSet([cpu]), follows, seat.cpus
+            return _Place(cpus, f"all of CPUs {cpus}{self._off_node(cpus)}", cpus)
+        choice = self.aimed.get(interrupt.vector) if interrupt.vector is not None else None
+        vcpu = None if choice is None else choice.vcpu
+        own = None if vcpu is None else self.target.following.get(vcpu)
+        if own is not None:
+            seat, cpu, why = own, self.deal.within(own, order), ", where the guest aims it"
+        else:
+            seat, cpu = self.deal(order)
+            why = f" ({choice.why})" if choice is not None and choice.why else ""
+        cpus = CpuSet([cpu])
+        of = "" if seat.vcpu is None else f" of vCPU {seat.vcpu}"
+        return _Place(
+            cpus,
+            f"CPU {cpu}{of}{why}{self._off_node(cpus)}",
+            seat.cpus,
+            () if self.target.cpus is None else (seat.cpus, self.seated, self.target.cpus),
+            None if seat.vcpu is None else Follows(seat.vcpu, chosen=own is not None),
+        )
 
-    def _alternatives(self, wanted: CpuSet, order: int) -> tuple[CpuSet, ...]:
-        if len(wanted) != 1 or self.target.cpus is None:
-            return ()
-        seat, _ = self.deal(order)
-        return (seat.cpus, self.seated, self.target.cpus)
-
-    def _misplaced(
-        self, interrupt: Interrupt, wanted: CpuSet, follows: str, equal: CpuSet
-    ) -> Reason:
-        where = f"to {follows}{self._off_node(wanted)}"
+    def _misplaced(self, interrupt: Interrupt, place: _Place) -> Reason:
+        where = f"to {place.said}"
         now = interrupt.effective or interrupt.affinity
         if now is None:
             return Reason("unknown-place", f"{where}; where it is now is not known")
-        if now <= wanted:
+        if now <= place.cpus:
             loose = f"{where}: is there, but affinity {interrupt.affinity} lets it move"
             return Reason("loose", loose)
-        if now <= equal:
+        if now <= place.equal:
             return Reason("loose", f"{where}: CPU {now} would do, but another is dealt to it")
-        if interrupt.effective is None and now & wanted:
+        if interrupt.effective is None and now & place.cpus:
             return Reason("loose", f"{where}: affinity {now} lets it be elsewhere")
         if self.target.cpus is not None and now & self.target.cpus:
             return Reason("wrong-cpu", f"{where}, from CPU {now}")
         node = self._node(now)
-        if None not in (self.node, node) and node not in (self.node, self._node(wanted)):
+        if None not in (self.node, node) and node not in (self.node, self._node(place.cpus)):
             return Reason("wrong-node", f"{where}, from CPU {now} on node {node}")
         return Reason("wrong-cpu", f"{where}, from CPU {now} outside the target")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from virtirq.cpuset import CpuSet, union
 from virtirq.model import Directive, Guest, PciDevice, Topology, Word
@@ -23,13 +23,16 @@ class Target:
     """`cpus` is None when the device is left alone; `note` then says why.
 
     `seats` are what vectors are dealt over, in order. Without a known vCPU to follow, only the
-    part of the target on the device's node has seats, where there is such a part.
+    part of the target on the device's node has seats, where there is such a part. `following` are
+    the seats of the vCPUs, by number, that a vector may follow wherever the device is, because the
+    guest says so.
     """
 
     cpus: CpuSet | None
     note: str
     code: str = "target"
     seats: tuple[Seat, ...] = ()
+    following: Mapping[int, Seat] = field(default_factory=dict)
 
     @property
     def seated(self) -> CpuSet:
@@ -53,7 +56,7 @@ def target_of(
         case Word.LOCAL:
             return _local(device, topology, taken)
         case None:
-            return _explicit(directive.cpus, topology)
+            return _explicit(directive.cpus, guest, topology)
 
 
 def wide(cpus: CpuSet | None, topology: Topology) -> bool:
@@ -122,6 +125,11 @@ class Deal:
             sharing[seat.cpus] += 1
         self._sharing = sharing
 
+    def within(self, seat: Seat, order: int) -> int:
+        """The CPU for the vector of this order where it follows this seat, whatever is dealt."""
+        cpus = tuple(seat.cpus)
+        return cpus[(order + (self._start * len(cpus) >> 32)) % len(cpus)]
+
     def __call__(self, order: int) -> tuple[Seat, int]:
         """The seat that the vector of this order follows, and its CPU there."""
         round_, place = divmod(order, len(self._seats))
@@ -153,7 +161,8 @@ def _auto(guest: Guest, device: PciDevice | None, topology: Topology) -> Target:
     note = f"CPUs {cpus} of its vCPUs"
     if union(seat.cpus for seat in near) != cpus:
         note += f", {union(seat.cpus for seat in near)} of them on the device's node"
-    return Target(cpus, note, seats=near)
+    following = {index: Seat(cpus, index) for index, cpus in places.items() if cpus}
+    return Target(cpus, note, seats=near, following=following)
 
 
 def _of_vcpus(wanted: CpuSet, guest: Guest, device: PciDevice | None, topology: Topology) -> Target:
@@ -223,11 +232,17 @@ def _nowhere(device: PciDevice | None) -> str:
     return f"no CPU of the device's node {device.node} is online"
 
 
-def _explicit(asked: CpuSet, topology: Topology) -> Target:
+def _explicit(asked: CpuSet, guest: Guest, topology: Topology) -> Target:
     cpus = asked & topology.online
     if not cpus:
         return Target(None, f"CPUs {asked} are not online: left alone", code="target-offline")
     note = f"CPUs {cpus}"
     if cpus != asked:
         note += f" ({asked - cpus} of {asked} not online)"
-    return Target(cpus, note, seats=(Seat(cpus),))
+    places = {vcpu.index: runs_on(vcpu.cpus, topology) for vcpu in guest.vcpus}
+    following = {
+        index: Seat(there & cpus, index)
+        for index, there in places.items()
+        if there is not None and there & cpus
+    }
+    return Target(cpus, note, seats=(Seat(cpus),), following=following)
