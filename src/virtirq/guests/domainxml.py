@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from virtirq.cpuset import CpuSet, union
 from virtirq.errors import DomainXmlError
 from virtirq.guests import nova
+from virtirq.guests.apic import apic_ids
 from virtirq.guests.devices import functions, holders, merged
 from virtirq.guests.reading import read_domain
 from virtirq.guests.settings import matched, read_settings
@@ -121,7 +122,7 @@ def _shared_cpus(domain: Element) -> CpuSet | None:
 
 def _vcpus(domain: Element, shared: CpuSet | None, problems: list[str]) -> tuple[Vcpu, ...]:
     most, online = _vcpu_numbers(domain)
-    _check_topology(domain, most)
+    apics = _apics(domain, most)
     pins: dict[int, CpuSet] = {}
     for pin in domain.iterfind("cputune/vcpupin"):
         index = required(pin, "vcpu")
@@ -132,7 +133,9 @@ def _vcpus(domain: Element, shared: CpuSet | None, problems: list[str]) -> tuple
             raise DomainXmlError(f"<vcpupin> of vCPU {index} is there twice")
         else:
             pins[index] = cpus_of(pin)
-    return tuple(Vcpu(index, pins.get(index, shared)) for index in sorted(online))
+    return tuple(
+        Vcpu(index, pins.get(index, shared), apic=apics.get(index)) for index in sorted(online)
+    )
 
 
 def _vcpu_numbers(domain: Element) -> tuple[int, set[int]]:
@@ -163,22 +166,28 @@ def _vcpu_numbers(domain: Element) -> tuple[int, set[int]]:
     return most, online
 
 
-def _check_topology(domain: Element, vcpus: int) -> None:
+def _apics(domain: Element, vcpus: int) -> dict[int, int]:
+    """QEMU's APIC ids by vCPU number, as far as they can be told, of a guest on x86."""
     topology = domain.find("cpu/topology")
     if topology is None:
-        return
-    product = 1
+        # libvirt then asks for so many sockets (src/qemu/qemu_command.c, qemuBuildSmpCommandLine())
+        return apic_ids(vcpus)
+    product, counts = 1, {}
     for name in ("sockets", "dies", "clusters", "cores", "threads"):
         optional = name in ("dies", "clusters")
         count = number_of(topology, name, default=1) if optional else required(topology, name)
         if not count:
             raise DomainXmlError(f"<topology> {name} is 0")
+        counts[name] = count
         product *= count
     if product != vcpus and domain.get("type") in _QEMU_TYPES:
         raise DomainXmlError(
             f"<topology> makes {product} vCPUs, <vcpu> is {vcpus}",
             hint="sockets * dies * clusters * cores * threads must be the number in <vcpu>",
         )
+    if product != vcpus or counts.pop("clusters") != 1:  # x86 has none
+        return {}
+    return apic_ids(vcpus, counts["dies"], counts["cores"], counts["threads"])
 
 
 def _emulator(domain: Element, shared: CpuSet | None) -> CpuSet | None:

@@ -31,7 +31,7 @@ from virtirq.errors import (
 from virtirq.guests.domainxml import parse_domain
 from virtirq.guests.threads import Processes
 from virtirq.host.fs import HostFs
-from virtirq.model import Gap, Guest, Vcpu
+from virtirq.model import Gap, Guest
 
 DEFAULT_URI: Final = "qemu:///system"
 
@@ -41,6 +41,7 @@ DEFINE_VALIDATE: Final = 1  # VIR_DOMAIN_DEFINE_VALIDATE
 _LIST_ACTIVE: Final = 1  # VIR_CONNECT_LIST_DOMAINS_ACTIVE
 _XML_SECURE: Final = 1  # VIR_DOMAIN_XML_SECURE
 _XML_INACTIVE: Final = 2  # VIR_DOMAIN_XML_INACTIVE
+_MEMORY_PHYSICAL: Final = 2  # VIR_MEMORY_PHYSICAL
 # include/libvirt/virterror.h
 _NO_DOMAIN: Final = 42
 _NOT_PERMITTED: Final = frozenset({29, 45, 79, 80, 88})  # OPERATION_DENIED, AUTH_*, ACCESS_DENIED
@@ -63,6 +64,7 @@ class VirDomain(Protocol):
     def XMLDesc(self, flags: int) -> str: ...  # noqa: N802
     def vcpuPinInfo(self, flags: int) -> Sequence[Sequence[bool]]: ...  # noqa: N802
     def emulatorPinInfo(self, flags: int) -> Sequence[bool]: ...  # noqa: N802
+    def memoryPeek(self, start: int, size: int, flags: int, /) -> bytes: ...  # noqa: N802
     def setMetadata(  # noqa: N802
         self, kind: int, text: str | None, key: str | None, uri: str | None, flags: int, /
     ) -> int: ...
@@ -78,6 +80,7 @@ class VirConnect(Protocol):
     def lookupByUUIDString(self, uuid: str) -> VirDomain: ...  # noqa: N802
     def lookupByName(self, name: str) -> VirDomain: ...  # noqa: N802
     def defineXMLFlags(self, xml: str, flags: int) -> VirDomain: ...  # noqa: N802
+    def isAlive(self) -> int: ...  # noqa: N802
     def close(self) -> int: ...
 
 
@@ -251,6 +254,27 @@ class Connection:
             f"no guest is called {name!r} at {self.uri}", hint="see 'virsh list --all'"
         )
 
+    def alive(self) -> bool:
+        """Whether the connection still is one."""
+        try:
+            return bool(self.raw.isAlive())
+        except self.module.libvirtError:
+            return False
+
+    def peek(self, domain: VirDomain, start: int, size: int) -> bytes:
+        """So many bytes of a running guest's physical memory; needs a connection that may write.
+
+        libvirt has QEMU save them in a file (pmemsave), which stops no vCPU and does not taint the
+        guest (src/qemu/qemu_driver.c, qemuDomainMemoryPeek()). Raises LibvirtError, AccessError.
+        """
+        with self.asking(f"read memory of {domain.name()}"):
+            found = domain.memoryPeek(start, size, _MEMORY_PHYSICAL)
+        if len(found) != size:
+            raise LibvirtError(
+                f"cannot read memory of {domain.name()}: {len(found)} of {size} bytes"
+            )
+        return found
+
     def xml(self, domain: VirDomain, *, inactive: bool = False, secure: bool = False) -> str:
         """The domain's XML: live, or with `inactive` what it is started from next."""
         flags = (_XML_INACTIVE if inactive else 0) | (_XML_SECURE if secure else 0)
@@ -290,7 +314,7 @@ class Connection:
         return replace(
             guest,
             vcpus=tuple(
-                Vcpu(vcpu.index, pins[vcpu.index]) if vcpu.index < len(pins) else vcpu
+                replace(vcpu, cpus=pins[vcpu.index]) if vcpu.index < len(pins) else vcpu
                 for vcpu in guest.vcpus
             ),
             emulator=emulator,

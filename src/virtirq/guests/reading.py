@@ -1,7 +1,8 @@
 """Reading: XML text to a tree of the elements that mean something here.
 
-One table, `_DOCUMENT`, names them. The reader keeps those and forgets the rest while it reads, so
-hostile input costs little, and a recording cannot let through what no reader reads.
+Tables of rules name them. The reader keeps those and forgets the rest while it reads, so hostile
+input costs little, and a recording (which keeps what `DOMAIN` names) cannot let through what no
+reader reads.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ def _rule(attributes: str = "", /, *, text: bool = False, **children: Rule) -> R
 
 _PCI: Final = _rule("type domain bus slot function")
 _SOURCE: Final = _rule(address=_PCI, vendor=_rule())
+_ACTUAL: Final = _rule("type", source=_SOURCE)
 # What a disk stands on or is copied to; backing stores nest.
 _STORE_PARTS: Final[dict[str, Rule]] = {}
 _STORE: Final = Rule(frozenset({"type"}), _STORE_PARTS)
@@ -125,7 +127,7 @@ DOMAIN: Final = _rule(
             "type cpuset",
             mac=_rule("address"),
             source=_SOURCE,
-            actual=_rule("type", source=_SOURCE),
+            actual=_ACTUAL,
             alias=_rule("name"),
             address=_rule("type"),
         ),
@@ -135,15 +137,28 @@ DOMAIN: Final = _rule(
         ),
     ),
 )
-_DOCUMENT: Final = _rule(domain=DOMAIN, domstatus=_rule(domain=DOMAIN))
+_PLACED: Final = _rule("mode type", source=_SOURCE, address=_PCI, actual=_ACTUAL)
+HARDWARE: Final = _rule(
+    os=_rule("firmware", type=_rule("arch machine"), loader=_rule("type")),
+    memory=_rule("unit", text=True),
+    devices=_rule(
+        controller=_rule("type index model", target=_rule("busNr"), address=_PCI),
+        hostdev=_PLACED,
+        interface=_PLACED,
+        iommu=_rule("model"),
+        memory=_rule(target=_rule(size=_rule("unit", text=True))),
+    ),
+)
+"""What a running guest's machine is made of: it is not recorded."""
 
 
 class _Keeper:
     """Target of the XML parser: keeps what the rules name, refuses what is too much."""
 
-    def __init__(self, element: type[Element]) -> None:
+    def __init__(self, element: type[Element], document: Rule) -> None:
         self._element = element
-        self._rules: list[Rule | None] = [_DOCUMENT]
+        self._document = document
+        self._rules: list[Rule | None] = [document]
         self._open: list[Element] = [element("document")]
         self._elements = 0
 
@@ -159,7 +174,7 @@ class _Keeper:
             kept = self._element(tag, rule.kept(attributes))
             self._open[-1].append(kept)
             self._open.append(kept)
-        elif above is _DOCUMENT:
+        elif above is self._document:
             raise DomainXmlError(
                 f"the root element is <{tag[:SHOWN]}>, not <domain>",
                 hint="give what `virsh dumpxml GUEST` prints",
@@ -185,7 +200,7 @@ class _Keeper:
         return self._open[0]
 
 
-def read_domain(text: str) -> Element:
+def read_domain(text: str, rules: Rule = DOMAIN) -> Element:
     """The <domain> element with what the rules keep of it."""
     if len(text) > _MAX_TEXT:
         raise DomainXmlError(f"{len(text)} characters: more than {_MAX_TEXT}")
@@ -195,7 +210,8 @@ def read_domain(text: str) -> Element:
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import DefusedXMLParser
 
-    parser = DefusedXMLParser(target=_Keeper(Element), forbid_dtd=True)
+    document_rule = _rule(domain=rules, domstatus=_rule(domain=rules))
+    parser = DefusedXMLParser(target=_Keeper(Element, document_rule), forbid_dtd=True)
     try:
         parser.feed(text)
         document: Element = parser.close()

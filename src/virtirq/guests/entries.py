@@ -1,0 +1,161 @@
+"""Finds a function's MSI entries in a guest's physical memory, and reads them.
+
+The way there is the guest's own: configuration space (PCI Express Base Specification, 7.2.2),
+bridges, the function's capabilities, the BAR that holds its MSI-X table. QEMU answers such reads
+from its own copies: of a table it never touches the device (hw/vfio/pci.c, hw/pci/msix.c).
+
+What stands there is the guest's writing. Every walk is bounded, and whatever comes out is only
+ever a message to be decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from struct import unpack_from
+from typing import Final
+
+from virtirq.errors import UnavailableError
+from virtirq.guests.hardware import Hardware, Slot
+from virtirq.guests.msi import Message
+
+Peek = Callable[[int, int], bytes]
+"""So many bytes of guest-physical memory from an address on. Raises VirtirqError."""
+
+_HOST_BRIDGE: Final = 0x29C0_8086  # the q35's (QEMU, include/hw/pci/pci_ids.h)
+_PCIEXBAR: Final = 0x60
+_PCIEXBAR_BASE: Final = 0xF_F000_0000
+_HEADER: Final = 0x40
+_CONFIG: Final = 256
+_COMMAND_MEMORY: Final = 2
+_HAS_CAPABILITIES: Final = 0x10
+_MSI: Final = 0x05
+_MSIX: Final = 0x11
+_MOST_CAPABILITIES: Final = 48  # as many as fit (Linux, drivers/pci/pci.c, PCI_FIND_CAP_TTL)
+_MOST_BRIDGES: Final = 32
+_ENTRY: Final = 16
+
+
+class ConfigSpace:
+    """The configuration space of a guest, and where its buses are."""
+
+    def __init__(self, peek: Peek, hardware: Hardware) -> None:
+        """Raises UnavailableError when it is not where it should be: the guest may be starting."""
+        self._peek = peek
+        self._hardware = hardware
+        self._base, self._most_buses = self._found()
+        self._buses: dict[int, int] = dict(hardware.roots)
+
+    def config(self, slot: Slot, size: int = _CONFIG) -> bytes:
+        """The first bytes of a function's configuration. Raises UnavailableError."""
+        bus = self.bus(slot.bus)
+        if bus >= self._most_buses:
+            raise UnavailableError("its bus is behind the end of the configuration space")
+        place = bus << 20 | slot.slot << 15 | slot.function << 12
+        found = self._peek(self._base + place, size)
+        if found[:2] in (b"\xff\xff", b"\0\0"):
+            raise UnavailableError("the guest does not see it")
+        return found
+
+    def bus(self, index: int) -> int:
+        """The number that the guest has given the bus of this controller.
+
+        Raises UnavailableError.
+        """
+        path: list[int] = []
+        while index not in self._buses:
+            bridge = self._hardware.bridges.get(index)
+            if bridge is None or len(path) == _MOST_BRIDGES or index in path:
+                raise UnavailableError("the way to its bus is not known")
+            path.append(index)
+            index = bridge.bus
+        for each in reversed(path):
+            header = self.config(self._hardware.bridges[each], _HEADER)
+            primary, secondary = header[0x18], header[0x19]
+            if header[0x0E] & 0x7F != 1 or secondary <= primary:
+                raise UnavailableError("the guest has not numbered its bus")
+            self._buses[each] = secondary
+        return self._buses[path[0]] if path else self._buses[index]
+
+    def _found(self) -> tuple[int, int]:
+        """Where it is, and for how many buses. Reads no more of a wrong place than one word."""
+        for base in self._hardware.ecam:
+            if self._peek(base, 4) != _HOST_BRIDGE.to_bytes(4, "little"):
+                continue
+            (register,) = unpack_from("<Q", self._peek(base + _PCIEXBAR, 8))
+            if register & 1 and register & _PCIEXBAR_BASE == base:
+                return base, 256 >> (register >> 1 & 3)
+        raise UnavailableError("its configuration space is not set up")
+
+
+def messages(peek: Peek, config: bytes, most: int) -> Mapping[int, Message]:
+    """The entries of vectors below `most`, by vector, of a function that has this configuration.
+
+    Empty while the guest's driver does not use them. Raises UnavailableError.
+    """
+    capabilities = _capabilities(config)
+    msix, msi = capabilities.get(_MSIX), capabilities.get(_MSI)
+    if msix is not None and unpack_from("<H", config, msix + 2)[0] >> 15:
+        return _msix(peek, config, msix, most)
+    if msi is not None and unpack_from("<H", config, msi + 2)[0] & 1:
+        return _msi(config, msi, most)
+    return {}
+
+
+def _capabilities(config: bytes) -> dict[int, int]:
+    """The offset of each kind of capability; of a kind that is there twice, the first."""
+    found: dict[int, int] = {}
+    if not config[0x06] & _HAS_CAPABILITIES:
+        return found
+    at = config[0x34] & 0xFC
+    for _ in range(_MOST_CAPABILITIES):
+        if not _HEADER <= at <= _CONFIG - 24:  # the longest of them, MSI's
+            break
+        found.setdefault(config[at], at)
+        at = config[at + 1] & 0xFC
+    return found
+
+
+def _msix(peek: Peek, config: bytes, at: int, most: int) -> dict[int, Message]:
+    control, place = unpack_from("<HI", config, at + 2)
+    if not config[0x04] & _COMMAND_MEMORY:
+        return {}
+    count = min((control & 0x7FF) + 1, most)
+    all_masked = bool(control >> 14 & 1)
+    base = _bar(config, place & 7) + (place & ~7)
+    table = peek(base, count * _ENTRY) if count > 0 else b""
+    found = {}
+    for vector in range(count):
+        address, data, vector_control = unpack_from("<QII", table, vector * _ENTRY)
+        found[vector] = Message(address, data, all_masked or bool(vector_control & 1))
+    return found
+
+
+def _bar(config: bytes, number: int) -> int:
+    """Where a BAR is in memory. Raises UnavailableError."""
+    if number > 5:
+        raise UnavailableError("its MSI-X table is in no BAR")
+    at = 0x10 + 4 * number
+    (low,) = unpack_from("<I", config, at)
+    base = low & 0xFFFF_FFF0
+    if low & 6 == 4 and number < 5:
+        base |= unpack_from("<I", config, at + 4)[0] << 32
+    if low & 1 or not base:
+        raise UnavailableError("the BAR of its MSI-X table is not in memory")
+    return int(base)
+
+
+def _msi(config: bytes, at: int, most: int) -> dict[int, Message]:
+    """MSI: one message, of which each vector changes the lowest bits of the data."""
+    (control,) = unpack_from("<H", config, at + 2)
+    long = bool(control >> 7 & 1)
+    address, data = (
+        unpack_from("<QH", config, at + 4) if long else unpack_from("<IH", config, at + 4)
+    )
+    count = 1 << min(control >> 4 & 7, 5)
+    mask = 0
+    if control >> 8 & 1:
+        (mask,) = unpack_from("<I", config, at + (0x10 if long else 0x0C))
+    return {
+        vector: Message(address, (data & ~(count - 1)) | vector, bool(mask >> vector & 1))
+        for vector in range(min(count, most))
+    }

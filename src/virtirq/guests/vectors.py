@@ -1,0 +1,78 @@
+"""Which vCPU a guest aims each vector of its devices at, read from its own physical memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from virtirq.errors import UnavailableError
+from virtirq.guests import msi
+from virtirq.guests.entries import ConfigSpace, Peek, messages
+from virtirq.guests.hardware import Hardware
+from virtirq.guests.msi import Apics, Destination, UndecodableError
+from virtirq.guests.remapping import resolve
+from virtirq.model import Aimed, Guest, GuestVectors, PciAddress
+
+MOST_VECTORS: Final = 2048
+"""Entries of the largest MSI-X table (PCI Local Bus Specification, 6.8.2.3)."""
+
+
+def read_vectors(
+    peek: Peek, hardware: Hardware, apics: Apics, wanted: Mapping[PciAddress, int]
+) -> dict[PciAddress, GuestVectors]:
+    """What the guest has written for each device; `wanted` says how many vectors are of interest.
+
+    Masked entries and such as were never written are left out: Linux parks vectors that it does not
+    use, and a guest that moves one masks it for a moment. Raises UnavailableError where nothing of
+    the guest can be read, and what `peek` raises.
+    """
+    space = ConfigSpace(peek, hardware)
+    return {
+        address: _of_device(peek, space, hardware, apics, address, min(most, MOST_VECTORS))
+        for address, most in wanted.items()
+    }
+
+
+def apics_of(guest: Guest) -> Apics:
+    """The guest's APICs. Raises UnavailableError where that is not known of every vCPU."""
+    known = {vcpu.apic: vcpu.index for vcpu in guest.vcpus if vcpu.apic is not None}
+    if not known or len(known) != len(guest.vcpus):
+        raise UnavailableError("the APIC ids of its vCPUs are not known")
+    return Apics(known)
+
+
+def aimed(resolved: Mapping[int, Destination | UndecodableError], apics: Apics) -> GuestVectors:
+    """What destinations, by vector, mean for vCPUs."""
+    return GuestVectors({vector: _aimed(each, apics) for vector, each in resolved.items()})
+
+
+def _of_device(
+    peek: Peek,
+    space: ConfigSpace,
+    hardware: Hardware,
+    apics: Apics,
+    address: PciAddress,
+    most: int,
+) -> GuestVectors:
+    slot = hardware.slots.get(address)
+    if slot is None:
+        return GuestVectors({}, "where the guest sees it is not known")
+    try:
+        found = messages(peek, space.config(slot), most)
+        requester = space.bus(slot.bus) << 8 | slot.slot << 3 | slot.function
+    except UnavailableError as error:
+        return GuestVectors({}, str(error))
+    used = {vector: each for vector, each in found.items() if not each.masked and not each.empty}
+    return aimed(resolve(peek, hardware.iommu, hardware.ram, requester, used), apics)
+
+
+def _aimed(where: Destination | UndecodableError, apics: Apics) -> Aimed:
+    if isinstance(where, UndecodableError):
+        return Aimed(None, str(where))
+    try:
+        targets = msi.vcpus(where, apics)
+    except UndecodableError as error:
+        return Aimed(None, str(error))
+    if len(targets) > 1:
+        return Aimed(None, f"it is for any of {len(targets)} vCPUs")
+    return Aimed(min(targets))
