@@ -65,11 +65,16 @@ class Room:
             self.fs, self.journal, Config(), Log(), Tally(), asyncio.get_running_loop().call_later
         )
         self.known = 0
-        self.following = Following(uri, self.fs, self.keeper, Log(), self._count)
+        self.prepared: list[list[str]] = []
+        self.following = Following(uri, self.fs, self.keeper, Log(), self._count, self._prepare)
         self.task = asyncio.create_task(self.following.follow())
 
     def _count(self) -> None:
         self.known += 1
+
+    async def _prepare(self) -> None:
+        """What is known by then, and where the interrupts are."""
+        self.prepared.append([*sorted(self.names), *self.places()])
 
     @property
     def names(self) -> set[str]:

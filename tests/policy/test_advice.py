@@ -16,7 +16,10 @@ def test_severities_rank_by_what_check_makes_of_them() -> None:
     """``virtirq check`` exits 3 for a rank over 0."""
     assert [each.rank for each in (Severity.NOTE, Severity.WARNING, Severity.ERROR)] == [0, 1, 2]
     notes = {code for code, advice in ADVICE.items() if advice.severity.rank == 0}
-    assert notes == {"affinity-loose", "device-without-node", "interrupts-posted", "events-polled"}
+    assert notes == {
+        *("affinity-loose", "device-without-node", "interrupts-posted", "events-polled"),
+        *("vectors-followed", "vectors-not-followed"),
+    }
 
 
 @pytest.mark.parametrize("code", ADVICE)

@@ -12,13 +12,14 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from virtirq import __version__
+from virtirq.control.aiming import Aiming
 from virtirq.control.answering import Answering
 from virtirq.control.bans import Bans
 from virtirq.control.beside import beside
@@ -30,11 +31,13 @@ from virtirq.control.presence import Lock, Presence
 from virtirq.control.sparing import Sparing
 from virtirq.control.systemd import ServiceManager
 from virtirq.control.tally import Tally
-from virtirq.control.tracing import KernelEvents, open_kernel_events
+from virtirq.control.tracing import FLOOD, KernelEvents, open_kernel_events
 from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
+from virtirq.guests.peeking import PeekReader
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
 from virtirq.host.fs import LiveFs, Reader
+from virtirq.host.interrupts import vfio_action
 from virtirq.host.uevents import Uevents
 from virtirq.model import Guest
 from virtirq.policy.config import Config
@@ -46,6 +49,8 @@ _BURST: Final = 0.05
 """Seconds to wait for more of the same where one look does for all."""
 _POLL: Final = (1.0, 30.0)
 """Seconds between looks without events: after a change, and when nothing changes."""
+_FLOODED: Final = 1.0
+"""Seconds for which new routes go unheard after a flood of them."""
 _IRQBALANCE: Final = "irqbalance"
 _START: Final = 10.0
 """Seconds that libvirt may take until we count as started without it: systemd waits for 90."""
@@ -124,10 +129,15 @@ class Daemon:
         self._tally = Tally()
         self._keeper = Keeper(self._fs, self._journal, config, log, self._tally, self._later)
         self._sparing = Sparing(Bans(setup.state, self._fs), log)
+        readers = [] if setup.uri is None else [PeekReader(setup.uri)]
+        self._aiming = Aiming(readers, self._keeper, log)
+        self._aiming.follow(on=config.guest_vectors.follow)
         self._following = (
             None
             if setup.uri is None
-            else Following(setup.uri, self._fs, self._keeper, log, self._known)
+            else Following(
+                setup.uri, self._fs, self._keeper, log, self._known, self._aiming.prepare
+            )
         )
         self._answering = Answering(setup.state, lambda: self._presence().as_json())
         self._events: KernelEvents | None = None
@@ -191,6 +201,7 @@ class Daemon:
                 # Where pins stay, so do the bans that guard them: irqbalance would move all of
                 # them while the daemon is being replaced. 'virtirq restore' undoes both.
                 await self._sparing.close(release=undo)
+                await self._aiming.close()
                 if self._following is not None:
                     await self._following.close()
                 if self._metrics is not None:
@@ -252,6 +263,7 @@ class Daemon:
         old = self._keeper.config
         self._keeper.reconfigure(config)
         self._serve_metrics(old.metrics.listen, config.metrics.listen)
+        self._aiming.follow(on=config.guest_vectors.follow)
         self._known()
         if self._following is not None:
             self._following.look_at_all()
@@ -282,7 +294,7 @@ class Daemon:
         return self._events.described if self._events is not None else "polling"
 
     def _presence(self) -> Presence:
-        findings = self._keeper.findings() + self._sparing.findings()
+        findings = self._keeper.findings() + self._sparing.findings() + self._aiming.findings()
         if self._events is None:
             findings += (events_polled(self._no_events),)
         return Presence(
@@ -294,6 +306,7 @@ class Daemon:
             spared=self._sparing.spared,
             findings=findings,
             tally=self._tally,
+            aimed=self._keeper.aimed,
         )
 
     def _inside(self) -> Inside:
@@ -316,6 +329,7 @@ class Daemon:
             # Somebody may have confined a thread after it was read and before it was watched.
             for guest in filter(None, map(self._keeper.guest_of_thread, new)):
                 self._following.look(guest.key)
+        self._aiming.known()
         self._spare()
         self._manager.status(self._status())
 
@@ -335,6 +349,7 @@ class Daemon:
             hint = f" (hint: {error.hint})" if error.hint else ""
             self._log.warning(f"no events of the kernel, looking now and then: {error}{hint}")
         else:
+            self._aiming.told = self._events.tells_routes
             self._loop.add_reader(self._events.fileno(), self._kernel_events, self._events)
 
     def _hear_uevents(self) -> None:
@@ -362,11 +377,12 @@ class Daemon:
     def _after_loss(self) -> None:
         self._log.info("events of the kernel were lost: looking at everything")
         self._keeper.look_at_all()
+        self._aiming.look_at_all()
         self._spare()
         if self._following is not None:
             self._following.look_at_all()
 
-    def _act_on(self, events: Iterable[KernelEvent]) -> None:
+    def _act_on(self, events: Sequence[KernelEvent]) -> None:
         requested: list[KernelEvent] = []
         for event in events:
             self._tally.events[event.kind.value] += 1
@@ -377,7 +393,28 @@ class Daemon:
             requested = []
             self._act_on_one(event)
         self._keeper.requested(requested)
+        self._aim_anew(events)
         self._spare()
+
+    def _aim_anew(self, events: Sequence[KernelEvent]) -> None:
+        """Guests have set vectors up, or told KVM where they are for: see where that is."""
+        threads = {event.pid for event in events if event.kind is EventKind.ROUTED}
+        for guest in filter(None, map(self._keeper.guest_of_thread, threads)):
+            self._aiming.look(guest.key)
+        names = {event.name for event in events if event.kind is EventKind.REQUESTED}
+        actions = filter(None, map(vfio_action, names))
+        self._aiming.look_at_devices({action.device for action in actions})
+        if self._events is not None and len(events) >= FLOOD:
+            count = sum(event.kind is EventKind.ROUTED for event in events)
+            if count >= FLOOD and "routes" not in self._soon:
+                self._events.mute_routes(mute=True)
+                self._later_once("routes", _FLOODED, self._hear_routes)
+
+    def _hear_routes(self) -> None:
+        """After a flood: what was missed is looked at."""
+        if self._events is not None:
+            self._events.mute_routes(mute=False)
+        self._aiming.look_at_all()
 
     def _act_on_one(self, event: KernelEvent) -> None:
         match event.kind:
@@ -421,6 +458,8 @@ class Daemon:
         while True:
             await asyncio.sleep(delay)
             changed = self._keeper.poll()
+            if changed:
+                self._aiming.look_at_all()
             self._spare()
             self._sparing.check()
             delay = _POLL[0] if changed else min(delay * 2, _POLL[1])

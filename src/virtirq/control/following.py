@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -27,18 +27,26 @@ _REREAD: Final = 5.0
 class Following:
     """The guests of libvirt at `uri`, told to `keeper`.
 
-    `known` is called after each time that what is known of guests may have changed. While
-    libvirt is away, its guests are believed to run on as they did: they do.
+    `known` is called after each time that what is known of guests may have changed, and `prepare`
+    when all guests are known and nothing of theirs was moved yet. While libvirt is away, its
+    guests are believed to run on as they did: they do.
     """
 
     def __init__(
-        self, uri: str, fs: HostFs, keeper: Keeper, log: Log, known: Callable[[], None]
+        self,
+        uri: str,
+        fs: HostFs,
+        keeper: Keeper,
+        log: Log,
+        known: Callable[[], None],
+        prepare: Callable[[], Awaitable[None]],
     ) -> None:
         self._uri = uri
         self._fs = fs
         self._keeper = keeper
         self._log = log
         self._known = known
+        self._prepare = prepare
         self._watch: Watch | None = None
         self._dirty: dict[str, None] = {}
         self._work = asyncio.Event()
@@ -112,7 +120,9 @@ class Following:
             raise
         self.state = f"connected to {watch.uri}"
         self._log.info(f"{self.state}: {len(live.guests)} guests run")
-        self._keeper.know(live.guests, live.gaps, complete=live.complete)
+        self._keeper.know(live.guests, live.gaps, complete=live.complete, only_note=True)
+        await self._prepare()
+        self._keeper.look_at_all()
         there = {guest.key for guest in live.guests}
         for guest in self._keeper.guests:
             if guest.key not in there:

@@ -23,6 +23,7 @@ from virtirq.host.pci import read_devices
 from virtirq.host.topology import read_topology
 from virtirq.model import (
     Action,
+    Aimed,
     Finding,
     Gap,
     Guest,
@@ -40,7 +41,8 @@ from virtirq.model import (
 from virtirq.policy.config import Config
 from virtirq.policy.drift import Fights
 from virtirq.policy.findings import contested
-from virtirq.policy.placement import SOMEONE, Aims
+from virtirq.policy.placement import Aims
+from virtirq.policy.restoring import SOMEONE
 from virtirq.policy.target import Target
 
 SOMEBODY: Final = "someone unknown"
@@ -83,6 +85,11 @@ class Keeper:
         self._aims = Aims(Snapshot(0.0, self._topology), config)
         self._irqs: dict[int, dict[InterruptKey, bool]] = {}
         """The guests' interrupts by IRQ, several on a shared line: whether we say where they go."""
+        self._kept: frozenset[int] | None = None
+        self._of_device: dict[PciAddress, set[int]] = {}
+        """The same numbers by device."""
+        self._aimed: dict[PciAddress, Mapping[int, Aimed]] = {}
+        """Which vCPU the guest itself aims each vector at, as far as it was learned."""
         self._appearing: dict[str, Action] = {}
         """What to do when an interrupt of this name appears, once that was asked."""
         self._fights: Fights[InterruptKey] = Fights(clock)
@@ -121,9 +128,42 @@ class Keeper:
         return None
 
     @property
+    def aimed(self) -> Mapping[PciAddress, Mapping[int, Aimed]]:
+        """The guests' own choices, as far as they were learned: see `aim`."""
+        return self._aimed
+
+    def followable(self, key: str) -> dict[PciAddress, dict[int, int]]:
+        """The vectors of a guest that go where it aims them, by device: IRQ by vector."""
+        found = {}
+        guest = self._guests.get(key)
+        for device in guest.devices if guest is not None else ():
+            aim = self._aims.of(device.address)
+            if aim is not None and aim.guest.key == key and aim.follows:
+                vectors = self._vectors(device.address)
+                if vectors:
+                    found[device.address] = vectors
+        return found
+
+    def _vectors(self, address: PciAddress) -> dict[int, int]:
+        """The known IRQs of the device by vector."""
+        named = (
+            (irq, vfio_action(key.action))
+            for irq in self._numbers(address)
+            for key in self._irqs[irq]
+            if key.device == address
+        )
+        return {
+            action.vector: irq
+            for irq, action in named
+            if action is not None and action.vector is not None
+        }
+
+    @property
     def kept(self) -> frozenset[int]:
-        """The IRQ numbers of which we say where they go."""
-        return frozenset(irq for irq in self._irqs if self.keeps(irq))
+        """The IRQ numbers of which we say where they go; the same object until that changes."""
+        if self._kept is None:
+            self._kept = frozenset(irq for irq in self._irqs if self.keeps(irq))
+        return self._kept
 
     def keeps(self, irq: int) -> bool:
         """Whether we say where the interrupt of this number goes."""
@@ -139,19 +179,26 @@ class Keeper:
     # What is wanted has changed.
 
     def know(
-        self, guests: Iterable[Guest], gaps: Sequence[Gap] = (), *, complete: bool | None = None
+        self,
+        guests: Iterable[Guest],
+        gaps: Sequence[Gap] = (),
+        *,
+        complete: bool | None = None,
+        only_note: bool = False,
     ) -> None:
         """These guests run, and if that is `complete`, no others do.
 
         Otherwise whoever is missing is believed to run on as before. `gaps` are what could not be
-        read; where nothing else is said, any of them may be of a guest that is missing.
+        read; where nothing else is said, any of them may be of a guest that is missing. With
+        `only_note` their interrupts are noted and not moved: `look_at_all` does that.
         """
         complete = not gaps if complete is None else complete
         self.knows = True
         told = {guest.key: guest for guest in guests}
         for gap in gaps:
             self._log.warning(f"not read: {gap.path}: {gap.error}")
-        self._change(told if complete else self._guests | told, strangers=complete)
+        them = told if complete else self._guests | told
+        self._change(them, strangers=complete, only_note=only_note)
 
     def update(self, guest: Guest) -> None:
         """This guest runs so now."""
@@ -188,6 +235,7 @@ class Keeper:
         look: Collection[PciAddress] = (),
         *,
         strangers: bool = False,
+        only_note: bool = False,
     ) -> None:
         """Plan anew, look at the devices for which that makes a difference, and let go of others.
 
@@ -199,15 +247,16 @@ class Keeper:
         self._pci = {address: pci for address, pci in self._pci.items() if address in owned}
         missing = owned - self._pci.keys()
         self._pci |= read_devices(Reader(self._fs), sorted(missing))
+        self._aimed = {address: each for address, each in self._aimed.items() if address in owned}
         self._aims = Aims(
-            Snapshot(0.0, self._topology, pci=self._pci, guests=self.guests), self._config
+            Snapshot(0.0, self._topology, pci=self._pci, guests=self.guests, aimed=self._aimed),
+            self._config,
         )
         self._appearing.clear()
         native = frozenset(address for address in owned if self._is_native(address))
         departed = before - owned
-        numbers = self._numbers() if departed else {}
         for address in departed:
-            self._forget(address, numbers.get(address, set()))
+            self._forget(address)
         for address in native - self._let_go:
             self._make_peace(address)
         let_go = departed | self._on_lines_with(native - self._let_go)
@@ -216,7 +265,7 @@ class Keeper:
         self._put_back(let_go, strangers=strangers)
         now = self._targets()
         changed = {address for address, target in now.items() if targets.get(address) != target}
-        self.look(changed | (set(look) & owned), Trigger.PLAN)
+        self.look(changed | (set(look) & owned), Trigger.PLAN, only_note=only_note)
 
     def _targets(self) -> dict[PciAddress, Target]:
         aims = {address: self._aims.of(address) for address in _addresses(self.guests)}
@@ -260,11 +309,11 @@ class Keeper:
         """Whether nothing could be done the last time, and the next try is due later."""
         return self._busy and self._delay > 0
 
-    def _forget(self, address: PciAddress, known: Collection[int]) -> None:
-        """No guest holds the device any more, of which these IRQs are known."""
+    def _forget(self, address: PciAddress) -> None:
+        """No guest holds the device any more."""
         self._make_peace(address)
         self._attempts.forget(address)
-        for irq in known:
+        for irq in self._numbers(address):
             self._know_of(irq, address, {})
 
     def _make_peace(self, address: PciAddress) -> None:
@@ -284,6 +333,11 @@ class Keeper:
             self._irqs[irq] = keys
         else:
             self._irqs.pop(irq, None)
+        self._kept = None
+        if interrupts:
+            self._of_device.setdefault(address, set()).add(irq)
+        elif address in self._of_device:
+            self._of_device[address].discard(irq)
 
     def _try_again(self) -> None:
         if not self._delay:
@@ -357,7 +411,21 @@ class Keeper:
             # Others may be on the line, and it may be one of them that lets go.
             self._later(_SOON[0], lambda: self.look(lines, Trigger.NEW))
         else:
+            for key in keys:
+                self._of_device[key.device].discard(irq)
             self._irqs.pop(irq, None)
+            self._kept = None
+
+    def aim(self, address: PciAddress, aimed: Mapping[int, Aimed]) -> None:
+        """This is where the guest aims the vectors of the device now."""
+        if self._aimed.get(address, {}) == aimed:
+            return
+        self._aimed[address] = aimed
+        self._aims.follow(address, aimed)
+        self._appearing = {
+            name: todo for name, todo in self._appearing.items() if todo.key.device != address
+        }
+        self.look([address], Trigger.GUEST)
 
     def moved(self, irq: int, who: str = "", pid: int | None = None) -> None:
         """The task `who` has set the affinity of an interrupt, maybe one of ours."""
@@ -383,7 +451,7 @@ class Keeper:
                 irq=irq,
                 finding="affinity-contested",
             )
-            self._wait(key, delay)
+            self._wait(key, delay, teller)
 
     def allocated(self, irq: int, who: str, pid: int) -> None:
         """An interrupt got a vector, be it new or moved: what x86 tells without kernel probes.
@@ -403,25 +471,29 @@ class Keeper:
         devices = {each.device for each in actions if each is not None}
         self.look(devices, Trigger.NEW)
 
-    def look(self, addresses: Iterable[PciAddress], trigger: Trigger) -> int:
-        """Read the interrupts of these devices and put right what is not; how many were."""
+    def look(
+        self, addresses: Iterable[PciAddress], trigger: Trigger, *, only_note: bool = False
+    ) -> int:
+        """Read the interrupts of these devices and put right what is not; how many were.
+
+        With `only_note` nothing is put right.
+        """
         aims = [(each, aim) for each in sorted(addresses) if (aim := self._aims.of(each))]
         if not aims:
             return 0
         began = self._clock()
         addresses = [address for address, _ in aims]
         found = by_device(read_interrupts(Reader(self._fs), addresses, CpuSet()))
-        known = self._numbers()
         pins: list[Pin] = []
         for address, aim in aims:
             actions = aim.plan(found.get(address, ())).actions
-            self._remember(address, actions, known.get(address, set()))
+            self._remember(address, actions)
             pins += (
                 each
                 for each in actions
                 if isinstance(each, Pin) and not self._fights.wait(each.key)
             )
-        if pins:
+        if pins and not only_note:
             self._carry_out(pins, trigger)
         self._tally.cycles.observe(self._clock() - began)
         return len(pins)
@@ -467,23 +539,17 @@ class Keeper:
         """Tell what was done and not told yet."""
         self._attempts.flush()
 
-    def _numbers(self) -> dict[PciAddress, set[int]]:
-        """The IRQs that are known of each device."""
-        found: dict[PciAddress, set[int]] = {}
-        for irq, keys in self._irqs.items():
-            for key in keys:
-                found.setdefault(key.device, set()).add(irq)
-        return found
+    def _numbers(self, address: PciAddress) -> tuple[int, ...]:
+        """The IRQs that are known of the device."""
+        return tuple(self._of_device.get(address, ()))
 
-    def _remember(
-        self, address: PciAddress, actions: Iterable[Action], known: Collection[int]
-    ) -> None:
-        """The device has these interrupts, and of the `known` IRQs no others."""
+    def _remember(self, address: PciAddress, actions: Iterable[Action]) -> None:
+        """The device has these interrupts, and no others."""
         now: dict[int, dict[InterruptKey, bool]] = {}
         for each in actions:
             if each.key.action:
                 now.setdefault(each.irq, {})[each.key] = _is_kept(each)
-        for irq in {*known, *now}:
+        for irq in {*self._numbers(address), *now}:
             self._know_of(irq, address, now.get(irq, {}))
 
     def _misplaced(self, irq: int, key: InterruptKey) -> Pin | None:
@@ -497,7 +563,7 @@ class Keeper:
         todo: Action = aim.decide(interrupt)
         return todo if isinstance(todo, Pin) else None
 
-    def _wait(self, key: InterruptKey, delay: float) -> None:
+    def _wait(self, key: InterruptKey, delay: float, teller: str) -> None:
         token = self._waiting[key] = object()
 
         def over() -> None:
@@ -506,9 +572,12 @@ class Keeper:
             del self._waiting[key]
             remaining = self._fights.wait(key)
             if remaining:
-                self._wait(key, remaining)
-            else:
-                self.look([key.device], Trigger.DRIFT)
+                self._wait(key, remaining, teller)
+                return
+            for irq in self._numbers(key.device):
+                pin = self._misplaced(irq, key)
+                if pin is not None:
+                    self._carry_out([pin], Trigger.DRIFT, teller)
 
         self._later(delay, over)
 
@@ -541,6 +610,7 @@ def _at(irq: int, pin: Pin) -> Pin:
         pin.reason,
         pin.kind,
         pin.alternatives,
+        pin.follows,
     )
 
 

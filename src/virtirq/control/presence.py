@@ -12,14 +12,15 @@ import json
 import os
 import socket
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from virtirq.control.state import StateDirectory
 from virtirq.control.tally import MALFORMED, Tally
-from virtirq.errors import BusyError
-from virtirq.model import Finding, Severity
+from virtirq.errors import BusyError, InputError
+from virtirq.model import Aimed, Finding, PciAddress, Severity
 
 SCHEMA: Final = 1
 _LOCK: Final = "daemon.lock"
@@ -32,7 +33,7 @@ _LARGEST: Final = 4 << 20
 class Presence:
     """A daemon that runs. `since` is seconds since the epoch; `events` and `guests` say how it
     learns of interrupts and of guests. `spared` is the pid of the irqbalance that was told to
-    leave our interrupts alone.
+    leave our interrupts alone. `aimed` is what it knows of the guests' own choices.
     """
 
     pid: int
@@ -43,6 +44,7 @@ class Presence:
     spared: int | None = None
     findings: tuple[Finding, ...] = ()
     tally: Tally | None = None
+    aimed: Mapping[PciAddress, Mapping[int, Aimed]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -64,6 +66,12 @@ class Presence:
                 for each in self.findings
             ],
             "tally": self.tally and self.tally.as_json(),
+            "aimed": {
+                str(address): {
+                    str(vector): [each.vcpu, each.why] for vector, each in vectors.items()
+                }
+                for address, vectors in self.aimed.items()
+            },
         }
 
     @classmethod
@@ -90,6 +98,13 @@ class Presence:
                 for each in data["findings"]
             ),
             tally=None if data["tally"] is None else Tally.from_json(data["tally"]),
+            aimed={
+                PciAddress.parse(address): {
+                    int(vector): Aimed(None if vcpu is None else int(vcpu), str(why))
+                    for vector, (vcpu, why) in vectors.items()
+                }
+                for address, vectors in data["aimed"].items()
+            },
         )
 
 
@@ -106,7 +121,7 @@ def ask(state: Path) -> Presence | None:
         return Presence.from_json(json.loads(data))
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         return None
-    except (OSError, RecursionError, *MALFORMED) as error:
+    except (OSError, RecursionError, InputError, *MALFORMED) as error:
         raise BusyError(
             f"{state / SOCKET}: the daemon does not answer: {error}",
             hint="see 'systemctl status virtirq' and its log",

@@ -24,12 +24,14 @@ class Trigger(Enum):
     """Why the daemon moved an interrupt.
 
     NEW: the guest set it up. DRIFT: someone else had moved it. PLAN: what is wanted has changed
-    (the guest, its settings, the host's CPUs), or the daemon began. RESTORE: it was put back.
+    (the guest, its settings, the host's CPUs), or the daemon began. GUEST: the guest aims it at
+    another of its vCPUs. RESTORE: it was put back.
     """
 
     NEW = "new"
     DRIFT = "drift"
     PLAN = "plan"
+    GUEST = "guest"
     RESTORE = "restore"
 
 

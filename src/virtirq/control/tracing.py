@@ -9,6 +9,10 @@ therefore keeps: request_threaded_irq() and free_irq() (the kernel's API for dri
 irq_set_affinity() (what a write to ``/proc/irq/N/smp_affinity`` ends in, kernel/irq/proc.c) and
 sched_setaffinity() (kernel/sched/syscalls.c). Only at their entry are the arguments to be had, and
 only after their return is it done: an event of either is given when both were seen.
+
+Where a guest aims its vectors reaches KVM by kvm_set_irq_routing() (virt/kvm/irqchip.c), whatever
+the VMM and behind whatever IOMMU of the guest's: told at the entry, when the guest has written it.
+A guest can call it as often as it likes, so a flood of it is shut out for a while.
 """
 
 from __future__ import annotations
@@ -69,6 +73,12 @@ def _probes(pid: int) -> tuple[_Event, ...]:
 _NONE: Final = "tid == 0 && tid == 1"
 _REPINNED: Final = _probe(EventKind.REPINNED, "sched_setaffinity", "tid=$arg1:s32 by=$comm", _NONE)
 # Not a path with a line feed: it would be printed as it is, and what follows could be any line.
+_ROUTED: Final = _probe(EventKind.ROUTED, "kvm:kvm_set_irq_routing")
+# Where KVM is built in, its functions are in no module.
+_ROUTED_BUILT_IN: Final = _probe(EventKind.ROUTED, "kvm_set_irq_routing")
+_NOBODY: Final = "common_pid == 0 && common_pid == 1"
+FLOOD: Final = 100
+"""Events of one `read` that tell of new routes: a device with as many vectors makes some dozens."""
 _STARTED: Final = _Event(
     f"sched/{EventKind.STARTED.value}",
     'filename ~ "*/irqbalance" && !(filename ~ "*\n*")',
@@ -96,6 +106,7 @@ class KernelEvents:
         self._watched = ""
         self.lost = False
         self.described = ""
+        self.tells_routes = False
         try:
             self._make(pid)
         except BaseException:
@@ -122,6 +133,11 @@ class KernelEvents:
         for event in (_REPINNED, _STARTED):
             with suppress(OSError):  # of use, but not needed
                 self._start([event])
+        for event in (_ROUTED_BUILT_IN, _ROUTED):
+            with suppress(OSError):
+                self._start([event])
+                self.tells_routes = True
+                break
         self._pipe = os.open(
             self._instance / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         )
@@ -174,6 +190,14 @@ class KernelEvents:
         self._watched = text
         with suppress(OSError):
             self._set(f"events/{_REPINNED.path}/filter", text)
+
+    def mute_routes(self, *, mute: bool) -> None:
+        """Whether the kernel is to keep events of new routes to itself.
+
+        By a filter, not by taking the probe away: that would interrupt every CPU.
+        """
+        with suppress(OSError):
+            self._set(f"events/{_ROUTED.path}/filter", _NOBODY if mute else "0")
 
     def close(self) -> None:
         """Take everything away again that was made."""

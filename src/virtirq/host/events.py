@@ -18,7 +18,8 @@ class EventKind(Enum):
     has come back from that, and the action is there. FREED: it gives it up. MOVED: `comm` sets the
     affinity of `irq`; SETTLED: it is set. ALLOCATED: `irq` gets a vector on some CPU, be it new or
     moved. REPINNED: `comm` sets the affinity of the thread `tid`. STARTED: the program `name` was
-    started.
+    started. ROUTED: the task `pid`, a thread of a VM's process, gives KVM new routes for the VM's
+    interrupts.
     """
 
     REQUESTED = "requested"
@@ -30,6 +31,7 @@ class EventKind(Enum):
     TORN_DOWN = "vector_teardown"
     REPINNED = "repinned"
     STARTED = "sched_process_exec"
+    ROUTED = "routed"
 
 
 ENDS: Final = {EventKind.IN_PLACE: EventKind.REQUESTED, EventKind.SETTLED: EventKind.MOVED}
@@ -76,8 +78,8 @@ def parse(line: bytes) -> KernelEvent | None:
     if head is None or kind is None:
         return None
     at, pid = float(head[2]), int(head[1])
-    if kind in ENDS:
-        return KernelEvent(kind, at, pid=pid)  # whose end it is, the task tells
+    if kind in ENDS or kind is EventKind.ROUTED:
+        return KernelEvent(kind, at, pid=pid)  # the task tells whose end it is, or whose routes
     if kind is EventKind.STARTED:
         program = _PROGRAM.match(line, head.end())
         return KernelEvent(kind, at, name=_text(program), pid=pid) if program else None

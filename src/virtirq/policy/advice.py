@@ -67,6 +67,19 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             " may wait for half a minute.",
             "mount tracefs for the daemon, or start it outside of the container",
         ),
+        "vectors-followed": Advice(
+            _NOTE,
+            "The daemon reads which of its vCPUs the guest aims each vector at, and has the host's"
+            " interrupt on a CPU of that vCPU.",
+            "nothing to do; [guest_vectors] follow = false switches it off",
+        ),
+        "vectors-not-followed": Advice(
+            _NOTE,
+            "Which of its vCPUs the guest aims each vector at could not be read from the host, so"
+            " vector i goes to vCPU i modulo their number: to one of the guest's CPUs, but maybe"
+            " not to that of the vCPU that handles it.",
+            "see the reasons; a machine of type q35 can be read through libvirt",
+        ),
         "interrupts-posted": Advice(
             _NOTE,
             "The host can post device interrupts straight to vCPUs, wherever they run. The kernel"

@@ -49,6 +49,13 @@ class IrqbalanceConfig:
 
 
 @dataclass(frozen=True)
+class GuestVectorsConfig:
+    """``[guest_vectors]``: `follow`: whether the daemon reads where guests aim their vectors."""
+
+    follow: bool = True
+
+
+@dataclass(frozen=True)
 class MetricsConfig:
     """``[metrics]``: `listen` is ``address:port``; empty: the daemon serves no metrics."""
 
@@ -70,6 +77,7 @@ class Config:
     spread: Spread | None = None
     restore_on_stop: bool = False
     irqbalance: IrqbalanceConfig = IrqbalanceConfig()
+    guest_vectors: GuestVectorsConfig = GuestVectorsConfig()
     metrics: MetricsConfig = MetricsConfig()
     libvirt: LibvirtConfig = LibvirtConfig()
     rules: tuple[Rule, ...] = field(default=(), metadata={"key": "rule"})
@@ -119,7 +127,7 @@ def render_config(config: Config) -> str:
     else:
         lines.append(f'spread = "{config.spread.value}"')
     lines.append(f"restore_on_stop = {str(config.restore_on_stop).lower()}")
-    for name in ("irqbalance", "metrics", "libvirt"):
+    for name in ("irqbalance", "guest_vectors", "metrics", "libvirt"):
         lines += ["", f"[{name}]"]
         lines += [
             f"{key} = {str(value).lower() if isinstance(value, bool) else _quoted(value)}"
@@ -191,7 +199,7 @@ def _converter() -> Converter:
     return converter
 
 
-_TABLES: Final = (IrqbalanceConfig, MetricsConfig, LibvirtConfig)
+_TABLES: Final = (IrqbalanceConfig, GuestVectorsConfig, MetricsConfig, LibvirtConfig)
 
 
 class _BadValueError(ValueError):

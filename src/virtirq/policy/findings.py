@@ -64,6 +64,18 @@ def events_polled(why: str) -> Finding:
     return _finding("events-polled", "host", f"no events of the kernel: {why}")
 
 
+def followed(guest: str, reader: str, why_not: Iterable[str]) -> Finding:
+    """A guest's vectors go to the vCPUs that it aims them at."""
+    text = f"where it aims its vectors is read by {reader}"
+    return _finding("vectors-followed", guest, "; ".join((text, *why_not)))
+
+
+def not_followed(subject: str, why_not: Iterable[str]) -> Finding:
+    """Which vCPUs a guest aims its vectors, or those of one of its devices, at is not known."""
+    text = f"where it aims its vectors cannot be read: {'; '.join(why_not)}"
+    return _finding("vectors-not-followed", subject, text)
+
+
 def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Finding]:
     targets = union(d.target for g in plan.guests for d in g.devices if d.target is not None)
     if snapshot.irqbalance.running and not snapshot.irqbalance.spares_vfio and targets:

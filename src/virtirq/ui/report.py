@@ -10,6 +10,7 @@ from virtirq.cpuset import CpuSet
 from virtirq.model import (
     Action,
     Finding,
+    Follows,
     Gap,
     Interrupt,
     InterruptKey,
@@ -40,6 +41,7 @@ class Row(NamedTuple):
     action: str
     status: str
     reason: str
+    follows: Follows | None = None
     hint: str | None = None
 
     @property
@@ -80,6 +82,7 @@ class Rows:
             action="pin" if pin else "keep",
             status=status,
             reason=reason,
+            follows=action.follows,
             hint=hint,
         )
 
@@ -162,6 +165,7 @@ def config_json(config: Config) -> dict[str, Any]:
         "spread": text(config.spread),
         "restore_on_stop": config.restore_on_stop,
         "irqbalance": asdict(config.irqbalance),
+        "guest_vectors": asdict(config.guest_vectors),
         "metrics": asdict(config.metrics),
         "libvirt": asdict(config.libvirt),
         "rules": [
@@ -199,8 +203,15 @@ def _interrupt(row: Row) -> dict[str, Any]:
         "action": row.action,
         "status": row.status,
         "reason": row.reason,
+        "vcpu": row.follows and row.follows.vcpu,
+        "vcpu_from": _vcpu_from(row.follows),
     }
     return shown | ({"hint": row.hint} if row.hint else {})
+
+
+def _vcpu_from(follows: Follows | None) -> str | None:
+    """Who has chosen the vCPU: the guest itself, or the spread of vectors over its vCPUs."""
+    return None if follows is None else "guest" if follows.chosen else "spread"
 
 
 def _text(cpus: CpuSet | None) -> str | None:

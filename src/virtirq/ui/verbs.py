@@ -317,6 +317,8 @@ def _seen(
     snapshot = cycle.observe(fs, guests, gaps=gaps)
     if daemon is not None and daemon.spared == snapshot.irqbalance.pid:
         snapshot = replace(snapshot, irqbalance=replace(snapshot.irqbalance, spares_vfio=True))
+    if daemon is not None:
+        snapshot = replace(snapshot, aimed=daemon.aimed)
     planned = make_plan(snapshot, config)
     found = find(snapshot, planned)
     if daemon is not None:

@@ -1,0 +1,226 @@
+"""Follows the guests' own choices: which vCPU each of their vectors is for.
+
+A guest is looked at when something says that it may have chosen anew: KVM was given new routes for
+its interrupts, it has set vectors up, or where the kernel does not tell, some time has passed. What
+is read is the guest's writing, and it may be in the midst of it: it counts once it was read twice
+alike, and each vector moves at the pace of `virtirq.policy.pace`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Final
+
+from virtirq.control.beside import beside
+from virtirq.control.keeper import Keeper
+from virtirq.control.log import Log
+from virtirq.errors import VirtirqError
+from virtirq.guests.peeking import Learned, VectorReader, Wanted
+from virtirq.model import Finding, Guest, PciAddress
+from virtirq.policy.findings import followed, not_followed
+from virtirq.policy.pace import Pace
+
+_BURST: Final = 0.05
+"""Seconds to wait for more of the same: a driver sets its vectors up one after another."""
+_APART: Final = 0.1
+"""Seconds between two readings that have to agree."""
+_READINGS: Final = 8
+"""So many readings in a row without two that agree are given up for a while."""
+_RETRY: Final = 5.0
+"""Seconds until a guest that was read before, and cannot be now, is tried again."""
+_POLL: Final = 2.0
+"""Seconds between looks at a guest where the kernel does not tell of its choices."""
+_AT_ONCE: Final = 4
+"""Guests that are read at the same time."""
+_FIRST: Final = 5.0
+"""Seconds that the first readings may take until interrupts are placed without them."""
+
+
+class Aiming:
+    """Has the Keeper follow its guests, by the first of `readers` that can read each."""
+
+    def __init__(self, readers: Sequence[VectorReader], keeper: Keeper, log: Log) -> None:
+        self._readers = readers
+        self._keeper = keeper
+        self._log = log
+        self._pace: Pace[tuple[PciAddress, int]] = Pace(time.monotonic)
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._looks: dict[str, asyncio.Task[None]] = {}
+        self._again: set[str] = set()
+        self._reader: dict[str, str] = {}
+        """By guest: what it is read by."""
+        self._why_not: dict[str, tuple[str, ...]] = {}
+        """By guest: why not by each of the readers that would come first."""
+        self._hidden: dict[tuple[str, PciAddress], str] = {}
+        """By guest and device: why nothing can be learned of that one."""
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._on = False
+        self.told = False
+        """Whether the kernel tells when a guest has chosen anew."""
+
+    def findings(self) -> tuple[Finding, ...]:
+        """How each guest is followed, and why not in a better way; or why it is not."""
+        found = []
+        for guest in self._keeper.guests:
+            why_not = self._why_not.get(guest.key)
+            reader = self._reader.get(guest.key)
+            if reader is not None:
+                found.append(followed(guest.name, reader, why_not or ()))
+            elif why_not:
+                found.append(not_followed(guest.name, why_not))
+            for device in guest.devices:
+                why = self._hidden.get((guest.key, device.address))
+                if why:
+                    found.append(not_followed(f"{guest.name} {device.address}", (why,)))
+        return tuple(found)
+
+    async def prepare(self) -> None:
+        """Learn what running guests have chosen before anything of theirs is moved.
+
+        So that a daemon which is started anew does not send interrupts elsewhere for a moment.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST):
+                await asyncio.gather(*(self._look_once(g.key) for g in self._keeper.guests))
+
+    def follow(self, *, on: bool) -> None:
+        """Whether guests are followed at all."""
+        if on == self._on:
+            return
+        self._on = on
+        if on:
+            self.look_at_all()
+            return
+        self._reader.clear()
+        self._why_not.clear()
+        self._hidden.clear()
+        for address in tuple(self._keeper.aimed):
+            self._keeper.aim(address, {})
+
+    def look(self, key: str) -> None:
+        """This guest may have chosen anew."""
+        if not self._on or not self._keeper.followable(key):
+            return
+        if key in self._looks:
+            self._again.add(key)
+        else:
+            self._looks[key] = asyncio.ensure_future(self._look(key))
+
+    def look_at_all(self) -> None:
+        for guest in self._keeper.guests:
+            self.look(guest.key)
+
+    def look_at_devices(self, addresses: Collection[PciAddress]) -> None:
+        """Vectors of these devices were set up."""
+        for guest in self._keeper.guests:
+            if any(device.address in addresses for device in guest.devices):
+                self.look(guest.key)
+
+    def known(self) -> None:
+        """Guests may be others than before."""
+        guests = {guest.key for guest in self._keeper.guests}
+        for books in (self._reader, self._why_not):
+            for key in books.keys() - guests:
+                del books[key]
+        for key in self._timers.keys() - guests:
+            self._timers.pop(key).cancel()
+        devices = {(g.key, device.address) for g in self._keeper.guests for device in g.devices}
+        for each in self._hidden.keys() - devices:
+            del self._hidden[each]
+        there = self._keeper.aimed.keys()
+        self._pace.keep(lambda key: key[0] in there)
+
+    async def close(self) -> None:
+        for task in tuple(self._looks.values()):
+            task.cancel()
+        for timer in self._timers.values():
+            timer.cancel()
+        for reader in self._readers:
+            await beside(reader.close, "vectors")
+
+    async def _look(self, key: str) -> None:
+        try:
+            while True:
+                self._again.discard(key)
+                await asyncio.sleep(_BURST)
+                await self._look_once(key)
+                if key not in self._again:
+                    return
+        finally:
+            del self._looks[key]
+
+    async def _look_once(self, key: str) -> None:
+        guest = next((each for each in self._keeper.guests if each.key == key), None)
+        if guest is None or not self._on:
+            return
+        learned = await self._settled(guest, self._keeper.followable(key))
+        wait = None if learned is None else self._take(guest, learned)
+        if wait is not None:
+            self._later(key, wait)
+        elif not self.told and key in self._reader:
+            self._later(key, _POLL)
+
+    async def _settled(self, guest: Guest, wanted: Wanted) -> Learned | None:
+        """What two readings agree on."""
+        if not wanted:
+            return None
+        before = None
+        for _ in range(_READINGS):
+            now = await self._read(guest, wanted)
+            if now is None or now == before:
+                return now
+            before = now
+            await asyncio.sleep(_APART)
+        self._later(guest.key, _RETRY)
+        return None
+
+    async def _read(self, guest: Guest, wanted: Wanted) -> Learned | None:
+        why_not: list[str] = []
+        for reader in self._readers:
+            try:
+                async with self._slots:
+                    learned = await beside(partial(reader.read, guest, wanted), "vectors")
+            except VirtirqError as error:
+                why_not.append(f"{reader.name}: {error}")
+                continue
+            self._reader[guest.key] = reader.name
+            self._why_not[guest.key] = tuple(why_not)
+            return learned
+        self._why_not[guest.key] = tuple(why_not)
+        if self._reader.pop(guest.key, None) is not None:
+            self._log.debug(f"{guest.name}: its vectors cannot be read now: {'; '.join(why_not)}")
+            self._later(guest.key, _RETRY)
+        return None
+
+    def _take(self, guest: Guest, learned: Learned) -> float | None:
+        """Follow what was learned, as far as the pace allows; when to look again, if so."""
+        waits = []
+        for address, each in learned.items():
+            self._hidden[guest.key, address] = each.why
+            before = self._keeper.aimed.get(address, {})
+            after = dict(before)
+            for vector, aimed in each.aimed.items():
+                if before.get(vector) == aimed:
+                    continue
+                wait = self._pace.wait((address, vector))
+                if wait and vector in before:
+                    waits.append(wait)
+                    continue
+                after[vector] = aimed
+                self._pace.changed((address, vector))
+            self._keeper.aim(address, after)
+        return min(waits, default=None)
+
+    def _later(self, key: str, delay: float) -> None:
+        def now() -> None:
+            self._timers.pop(key, None)
+            self.look(key)
+
+        earlier = self._timers.pop(key, None)
+        if earlier is not None:
+            earlier.cancel()
+        self._timers[key] = asyncio.get_running_loop().call_later(delay, now)
