@@ -130,6 +130,7 @@ class TestRealLibvirt:
             assert room.names == {"web"}
             assert room.places() == ["2", "4"]
             assert room.known == 1
+            assert room.prepared == [["web", "0-7", "0-7"]], "known, and nothing moved yet"
 
         play(tmp_path, act, URI)
 

@@ -49,12 +49,14 @@ from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
 from virtirq.model import (
     NATIVE,
+    Aimed,
     Directive,
     Gap,
     Guest,
     GuestDevice,
     PciAddress,
     Remembered,
+    Spread,
     Vcpu,
     Word,
 )
@@ -575,6 +577,82 @@ class TestRequested:
         scene.keeper.requested([scene.fs.allocate(130, 4)])
         assert scene.fs.where(130) in ("5", "6", "7")
         assert scene.warnings == []
+
+
+def aimed(*vcpus: int | None) -> dict[int, Aimed]:
+    return {vector: Aimed(vcpu) for vector, vcpu in enumerate(vcpus)}
+
+
+class TestAimed:
+    """The guest's own choice of vCPUs."""
+
+    def test_vectors_follow_it_and_it_is_said_why(self, scene: Scene) -> None:
+        scene.keeper.aim(NIC, aimed(3, 3, 2, 0))
+        assert scene.places(100, 101, 102, 103) == {100: "7", 101: "7", 102: "6", 103: "4"}
+        assert scene.moves() == {("guest", "applied"): 3}, "one was there already"
+        assert scene.records[0].getMessage() == (
+            "IRQ 100 vfio-msix[0](0000:41:00.0): to CPU 7 of vCPU 3, where the guest aims it,"
+            " from CPU 4"
+        )
+
+    def test_the_same_again_touches_nothing(self, scene: Scene) -> None:
+        scene.keeper.aim(NIC, aimed(3, 3, 2, 0))
+        scene.quiet()
+        scene.keeper.aim(NIC, aimed(3, 3, 2, 0))
+        assert scene.fs.calls == []
+
+    def test_other_devices_are_left_alone(self, scene: Scene) -> None:
+        scene.keeper.aim(NIC, aimed(3, 3, 2, 0))
+        assert scene.fs.touched() <= {100, 101, 102, 103}
+
+    def test_one_that_is_set_up_anew_goes_there_at_once(self, scene: Scene) -> None:
+        scene.keeper.requested([requested(101, action_of(1))])  # so that it is remembered
+        scene.keeper.aim(NIC, aimed(3, 3, 2, 0))
+        scene.fs.free(101)
+        scene.keeper.freed(101)
+        scene.keeper.requested([scene.fs.allocate(150, 1)])
+        assert scene.fs.where(150) == "7"
+
+    def test_a_vcpu_that_is_not_there_is_nobodys(self, scene: Scene) -> None:
+        scene.keeper.aim(NIC, aimed(99, 3, None, 0))
+        assert scene.places(100, 101, 102, 103) == {100: "4", 101: "7", 102: "6", 103: "4"}
+
+    def test_it_outlives_all_but_its_device(self, scene: Scene) -> None:
+        there = {100: "7", 101: "7", 102: "6", 103: "4"}
+        scene.keeper.aim(NIC, aimed(3, 3, 2, 0))
+        scene.keeper.reconfigure(Config())
+        scene.keeper.cpus_changed()
+        scene.keeper.update(WEB)
+        scene.keeper.know([WEB, DB])
+        assert scene.places(100, 101, 102, 103) == there
+        scene.keeper.gone("u-web")
+        scene.keeper.update(WEB)
+        assert scene.places() == PLANNED
+
+    def test_who_can_be_followed(self, scene: Scene) -> None:
+        vectors = {0: 100, 1: 101, 2: 102, 3: 103}
+        assert scene.keeper.followable("u-web") == {NIC: vectors}, "an INTx line is not a vector"
+        assert scene.keeper.followable("u-none") == {}
+        scene.keeper.freed(102)
+        del vectors[2]
+        assert scene.keeper.followable("u-web") == {NIC: vectors}
+        scene.keeper.reconfigure(Config(default=NATIVE))
+        assert scene.keeper.followable("u-web") == {}
+        scene.keeper.reconfigure(Config(default=Directive.parse("4-7")))
+        assert scene.keeper.followable("u-web") == {}, "the whole mask for each"
+        scene.keeper.reconfigure(Config(default=Directive.parse("4-7"), spread=Spread.VECTOR))
+        assert scene.keeper.followable("u-web") == {NIC: vectors | {2: 102}}, "it was looked at"
+
+    def test_guests_may_be_noted_before_they_are_acted_on(self, tmp_path: Path) -> None:
+        scene = Scene(tmp_path)
+        scene.keeper.know([WEB, DB], only_note=True)
+        assert scene.places() == FOUND
+        assert scene.keeper.kept == frozenset(PLANNED)
+        scene.keeper.aim(NIC, aimed(3, 3, 2, 0))
+        scene.keeper.look_at_all()
+        assert scene.places() == PLANNED | {100: "7", 101: "7", 102: "6", 103: "4"}
+        assert scene.fs.written().count((100,)) == 1
+        scene.die()
 
 
 class TestMoved:
@@ -1458,6 +1536,13 @@ class Whatever(RuleBasedStateMachine):
         self.scene.config = CONFIGS[config]
         self.keeper.reconfigure(CONFIGS[config])
 
+    @rule(
+        device=st.sampled_from([NIC, DISK, OTHER, STRANGE]),
+        vcpus=st.dictionaries(st.integers(0, 6), st.sampled_from([None, 0, 1, 2, 3, 99])),
+    )
+    def guest_aims(self, device: PciAddress, vcpus: dict[int, int | None]) -> None:
+        self.keeper.aim(device, {vector: Aimed(vcpu) for vector, vcpu in vcpus.items()})
+
     @rule(device=st.sampled_from([NIC, DISK, OTHER, STRANGE]))
     def driver_changes(self, device: PciAddress) -> None:
         self.keeper.device_changed(device)
@@ -1514,7 +1599,7 @@ class Whatever(RuleBasedStateMachine):
         self.scene.time.settle()
         assert {each.key: each for each in self.keeper.guests} == self.guests
         snapshot = cycle.observe(self.fs, tuple(self.guests.values()))
-        planned = plan(snapshot, self.scene.config)
+        planned = plan(replace(snapshot, aimed=self.keeper.aimed), self.scene.config)
         assert planned.pins == ()
         ours = [
             action
@@ -1524,8 +1609,13 @@ class Whatever(RuleBasedStateMachine):
             if device.target is not None
         ]
         assert self.keeper.kept == {each.irq for each in ours if each.key.action}
-        owned = {device.address for guest in self.guests.values() for device in guest.devices}
+        owned = {device for guest in self.guests.values() for device in _devices_of(guest)}
+        assert self.keeper.aimed.keys() <= owned
         assert {each.key.device for each in self.scene.remembered().values()} <= owned
+
+
+def _devices_of(guest: Guest) -> set[PciAddress]:
+    return {device.address for device in guest.devices}
 
 
 SHM = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -418,7 +418,7 @@ class Keeper:
 
     def aim(self, address: PciAddress, aimed: Mapping[int, Aimed]) -> None:
         """This is where the guest aims the vectors of the device now."""
-        if self._aimed.get(address, {}) == aimed:
+        if self._aims.of(address) is None or self._aimed.get(address, {}) == aimed:
             return
         self._aimed[address] = aimed
         self._aims.follow(address, aimed)
