@@ -25,7 +25,7 @@ from virtirq.control import answering, presence
 from virtirq.control.answering import Answering
 from virtirq.control.presence import SOCKET, Lock, Presence, ask
 from virtirq.errors import BusyError, DeploymentError
-from virtirq.model import Finding, Severity
+from virtirq.model import Aimed, Finding, PciAddress, Severity
 
 ME = Presence(
     pid=4711,
@@ -48,6 +48,14 @@ PRESENCES = st.builds(
         st.builds(Finding, TEXT, st.sampled_from(Severity), TEXT, TEXT, TEXT), max_size=3
     ).map(tuple),
     tally=st.none() | TALLIES,
+    aimed=st.dictionaries(
+        st.builds(PciAddress, st.integers(0, 2**16), st.integers(0, 255), st.just(0), st.just(1)),
+        st.dictionaries(
+            st.integers(0, 2047), st.builds(Aimed, st.none() | st.integers(0, 8191), TEXT)
+        ),
+        max_size=3,
+    ),
+    readers=st.dictionaries(TEXT, TEXT, max_size=3),
 )
 ENOUGH = 30.0
 """Seconds after which a test gives up."""

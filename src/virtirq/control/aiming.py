@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -61,6 +61,11 @@ class Aiming:
         self._on = False
         self.told = False
         """Whether the kernel tells when a guest has chosen anew."""
+
+    @property
+    def readers(self) -> Mapping[str, str]:
+        """What each guest is read by, by guest key."""
+        return self._reader
 
     def findings(self) -> tuple[Finding, ...]:
         """How each guest is followed, and why not in a better way; or why it is not."""

@@ -307,6 +307,7 @@ class Daemon:
             findings=findings,
             tally=self._tally,
             aimed=self._keeper.aimed,
+            readers=self._aiming.readers,
         )
 
     def _inside(self) -> Inside:

@@ -33,7 +33,8 @@ _LARGEST: Final = 4 << 20
 class Presence:
     """A daemon that runs. `since` is seconds since the epoch; `events` and `guests` say how it
     learns of interrupts and of guests. `spared` is the pid of the irqbalance that was told to
-    leave our interrupts alone. `aimed` is what it knows of the guests' own choices.
+    leave our interrupts alone. `aimed` is what it knows of the guests' own choices,
+    `readers` by what it has read that, by guest key.
     """
 
     pid: int
@@ -45,6 +46,7 @@ class Presence:
     findings: tuple[Finding, ...] = ()
     tally: Tally | None = None
     aimed: Mapping[PciAddress, Mapping[int, Aimed]] = field(default_factory=dict)
+    readers: Mapping[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -72,6 +74,7 @@ class Presence:
                 }
                 for address, vectors in self.aimed.items()
             },
+            "readers": dict(self.readers),
         }
 
     @classmethod
@@ -105,6 +108,7 @@ class Presence:
                 }
                 for address, vectors in data["aimed"].items()
             },
+            readers={str(key): str(reader) for key, reader in data["readers"].items()},
         )
 
 

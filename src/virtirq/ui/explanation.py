@@ -112,7 +112,7 @@ def _document(snapshot: Snapshot, part: Plan, findings: Sequence[Finding]) -> Do
     rows = Rows(snapshot)
     interrupts = {(each.irq, each.key): each for each in snapshot.interrupts}
     for planned in part.guests:
-        _guest(document, planned.guest)
+        _guest(document, planned.guest, snapshot.readers.get(planned.guest.key))
         for device in planned.devices:
             _device(document, snapshot, device)
             for action in device.actions:
@@ -126,7 +126,7 @@ def _document(snapshot: Snapshot, part: Plan, findings: Sequence[Finding]) -> Do
     return document
 
 
-def _guest(document: Document, guest: Guest) -> None:
+def _guest(document: Document, guest: Guest, reader: str | None) -> None:
     document.line(Cell(f"guest {guest.name}", "bold"), f", known from {guest.source}")
     for vcpu in guest.vcpus:
         cpus = "every CPU: not pinned" if vcpu.cpus is None else screens.named(vcpu.cpus)
@@ -135,6 +135,8 @@ def _guest(document: Document, guest: Guest) -> None:
         document.line(f"vCPU {vcpu.index}{thread} may run on {cpus}", indent=2)
     if guest.emulator is not None:
         document.line(f"its emulator may run on {screens.named(guest.emulator)}", indent=2)
+    if reader is not None:
+        document.line(f"where it aims its vectors is read by {reader}", indent=2)
 
 
 def _device(document: Document, snapshot: Snapshot, device: DevicePlan) -> None:

@@ -102,6 +102,7 @@ def as_json(
                 "name": planned.guest.name,
                 "uuid": planned.guest.uuid,
                 "source": planned.guest.source,
+                "vectors_read_by": snapshot.readers.get(planned.guest.key),
                 "devices": [
                     {
                         "address": str(device.device.address),

@@ -64,6 +64,9 @@ _VERDICTS: Final = {
 """Short words for ``status``; ``plan`` and ``explain`` give the reasons."""
 
 
+_STATUS_COLUMNS: Final = ("AFFINITY", "ON", "SHOULD BE", "VERDICT")
+
+
 def status_screen(
     snapshot: Snapshot,
     plan: Plan,
@@ -171,6 +174,9 @@ def _daemon(document: Document, daemon: Presence | None) -> None:
 def _guest(document: Document, snapshot: Snapshot, planned: GuestPlan) -> None:
     document.line()
     document.line(Cell(planned.guest.name, "bold"), f"  {_vcpus(snapshot, planned.guest)}")
+    reader = snapshot.readers.get(planned.guest.key)
+    if reader is not None:
+        document.line(f"where it aims its vectors is read by {reader}", indent=2)
     if not planned.devices:
         document.line(Cell("no passed-through PCI devices", "dim"), indent=2)
 
@@ -204,13 +210,16 @@ def _vectors(document: Document, rows: list[Row], *, short: bool) -> None:
         irqs = sorted(row.irq for row in placed)
         told = f"{len(placed)} interrupts in place on CPUs {on} (IRQs {irqs[0]} to {irqs[-1]})"
         document.line(Cell(told, "good"), indent=4)
+    # What was dealt says nothing of the guest: only what it has chosen itself is shown.
+    chosen = any(row.follows and row.follows.chosen for row in rows)
     document.table(
         Table(
-            ("VECTOR", "IRQ", "AFFINITY", "ON", "SHOULD BE", "VERDICT"),
+            ("VECTOR", "IRQ", *(("VCPU",) if chosen else ()), *_STATUS_COLUMNS),
             tuple(
                 (
                     Cell(_vector(row)),
                     Cell(str(row.irq)),
+                    *((Cell(_chosen(row)),) if chosen else ()),
                     Cell(shown(row.before)),
                     Cell(shown(row.effective)),
                     Cell(shown(row.after)),
@@ -272,6 +281,11 @@ def _verdict(row: Row) -> Cell:
 def named(cpus: CpuSet) -> str:
     """``CPU 4`` or ``CPUs 4-7``."""
     return f"CPU {cpus}" if len(cpus) == 1 else f"CPUs {cpus}"
+
+
+def _chosen(row: Row) -> str:
+    """The vCPU that the guest has chosen for a vector."""
+    return str(row.follows.vcpu) if row.follows and row.follows.chosen else "-"
 
 
 def _vector(row: Row) -> str:

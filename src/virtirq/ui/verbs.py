@@ -318,7 +318,7 @@ def _seen(
     if daemon is not None and daemon.spared == snapshot.irqbalance.pid:
         snapshot = replace(snapshot, irqbalance=replace(snapshot.irqbalance, spares_vfio=True))
     if daemon is not None:
-        snapshot = replace(snapshot, aimed=daemon.aimed)
+        snapshot = replace(snapshot, aimed=daemon.aimed, readers=daemon.readers)
     planned = make_plan(snapshot, config)
     found = find(snapshot, planned)
     if daemon is not None:
