@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from virtirq.cpuset import CpuSet
 from virtirq.errors import DirectiveError, InputError
@@ -284,7 +284,8 @@ class Guest:
     """A virtual machine. `emulator` and `iothreads` are None when not restricted.
 
     `directive` is the guest's own setting for all of its devices. `problems` are settings in the
-    guest's definition that could not be understood, one line each.
+    guest's definition that could not be understood, one line each. A `kind` of ``process`` uses
+    VFIO without a virtual machine (DPDK, SPDK): its threads stand in for vCPUs.
     """
 
     name: str
@@ -300,6 +301,7 @@ class Guest:
     directive_from: str | None = None
     problems: tuple[str, ...] = ()
     domain_id: int | None = None
+    kind: Literal["machine", "process"] = "machine"
 
     @property
     def names(self) -> frozenset[str]:
@@ -348,7 +350,8 @@ class Snapshot:
     `interrupts` are those of the guests' devices (and of devices that the caller asked for);
     `vectors_on` counts all of the host's interrupts by the CPU they are delivered to. `unread`
     are the devices of which something could not be read: what is not here may still be there.
-    `aimed` is the guests' own choice of a vCPU for each vector, as far as it is known.
+    `aimed` is the guests' own choice of a vCPU for each vector, as far as it is known, and
+    `readers` by what it was read, by guest key.
     """
 
     taken_at: float
@@ -365,6 +368,7 @@ class Snapshot:
     gaps: tuple[Gap, ...] = ()
     unread: frozenset[PciAddress] = frozenset()
     aimed: Mapping[PciAddress, Mapping[int, Aimed]] = field(default_factory=dict)
+    readers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Reason(NamedTuple):

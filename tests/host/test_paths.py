@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.guests.test_vfio_process import SCENES
 from tests.hostmaker import MadeDevice, MadeFs, MadeHost, MadeInterrupt, passthrough
 from virtirq.control.cycle import observe
 from virtirq.guests.threads import Processes
+from virtirq.guests.vfio_process import find_processes
 from virtirq.host import paths
 from virtirq.host.fs import Reader
 from virtirq.host.irqbalance import read_start, read_version
@@ -55,6 +57,7 @@ HOSTS = {
     "old kernel": replace(INTEL, old_msi=True, nohz_full=None, nodes={}, kvm={}),
     "bare": MadeHost(devices=(MadeDevice(NIC),)),
     "foreign": replace(INTEL, foreign=True, removed=("/proc/irq", "/sys/kernel", "/run")),
+    **SCENES,
 }
 # What is looked at as a directory, and has no file of the manifest in it by name.
 ALSO = (r"/proc/\d+",)
@@ -79,6 +82,7 @@ def seen(fs: MadeFs) -> list[tuple[str, str]]:
     observe(fs, (), also=devices)
     list_addresses(Reader(fs))
     Processes(fs).seen(WEB)
+    find_processes(fs)
     read_start(fs, 77)
     read_version(fs, 77)
     return fs.calls

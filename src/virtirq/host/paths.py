@@ -99,6 +99,23 @@ THREAD_NAME: Final = KernelPath("/proc/{pid}/task/{tid}/comm", optional=True, re
 THREAD_STATUS: Final = KernelPath("/proc/{pid}/task/{tid}/status", optional=True, recorded=False)
 # libvirt, src/qemu/qemu_process.c, qemuProcessLaunch(): for virtqemud and libvirtd alike
 LIBVIRT_PID: Final = KernelPath("/run/libvirt/qemu/{guest}.pid", optional=True, recorded=False)
+# drivers/vfio/vfio_main.c: functions that a VFIO driver has (since 6.1), and whether any is open.
+# Without processes that tells nothing, and a recording has none.
+VFIO_DEVICE: Final = KernelPath("/sys/class/vfio-dev/{device}", optional=True, recorded=False)
+PCI_ENABLE: Final = KernelPath("/sys/bus/pci/devices/{bdf}/enable", optional=True, recorded=False)
+# Documentation/filesystems/proc.rst: what a process has open, and who its children are
+PROCESS_NAME: Final = KernelPath("/proc/{pid}/comm", optional=True, recorded=False)
+PROCESS_DESCRIPTOR: Final = KernelPath("/proc/{pid}/fd/{fd}", optional=True, recorded=False)
+DESCRIPTOR_INFO: Final = KernelPath("/proc/{pid}/fdinfo/{fd}", optional=True, recorded=False)
+THREAD_STAT: Final = KernelPath("/proc/{pid}/task/{tid}/stat", optional=True, recorded=False)
+THREAD_CHILDREN: Final = KernelPath(
+    "/proc/{pid}/task/{tid}/children", optional=True, recorded=False
+)
+PID_NAMESPACE: Final = KernelPath("/proc/self/ns/pid", optional=True, recorded=False)
+# virt/kvm/kvm_main.c, kvm_create_vcpu_debugfs(): since 6.0, on x86 and powerpc
+KVM_VCPU_THREAD: Final = KernelPath(
+    "/sys/kernel/debug/kvm/{vm}/{vcpu}/pid", optional=True, recorded=False
+)
 BOOT_ID: Final = KernelPath("/proc/sys/kernel/random/boot_id")
 OS_RELEASE: Final = KernelPath("/proc/sys/kernel/osrelease")
 
@@ -107,6 +124,8 @@ MANIFEST: Final = tuple(each for each in globals().values() if isinstance(each, 
 CPU_DIR: Final = "/sys/devices/system/cpu"
 PCI_DIR: Final = "/sys/bus/pci/devices"
 PROC_DIR: Final = "/proc"
+VFIO_DEVICE_DIR: Final = "/sys/class/vfio-dev"
+KVM_DEBUG_DIR: Final = "/sys/kernel/debug/kvm"
 IRQ_DIR: Final = "/proc/irq"
 IRQ_SYSFS_DIR: Final = "/sys/kernel/irq"
 IOMMU_DIR: Final = "/sys/class/iommu"
