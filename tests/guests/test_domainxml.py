@@ -103,10 +103,10 @@ def test_a_running_guest() -> None:
         source="domain-xml",
         uuid="6f0b9be0-6f0c-4c6b-9e0a-8f2f3a6f2d11",
         vcpus=(
-            Vcpu(0, cpus("4")),
-            Vcpu(1, cpus("5")),
-            Vcpu(2, cpus("2-9")),
-            Vcpu(5, cpus("2-9")),
+            Vcpu(0, cpus("4"), apic=0),
+            Vcpu(1, cpus("5"), apic=1),
+            Vcpu(2, cpus("2-9"), apic=2),
+            Vcpu(5, cpus("2-9"), apic=5),
         ),
         emulator=cpus("2-3"),
         iothreads={1: cpus("2-9"), 2: cpus("3"), 3: cpus("2-9")},
@@ -146,7 +146,7 @@ def test_a_status_file_of_libvirt() -> None:
         name="edge",
         source="domain-xml",
         uuid="0c3a1f64-95a1-4ff3-8d3c-1f3b4a5c6d7e",
-        vcpus=(Vcpu(0), Vcpu(1)),
+        vcpus=(Vcpu(0, apic=0), Vcpu(1, apic=1)),
         devices=(
             GuestDevice(
                 PciAddress(0x10000, 1, 16, 2),

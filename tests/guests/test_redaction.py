@@ -22,7 +22,11 @@ def test_threads_are_written_where_they_may_run() -> None:
         iothreads={2: CpuSet([7])},
     )
     recorded = parse_domain(redact(TEXT, seen=seen))
-    assert recorded.vcpus == (Vcpu(0, CpuSet([5])), Vcpu(1), Vcpu(2, CpuSet([0, 1])))
+    assert recorded.vcpus == (
+        Vcpu(0, CpuSet([5]), apic=0),
+        Vcpu(1, apic=1),
+        Vcpu(2, CpuSet([0, 1]), apic=2),
+    )
     assert (recorded.emulator, recorded.iothreads) == (seen.emulator, seen.iothreads)
 
 

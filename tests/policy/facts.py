@@ -12,6 +12,7 @@ from virtirq.cpuset import CpuSet, union
 from virtirq.model import (
     AUTO,
     NATIVE,
+    Aimed,
     Directive,
     Guest,
     GuestDevice,
@@ -260,6 +261,15 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     return Snapshot(
         0.0, topology, pci=pci, interrupts=draw(_interrupts(addresses, topology)), guests=guests
     )
+
+
+def aims(state: Snapshot) -> st.SearchStrategy[dict[PciAddress, dict[int, Aimed]]]:
+    """Guests' own choices for the vectors of these devices: some sensible, some anything at all."""
+    numbers = st.integers(0, 5) | st.integers(-1, 2**40)
+    choices = st.builds(Aimed, numbers) | st.builds(Aimed, st.none(), st.sampled_from(["", "why"]))
+    devices = [device.address for guest in state.guests for device in guest.devices]
+    vectors = st.dictionaries(st.integers(0, 9) | st.integers(-1, 4096), choices, max_size=8)
+    return st.dictionaries(st.sampled_from([*devices, NIC, USB]), vectors, max_size=6)
 
 
 @st.composite

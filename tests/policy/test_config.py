@@ -14,6 +14,7 @@ from virtirq.errors import ConfigError
 from virtirq.model import AUTO, NATIVE, Directive, Spread, Word
 from virtirq.policy.config import (
     Config,
+    GuestVectorsConfig,
     IrqbalanceConfig,
     LibvirtConfig,
     MetricsConfig,
@@ -23,7 +24,10 @@ from virtirq.policy.config import (
 )
 
 ALLOWED = "a directive is auto, native, emulator, local or a CPU list such as 2-5,^3"
-KEYS = "allowed are default, spread, restore_on_stop, irqbalance, metrics, libvirt, rule"
+KEYS = (
+    "allowed are default, spread, restore_on_stop, irqbalance, guest_vectors, metrics, libvirt,"
+    " rule"
+)
 RULE_KEYS = "allowed are directive, guest, device, class, driver, node, spread"
 RULE = '[[rule]]\ndirective = "auto"\n'
 CLASS = "is not a class: a word such as network, or leading hexadecimal digits such as 0200"
@@ -57,6 +61,11 @@ VALID = {
     "irqbalance.cooperate": (
         "irqbalance.cooperate = false",
         Config(irqbalance=IrqbalanceConfig(cooperate=False)),
+    ),
+    "guest_vectors": ("[guest_vectors]", Config()),
+    "guest_vectors.follow": (
+        "[guest_vectors]\nfollow = false",
+        Config(guest_vectors=GuestVectorsConfig(follow=False)),
     ),
     "metrics": ("[metrics]", Config()),
     "metrics.listen": (
@@ -146,6 +155,12 @@ REFUSED = [
     ("irqbalance = true", "0.toml: irqbalance: True is not a table"),
     ("[irqbalance]\ncooperate = 'y'", "0.toml: irqbalance.cooperate: 'y' is not true or false"),
     ("[irqbalance]\nban = 1", "0.toml: irqbalance.ban: unknown key; allowed are cooperate"),
+    ("guest_vectors = 1", "0.toml: guest_vectors: 1 is not a table"),
+    ("guest_vectors.follow = 1", "0.toml: guest_vectors.follow: 1 is not true or false"),
+    (
+        "[guest_vectors]\nfolow = true",
+        "0.toml: guest_vectors.folow: unknown key; allowed are follow",
+    ),
     ("metrics = 9191", "0.toml: metrics: 9191 is not a table"),
     ("metrics.listen = 9191", f"0.toml: metrics.listen: 9191 {LISTEN}"),
     ("[[libvirt]]", "0.toml: libvirt: [{}] is not a table"),
@@ -169,6 +184,7 @@ def test_every_key_is_exercised() -> None:
         for prefix, cls in (
             ("", Config),
             ("irqbalance.", IrqbalanceConfig),
+            ("guest_vectors.", GuestVectorsConfig),
             ("metrics.", MetricsConfig),
             ("libvirt.", LibvirtConfig),
             ("rule.", Rule),
@@ -230,6 +246,9 @@ REST = (
     "[irqbalance]",
     "cooperate = true",
     "",
+    "[guest_vectors]",
+    "follow = true",
+    "",
     "[metrics]",
     'listen = ""',
     "",
@@ -275,6 +294,7 @@ any_config = st.builds(
     spread=st.none() | st.sampled_from(Spread),
     restore_on_stop=st.booleans(),
     irqbalance=st.builds(IrqbalanceConfig),
+    guest_vectors=st.builds(GuestVectorsConfig),
     metrics=st.builds(MetricsConfig, st.sampled_from(["", "127.0.0.1:9191", "[::1]:1"])),
     libvirt=st.builds(LibvirtConfig, st.text()),
     rules=st.lists(rules, max_size=3).map(tuple),

@@ -44,7 +44,9 @@ from virtirq.policy.findings import (
     contested,
     events_polled,
     findings,
+    followed,
     irqbalance_untold,
+    not_followed,
 )
 from virtirq.policy.placement import plan
 
@@ -254,6 +256,16 @@ DAEMONS = {
         "irqbalance (pid 7) was not told: it does not answer",
     ),
     "events-polled": (events_polled("locked"), "host", "no events of the kernel: locked"),
+    "vectors-followed": (
+        followed("vm", "a peek", ["BPF: no bpftrace"]),
+        "vm",
+        "where it aims its vectors is read by a peek; BPF: no bpftrace",
+    ),
+    "vectors-not-followed": (
+        not_followed(f"vm {NIC}", ["BPF: no bpftrace", "a peek: not q35"]),
+        f"vm {NIC}",
+        "where it aims its vectors cannot be read: BPF: no bpftrace; a peek: not q35",
+    ),
 }
 """What only a daemon can tell: the finding, its subject and message."""
 

@@ -11,8 +11,9 @@ ever a message to be decoded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from struct import error as StructError  # noqa: N812
 from struct import unpack_from
-from typing import Final
+from typing import Any, Final
 
 from virtirq.errors import UnavailableError
 from virtirq.guests.hardware import Hardware, Slot
@@ -33,16 +34,35 @@ _MSIX: Final = 0x11
 _MOST_CAPABILITIES: Final = 48  # as many as fit (Linux, drivers/pci/pci.c, PCI_FIND_CAP_TTL)
 _MOST_BRIDGES: Final = 32
 _ENTRY: Final = 16
+_ADDRESSES: Final = 1 << 52
+"""x86 has no more of physical memory (Intel SDM, volume 3, Physical-Address Width)."""
+
+
+def whole(peek: Peek) -> Peek:
+    """`peek`, which gives all that was asked for, and is asked for what can be there only.
+
+    A guest can write any 64 bits as an address, and libvirt may have less to give. Raises
+    UnavailableError, and what `peek` does.
+    """
+
+    def checked(start: int, size: int) -> bytes:
+        if start + size > _ADDRESSES:
+            raise UnavailableError(f"no memory has the address {start:#x}")
+        found = peek(start, size)
+        if len(found) != size:
+            raise UnavailableError(f"of {size} bytes of memory at {start:#x}, {len(found)} came")
+        return found
+
+    return checked
 
 
 class ConfigSpace:
-    """The configuration space of a guest, and where its buses are."""
+    """The configuration space of a guest, which begins at `base`, and where its buses are."""
 
     def __init__(self, peek: Peek, hardware: Hardware) -> None:
         """Raises UnavailableError when it is not where it should be: the guest may be starting."""
-        self._peek = peek
-        self._hardware = hardware
-        self._base, self._most_buses = self._found()
+        self.peek, self.hardware = whole(peek), hardware
+        self.base, self._most_buses = self._found()
         self._buses: dict[int, int] = dict(hardware.roots)
 
     def config(self, slot: Slot, size: int = _CONFIG) -> bytes:
@@ -51,7 +71,7 @@ class ConfigSpace:
         if bus >= self._most_buses:
             raise UnavailableError("its bus is behind the end of the configuration space")
         place = bus << 20 | slot.slot << 15 | slot.function << 12
-        found = self._peek(self._base + place, size)
+        found = self.peek(self.base + place, size)
         if found[:2] in (b"\xff\xff", b"\0\0"):
             raise UnavailableError("the guest does not see it")
         return found
@@ -63,13 +83,13 @@ class ConfigSpace:
         """
         path: list[int] = []
         while index not in self._buses:
-            bridge = self._hardware.bridges.get(index)
+            bridge = self.hardware.bridges.get(index)
             if bridge is None or len(path) == _MOST_BRIDGES or index in path:
                 raise UnavailableError("the way to its bus is not known")
             path.append(index)
             index = bridge.bus
         for each in reversed(path):
-            header = self.config(self._hardware.bridges[each], _HEADER)
+            header = self.config(self.hardware.bridges[each], _HEADER)
             primary, secondary = header[0x18], header[0x19]
             if header[0x0E] & 0x7F != 1 or secondary <= primary:
                 raise UnavailableError("the guest has not numbered its bus")
@@ -78,10 +98,10 @@ class ConfigSpace:
 
     def _found(self) -> tuple[int, int]:
         """Where it is, and for how many buses. Reads no more of a wrong place than one word."""
-        for base in self._hardware.ecam:
-            if self._peek(base, 4) != _HOST_BRIDGE.to_bytes(4, "little"):
+        for base in self.hardware.ecam:
+            if self.peek(base, 4) != _HOST_BRIDGE.to_bytes(4, "little"):
                 continue
-            (register,) = unpack_from("<Q", self._peek(base + _PCIEXBAR, 8))
+            (register,) = unpack_from("<Q", self.peek(base + _PCIEXBAR, 8))
             if register & 1 and register & _PCIEXBAR_BASE == base:
                 return base, 256 >> (register >> 1 & 3)
         raise UnavailableError("its configuration space is not set up")
@@ -92,11 +112,13 @@ def messages(peek: Peek, config: bytes, most: int) -> Mapping[int, Message]:
 
     Empty while the guest's driver does not use them. Raises UnavailableError.
     """
+    if config[0x0E] & 0x7F:
+        raise UnavailableError("what the guest has there is a bridge")
     capabilities = _capabilities(config)
     msix, msi = capabilities.get(_MSIX), capabilities.get(_MSI)
-    if msix is not None and unpack_from("<H", config, msix + 2)[0] >> 15:
+    if msix is not None and _fields("<H", config, msix + 2)[0] >> 15:
         return _msix(peek, config, msix, most)
-    if msi is not None and unpack_from("<H", config, msi + 2)[0] & 1:
+    if msi is not None and _fields("<H", config, msi + 2)[0] & 1:
         return _msi(config, msi, most)
     return {}
 
@@ -108,7 +130,7 @@ def _capabilities(config: bytes) -> dict[int, int]:
         return found
     at = config[0x34] & 0xFC
     for _ in range(_MOST_CAPABILITIES):
-        if not _HEADER <= at <= _CONFIG - 24:  # the longest of them, MSI's
+        if at < _HEADER:
             break
         found.setdefault(config[at], at)
         at = config[at + 1] & 0xFC
@@ -116,7 +138,7 @@ def _capabilities(config: bytes) -> dict[int, int]:
 
 
 def _msix(peek: Peek, config: bytes, at: int, most: int) -> dict[int, Message]:
-    control, place = unpack_from("<HI", config, at + 2)
+    control, place = _fields("<HI", config, at + 2)
     if not config[0x04] & _COMMAND_MEMORY:
         return {}
     count = min((control & 0x7FF) + 1, most)
@@ -146,16 +168,22 @@ def _bar(config: bytes, number: int) -> int:
 
 def _msi(config: bytes, at: int, most: int) -> dict[int, Message]:
     """MSI: one message, of which each vector changes the lowest bits of the data."""
-    (control,) = unpack_from("<H", config, at + 2)
+    (control,) = _fields("<H", config, at + 2)
     long = bool(control >> 7 & 1)
-    address, data = (
-        unpack_from("<QH", config, at + 4) if long else unpack_from("<IH", config, at + 4)
-    )
+    address, data = _fields("<QH" if long else "<IH", config, at + 4)
     count = 1 << min(control >> 4 & 7, 5)
     mask = 0
     if control >> 8 & 1:
-        (mask,) = unpack_from("<I", config, at + (0x10 if long else 0x0C))
+        (mask,) = _fields("<I", config, at + (0x10 if long else 0x0C))
     return {
         vector: Message(address, (data & ~(count - 1)) | vector, bool(mask >> vector & 1))
         for vector in range(min(count, most))
     }
+
+
+def _fields(form: str, config: bytes, at: int) -> tuple[Any, ...]:
+    """Part of a capability, which may begin too near to the end. Raises UnavailableError."""
+    try:
+        return unpack_from(form, config, at)
+    except StructError as error:
+        raise UnavailableError("its capability is cut off by the end of its space") from error

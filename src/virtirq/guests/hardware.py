@@ -28,6 +28,8 @@ _X86: Final = frozenset({"x86_64", "i686"})
 _BIOS: Final = (0xB000_0000,)
 _EFI: Final = (0xE000_0000, 0xB000_0000)
 _GIB: Final = 1 << 30
+# HyperTransport's addresses are from 1012 GiB on; below them, QEMU wants 32 GiB for large BARs.
+_AMD_MOST: Final = 976 * _GIB
 _ROOT: Final = "pcie-root"
 _EXPANDER: Final = "pcie-expander-bus"
 
@@ -81,13 +83,14 @@ def parse_hardware(text: str) -> Hardware:
             hint="machines of type q35 have it",
         )
     bridges, roots = _buses(domain)
+    iommu = _iommu(domain)
     return Hardware(
         ecam=_EFI if _has_efi(domain) else _BIOS,
         bridges=bridges,
         roots=roots,
         slots=dict(_slots(domain)),
-        iommu=_iommu(domain),
-        ram=_ram(domain),
+        iommu=iommu,
+        ram=_ram(domain, iommu),
     )
 
 
@@ -154,8 +157,12 @@ def _iommu(domain: Element) -> Iommu | None:
     return next((each for each in Iommu if each.value == model), None)
 
 
-def _ram(domain: Element) -> tuple[range, ...]:
-    """Of memory that is plugged in, and that of a guest that does not say how much, none."""
+def _ram(domain: Element, iommu: Iommu | None) -> tuple[range, ...]:
+    """Of memory that is plugged in, and that of a guest that does not say how much, none.
+
+    Nor of AMD's above 4 GiB where that may reach HyperTransport's addresses: QEMU then has it above
+    1 TiB (hw/i386/pc.c, pc_set_amd_above_4g_mem_start()).
+    """
     whole = domain.find("memory")
     if whole is None:
         return ()
@@ -164,7 +171,8 @@ def _ram(domain: Element) -> tuple[range, ...]:
     known = [each for each in sizes if each is not None]
     if len(known) != len(sizes):
         return ()
-    return q35_ram((known[0] - sum(known[1:])) << 10) if known[0] > sum(known[1:]) else ()
+    found = q35_ram((known[0] - sum(known[1:])) << 10)
+    return found[:1] if iommu is Iommu.AMD and known[0] << 10 > _AMD_MOST else found
 
 
 def _kibibytes(element: Element) -> int | None:

@@ -45,9 +45,14 @@ class Message(NamedTuple):
         return self.address & 0xFFFF_FFFF
 
     @property
+    def interrupt(self) -> bool:
+        """Whether its address is one of those that are interrupts, and not memory."""
+        return self.low >> 20 == _INTERRUPTS
+
+    @property
     def remappable(self) -> bool:
         """Whether it names an entry of VT-d's remapping table (VT-d specification, 5.1.2.2)."""
-        return self.low >> 20 == _INTERRUPTS and bool(self.low & 0x10)
+        return self.interrupt and bool(self.low & 0x10)
 
     @property
     def handle(self) -> int:
@@ -91,7 +96,7 @@ def delivery(mode: int) -> None:
 def destination(message: Message) -> Destination:
     """Where a message of compatibility format goes. Raises UndecodableError."""
     low, high = message.low, message.address >> 32 & 0xFFFF_FFFF
-    if low >> 20 != _INTERRUPTS:
+    if not message.interrupt:
         raise UndecodableError(f"its address {message.address:#x} is no interrupt's")
     if message.remappable:
         raise UndecodableError("it names an entry of a remapping table")
@@ -123,7 +128,7 @@ def vcpus(destination: Destination, apics: Apics) -> frozenset[int]:
 
 def _logical(destination: Destination, apics: Apics) -> set[int]:
     if destination.wide:
-        return {each for each in apics.vcpus if _in_x2apic_cluster(destination.number, each)}
+        return _x2apic_cluster(destination.number) & apics.vcpus.keys()
     if apics.logical:
         return {
             each
@@ -141,9 +146,9 @@ def _logical(destination: Destination, apics: Apics) -> set[int]:
     return {each for bit, each in enumerate(in_order) if destination.number >> bit & 1}
 
 
-def _in_x2apic_cluster(number: int, apic: int) -> bool:
+def _x2apic_cluster(number: int) -> set[int]:
     """x2APIC's logical ids follow from the APIC ids: a cluster of 16, and a bit within."""
-    return number >> 16 == apic >> 4 and bool(number >> (apic & 15) & 1)
+    return {number >> 16 << 4 | bit for bit in range(16) if number >> bit & 1}
 
 
 def _meets(number: int, logical: int, *, cluster: bool) -> bool:

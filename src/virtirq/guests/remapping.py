@@ -26,8 +26,11 @@ _AMD: Final = 0xFED8_0000  # QEMU, hw/i386/amd_iommu.h
 _AMD_ENTRY: Final = 4
 _AMD_ENTRY_GA: Final = 16
 _AMD_DEVICE: Final = 32
+_AMD_AS_IS, _AMD_REMAPPED = 1, 2
 _GAP: Final = 1024
 """Bytes between two entries that are read along with them: a read costs more than its bytes."""
+_MOST_READS: Final = 16
+"""Of a table; more is read along where a guest strews its entries over it (1 MiB at most)."""
 
 Resolved = dict[int, Destination | UndecodableError]
 """Where each vector's message goes, or why that cannot be told."""
@@ -76,8 +79,10 @@ class _Memory:
 
     def entries(self, base: int, size: int, indices: Collection[int]) -> dict[int, bytes]:
         """Entries of a table, by index. Raises UndecodableError."""
-        found = {}
-        for first, last in _spans(indices, _GAP // size):
+        found, gap = {}, _GAP // size
+        while len(spans := list(_spans(indices, gap))) > _MOST_READS:
+            gap *= 2
+        for first, last in spans:
             piece = self.read(base + first * size, (last - first + 1) * size)
             for index in indices:
                 if first <= index <= last:
@@ -134,23 +139,33 @@ def _amd(memory: _Memory, requester: int, messages: Mapping[int, Message]) -> Re
     except UndecodableError as error:
         return dict.fromkeys(messages, error)
     (setting,) = unpack_from("<Q", table, 16)
-    if not setting & 1 or setting >> 60 & 3 != 2:
+    treatment = setting >> 60 & 3
+    if not setting & 1 or treatment == _AMD_AS_IS:
         return None
+    if treatment != _AMD_REMAPPED:
+        return dict.fromkeys(messages, UndecodableError("its interrupts are blocked"))
 
     def decode(entry: bytes) -> Destination:
         (low,) = unpack_from("<I", entry)
         if not low & 1:
             raise UndecodableError("its remapping entry is not valid")
+        if low >> 7 & 1:
+            raise UndecodableError("its remapping entry is a posted one")
         delivery(low >> 2 & 7)
         number = low >> 8 & 0xFF
         if ga and wide:
             number = low >> 8 & 0xFF_FFFF | unpack_from("<I", entry, 12)[0] >> 24 << 24
         return Destination(number, bool(low >> 6 & 1), ga and wide)
 
-    indices = {vector: each.data & 0x7FF for vector, each in messages.items()}
+    indices = {vector: each.data & 0x7FF for vector, each in messages.items() if each.interrupt}
+    others = {
+        vector: _attempt(destination, each)
+        for vector, each in messages.items()
+        if vector not in indices
+    }
     count = 1 << (setting >> 1 & 15)
     size = _AMD_ENTRY_GA if ga else _AMD_ENTRY
-    return _decoded(memory, setting & 0x000F_FFFF_FFFF_FFC0, size, count, indices, decode)
+    return others | _decoded(memory, setting & 0x000F_FFFF_FFFF_FFC0, size, count, indices, decode)
 
 
 def _decoded(

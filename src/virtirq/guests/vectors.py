@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from functools import cache, partial
 
 from virtirq.errors import UnavailableError
 from virtirq.guests import msi
-from virtirq.guests.entries import ConfigSpace, Peek, messages
-from virtirq.guests.hardware import Hardware
+from virtirq.guests.entries import ConfigSpace, messages
 from virtirq.guests.msi import Apics, Destination, UndecodableError
 from virtirq.guests.remapping import resolve
 from virtirq.model import Aimed, Guest, GuestVectors, PciAddress
 
-MOST_VECTORS: Final = 2048
-"""Entries of the largest MSI-X table (PCI Local Bus Specification, 6.8.2.3)."""
-
 
 def read_vectors(
-    peek: Peek, hardware: Hardware, apics: Apics, wanted: Mapping[PciAddress, int]
+    space: ConfigSpace, apics: Apics, wanted: Mapping[PciAddress, int]
 ) -> dict[PciAddress, GuestVectors]:
     """What the guest has written for each device; `wanted` says how many vectors are of interest.
 
     Masked entries and such as were never written are left out: Linux parks vectors that it does not
-    use, and a guest that moves one masks it for a moment. Raises UnavailableError where nothing of
-    the guest can be read, and what `peek` raises.
+    use, and a guest that moves one masks it for a moment. Raises what the space's `peek` raises.
     """
-    space = ConfigSpace(peek, hardware)
-    return {
-        address: _of_device(peek, space, hardware, apics, address, min(most, MOST_VECTORS))
-        for address, most in wanted.items()
-    }
+    return {address: _of_device(space, apics, address, most) for address, most in wanted.items()}
 
 
 def apics_of(guest: Guest) -> Apics:
@@ -43,17 +34,12 @@ def apics_of(guest: Guest) -> Apics:
 
 def aimed(resolved: Mapping[int, Destination | UndecodableError], apics: Apics) -> GuestVectors:
     """What destinations, by vector, mean for vCPUs."""
-    return GuestVectors({vector: _aimed(each, apics) for vector, each in resolved.items()})
+    once = cache(partial(_aimed, apics=apics))  # vectors are many, destinations few
+    return GuestVectors({vector: once(each) for vector, each in resolved.items()})
 
 
-def _of_device(
-    peek: Peek,
-    space: ConfigSpace,
-    hardware: Hardware,
-    apics: Apics,
-    address: PciAddress,
-    most: int,
-) -> GuestVectors:
+def _of_device(space: ConfigSpace, apics: Apics, address: PciAddress, most: int) -> GuestVectors:
+    hardware, peek = space.hardware, space.peek
     slot = hardware.slots.get(address)
     if slot is None:
         return GuestVectors({}, "where the guest sees it is not known")

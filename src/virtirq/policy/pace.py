@@ -14,16 +14,16 @@ SHORTEST: Final = 1.0
 LONGEST: Final = 60.0
 _CALM: Final = 4
 """A change that comes later than so many times its interval after the last is the first again."""
-
 Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(slots=True)
 class _Step:
-    """The last change, and the seconds from it to the next that is allowed."""
+    """The last change, the seconds from it to the next that is allowed, and whether one waits."""
 
     at: float
     interval: float
+    pressed: bool = False
 
 
 class Pace(Generic[Key]):
@@ -34,16 +34,22 @@ class Pace(Generic[Key]):
         self._steps: dict[Key, _Step] = {}
 
     def wait(self, key: Key) -> float:
-        """Seconds until it may change; 0: now."""
+        """Seconds until it may change, which it wants to now; 0: it may."""
         step = self._steps.get(key)
-        return 0.0 if step is None else max(0.0, step.at + step.interval - self._clock())
+        if step is None:
+            return 0.0
+        remaining = max(0.0, step.at + step.interval - self._clock())
+        step.pressed |= remaining > 0
+        return remaining
 
     def changed(self, key: Key) -> None:
-        """It has changed just now."""
+        """It has changed just now. Where that had to wait, the next has to wait twice as long."""
         now, step = self._clock(), self._steps.get(key)
-        calm = step is None or now - step.at > _CALM * step.interval
-        interval = SHORTEST if step is None or calm else min(2 * step.interval, LONGEST)
-        self._steps[key] = _Step(now, interval)
+        if step is None or now - step.at > _CALM * step.interval:
+            interval = SHORTEST
+        else:
+            interval = step.interval * 2 if step.pressed else step.interval / 2
+        self._steps[key] = _Step(now, min(max(interval, SHORTEST), LONGEST))
 
     def keep(self, wanted: Callable[[Key], bool]) -> None:
         """Forget all but those."""

@@ -32,7 +32,7 @@ from virtirq.model import (
 )
 from virtirq.policy.config import Config
 from virtirq.policy.directives import Asked, asked_for
-from virtirq.policy.target import Deal, Target, pinned_cpus, target_of
+from virtirq.policy.target import Deal, Seat, Target, pinned_cpus, target_of
 
 
 def plan(snapshot: Snapshot, config: Config) -> Plan:
@@ -247,14 +247,11 @@ class Aim:
         if self.asked.spread is Spread.MASK and self.target.cpus is not None:
             cpus = self.target.cpus if self.asked.directive.word is None else self.seated
             return _Place(cpus, f"all of CPUs {cpus}{self._off_node(cpus)}", cpus)
-        choice = self.aimed.get(interrupt.vector) if interrupt.vector is not None else None
-        vcpu = None if choice is None else choice.vcpu
-        own = None if vcpu is None else self.target.following.get(vcpu)
+        own, why = self._choice(interrupt)
         if own is not None:
-            seat, cpu, why = own, self.deal.within(own, order), ", where the guest aims it"
+            seat, cpu = own, self.deal.within(own, order)
         else:
             seat, cpu = self.deal(order)
-            why = f" ({choice.why})" if choice is not None and choice.why else ""
         cpus = CpuSet([cpu])
         of = "" if seat.vcpu is None else f" of vCPU {seat.vcpu}"
         return _Place(
@@ -264,6 +261,19 @@ class Aim:
             () if self.target.cpus is None else (seat.cpus, self.seated, self.target.cpus),
             None if seat.vcpu is None else Follows(seat.vcpu, chosen=own is not None),
         )
+
+    def _choice(self, interrupt: Interrupt) -> tuple[Seat | None, str]:
+        """The seat that the guest has chosen for it, if that can be followed, and what to say."""
+        following = self.target.following
+        choice = self.aimed.get(interrupt.vector) if interrupt.vector is not None else None
+        if choice is None or not following:
+            return None, ""
+        if choice.vcpu is None:
+            return None, f" ({choice.why})" if choice.why else ""
+        seat = following.get(choice.vcpu)
+        if seat is None:
+            return None, f" (the guest aims it at vCPU {choice.vcpu}, which has no CPU of those)"
+        return seat, ", where the guest aims it"
 
     def _misplaced(self, interrupt: Interrupt, place: _Place) -> Reason:
         where = f"to {place.said}"

@@ -157,11 +157,16 @@ def _auto(guest: Guest, device: PciDevice | None, topology: Topology) -> Target:
     if not cpus:
         wanted = union(vcpu.cpus or CpuSet() for vcpu in guest.vcpus)
         return Target(None, f"the vCPUs' CPUs {wanted} are offline", code="target-offline")
-    near = _near(seats, local_to(device, topology))
+    local = local_to(device, topology)
+    near = _near(seats, local)
     note = f"CPUs {cpus} of its vCPUs"
     if union(seat.cpus for seat in near) != cpus:
         note += f", {union(seat.cpus for seat in near)} of them on the device's node"
-    following = {index: Seat(cpus, index) for index, cpus in places.items() if cpus}
+    following = {
+        index: Seat((local and cpus & local) or cpus, index)
+        for index, cpus in places.items()
+        if cpus
+    }
     return Target(cpus, note, seats=near, following=following)
 
 
