@@ -304,6 +304,11 @@ class Guest:
     kind: Literal["machine", "process"] = "machine"
 
     @property
+    def unit(self) -> str:
+        """What its `vcpus` are: of a process without vCPUs, threads stand in for them."""
+        return "vCPU" if self.kind == "machine" else "thread"
+
+    @property
     def names(self) -> frozenset[str]:
         """What a person may call it, as virsh does: name, UUID, or id while it runs."""
         domain_id = None if self.domain_id is None else str(self.domain_id)

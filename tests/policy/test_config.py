@@ -18,6 +18,7 @@ from virtirq.policy.config import (
     IrqbalanceConfig,
     LibvirtConfig,
     MetricsConfig,
+    ProcessesConfig,
     Rule,
     parse_config,
     render_config,
@@ -25,11 +26,12 @@ from virtirq.policy.config import (
 
 ALLOWED = "a directive is auto, native, emulator, local or a CPU list such as 2-5,^3"
 KEYS = (
-    "allowed are default, spread, restore_on_stop, irqbalance, guest_vectors, metrics, libvirt,"
-    " rule"
+    "allowed are default, spread, restore_on_stop, irqbalance, guest_vectors, processes, metrics,"
+    " libvirt, rule"
 )
-RULE_KEYS = "allowed are directive, guest, device, class, driver, node, spread"
+RULE_KEYS = "allowed are directive, guest, kind, device, class, driver, node, spread"
 RULE = '[[rule]]\ndirective = "auto"\n'
+KIND = 'is not a kind of guest: "machine" or "process"'
 CLASS = "is not a class: a word such as network, or leading hexadecimal digits such as 0200"
 DEVICE = "is not vendor:device in hexadecimal, such as 8086:1572 or 8086:*"
 NODE = "is not a node: 0 to 1023, or -1 for none"
@@ -67,6 +69,11 @@ VALID = {
         "[guest_vectors]\nfollow = false",
         Config(guest_vectors=GuestVectorsConfig(follow=False)),
     ),
+    "processes": ("[processes]", Config()),
+    "processes.find": (
+        "[processes]\nfind = false",
+        Config(processes=ProcessesConfig(find=False)),
+    ),
     "metrics": ("[metrics]", Config()),
     "metrics.listen": (
         '[metrics]\nlisten = "[::1]:9191"',
@@ -77,6 +84,7 @@ VALID = {
     "rule": (RULE, Config(rules=(Rule(AUTO),))),
     "rule.directive": ('[[rule]]\ndirective = "native"', Config(rules=(Rule(NATIVE),))),
     "rule.guest": (f'{RULE}guest = "db[0-9]*"', Config(rules=(Rule(AUTO, guest="db[0-9]*"),))),
+    "rule.kind": (f'{RULE}kind = "process"', Config(rules=(Rule(AUTO, kind="process"),))),
     "rule.device": (f'{RULE}device = "8086:*"', Config(rules=(Rule(AUTO, device="8086:*"),))),
     "rule.class": (f'{RULE}class = "0200"', Config(rules=(Rule(AUTO, class_="0200"),))),
     "rule.driver": (f'{RULE}driver = "vfio*"', Config(rules=(Rule(AUTO, driver="vfio*"),))),
@@ -136,6 +144,11 @@ REFUSED = [
     ("[[rule]]\ndirective = 2", "0.toml: rule[1].directive: 2 is not a directive in quotes"),
     (f"{RULE}guest = 1", "0.toml: rule[1].guest: 1 is not a string"),
     (f"{RULE}guest = 0x{'f' * 6000}", "0.toml: rule[1].guest: this int is not a string"),
+    (f"{RULE}kind = 1", f"0.toml: rule[1].kind: 1 {KIND}"),
+    (f"{RULE}kind = 'vm'", f"0.toml: rule[1].kind: 'vm' {KIND}"),
+    (f"{RULE}kind = 'Machine'", f"0.toml: rule[1].kind: 'Machine' {KIND}"),
+    (f"{RULE}kind = 'machine\\n'", f"0.toml: rule[1].kind: 'machine\\\\n' {KIND}"),
+    (f"{RULE}kind = ''", f"0.toml: rule[1].kind: '' {KIND}"),
     (f"{RULE}device = 1", f"0.toml: rule[1].device: 1 {DEVICE}"),
     (f"{RULE}device = '8086'", f"0.toml: rule[1].device: '8086' {DEVICE}"),
     (f"{RULE}device = '0x8086:0x1572'", f"0.toml: rule[1].device: '0x8086:0x1572' {DEVICE}"),
@@ -161,6 +174,9 @@ REFUSED = [
         "[guest_vectors]\nfolow = true",
         "0.toml: guest_vectors.folow: unknown key; allowed are follow",
     ),
+    ("processes = false", "0.toml: processes: False is not a table"),
+    ("processes.find = 'no'", "0.toml: processes.find: 'no' is not true or false"),
+    ("[processes]\nfinds = 1", "0.toml: processes.finds: unknown key; allowed are find"),
     ("metrics = 9191", "0.toml: metrics: 9191 is not a table"),
     ("metrics.listen = 9191", f"0.toml: metrics.listen: 9191 {LISTEN}"),
     ("[[libvirt]]", "0.toml: libvirt: [{}] is not a table"),
@@ -185,6 +201,7 @@ def test_every_key_is_exercised() -> None:
             ("", Config),
             ("irqbalance.", IrqbalanceConfig),
             ("guest_vectors.", GuestVectorsConfig),
+            ("processes.", ProcessesConfig),
             ("metrics.", MetricsConfig),
             ("libvirt.", LibvirtConfig),
             ("rule.", Rule),
@@ -249,6 +266,9 @@ REST = (
     "[guest_vectors]",
     "follow = true",
     "",
+    "[processes]",
+    "find = true",
+    "",
     "[metrics]",
     'listen = ""',
     "",
@@ -281,6 +301,7 @@ rules = st.builds(
     Rule,
     directives(range(20)),
     guest=st.none() | st.text(),
+    kind=st.none() | st.sampled_from(["machine", "process"]),
     device=st.none() | st.from_regex(r"\A[0-9a-f?*]+:[0-9a-f*]+\Z"),
     class_=st.none() | st.from_regex(r"\A([0-9a-f]{1,6}|[a-z][a-z-]*)\Z"),
     driver=st.none() | st.text(),
@@ -295,6 +316,7 @@ any_config = st.builds(
     restore_on_stop=st.booleans(),
     irqbalance=st.builds(IrqbalanceConfig),
     guest_vectors=st.builds(GuestVectorsConfig),
+    processes=st.builds(ProcessesConfig, st.booleans()),
     metrics=st.builds(MetricsConfig, st.sampled_from(["", "127.0.0.1:9191", "[::1]:1"])),
     libvirt=st.builds(LibvirtConfig, st.text()),
     rules=st.lists(rules, max_size=3).map(tuple),

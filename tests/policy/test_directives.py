@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import combinations, product
 from typing import Any, Final
 
@@ -68,9 +69,43 @@ def test_native_by_default_makes_it_opt_in() -> None:
     assert asked_for(guest("rt-1"), guest().devices[0], function(), config).directive == AUTO
 
 
+class TestProcess:
+    """One that holds devices and runs no vCPUs: left alone unless somebody says otherwise."""
+
+    IT: Final = replace(guest("dpdk-7"), kind="process")
+
+    @pytest.mark.parametrize("default", [AUTO, NATIVE, FOUR[3]], ids=str)
+    def test_the_default_is_not_for_it(self, default: Directive) -> None:
+        config = Config(default, default_from="default of a.toml")
+        asked = asked_for(self.IT, self.IT.devices[0], function(), config)
+        assert (asked.directive, asked.origin) == (NATIVE, "default for a process without vCPUs")
+
+    @pytest.mark.parametrize("conditions", [{}, {"kind": "process"}, {"guest": "dpdk-*"}], ids=str)
+    def test_a_rule_is(self, conditions: dict[str, Any]) -> None:
+        config = Config(rules=(Rule(AUTO, origin="rule 1 of a.toml", **conditions),))
+        asked = asked_for(self.IT, self.IT.devices[0], function(), config)
+        assert (asked.directive, asked.origin) == (AUTO, "rule 1 of a.toml")
+
+    def test_a_setting_is(self) -> None:
+        it = replace(self.IT, directive=FOUR[1], directive_from="<metadata>")
+        asked = asked_for(it, it.devices[0], function(), Config())
+        assert (asked.directive, asked.origin) == (FOUR[1], "<metadata>")
+
+    def test_a_rule_for_machines_is_not(self) -> None:
+        config = Config(rules=(Rule(AUTO, kind="machine"),))
+        assert asked_for(self.IT, self.IT.devices[0], function(), config).directive == NATIVE
+        assert asked_for(guest(), guest().devices[0], function(), config).origin == "rule"
+
+    def test_its_spread_is_the_configurations(self) -> None:
+        config = Config(AUTO, spread=Spread.MASK)
+        asked = asked_for(self.IT, self.IT.devices[0], function(), config)
+        assert asked.spread is Spread.MASK
+
+
 CONDITIONS: Final[dict[str, tuple[list[object], list[object]]]] = {
     # key: values that fit guest "vm" with function() on node 0, values that do not
     "guest": (["vm", "v*", "v?", "[uv]m", "*"], ["VM", "v", "vm-2", "[!v]m", ""]),
+    "kind": (["machine"], ["process"]),
     "device": (
         ["8086:1572", "8086:*", "*:1572", "*", "8086:15??", "808[56]:*", "8086:157[0-9]"],
         ["8086:1573", "10de:*", "*:8086", "8086:15?", "8086:"],
@@ -96,7 +131,7 @@ def test_hexadecimal_conditions_in_either_case() -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", [each for size in range(6) for each in combinations(CONDITIONS, size)], ids="+".join
+    "keys", [each for size in range(7) for each in combinations(CONDITIONS, size)], ids="+".join
 )
 def test_every_combination_needs_all_to_hold(keys: Iterable[str]) -> None:
     holding = {key: CONDITIONS[key][0][0] for key in keys}
@@ -106,7 +141,7 @@ def test_every_combination_needs_all_to_hold(keys: Iterable[str]) -> None:
         assert not fits(_rule(conditions), guest(), function()), broken
 
 
-@pytest.mark.parametrize("key", [key for key in CONDITIONS if key != "guest"])
+@pytest.mark.parametrize("key", [key for key in CONDITIONS if key not in ("guest", "kind")])
 def test_a_device_that_is_not_there_fits_no_condition_on_it(key: str) -> None:
     for value in CONDITIONS[key][0]:
         assert not fits(_rule({key: value}), guest(), None), value

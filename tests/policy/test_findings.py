@@ -152,7 +152,7 @@ CASES: Final[dict[str, Case]] = {
     "isolated-conflict": Case(
         asked("2-4", topology=host(isolated="3", nohz_full="4-5")),
         f"vm {NIC}",
-        "its interrupts may go to isolated CPUs 3-4, which are not its vCPUs'",
+        "its interrupts may go to isolated CPUs 3-4, not its vCPUs'",
         (
             asked("2-4"),
             asked("0-2", topology=host(isolated="3")),

@@ -28,12 +28,14 @@ from virtirq.control.journal import SharedJournal
 from virtirq.control.keeper import Keeper
 from virtirq.control.log import Log
 from virtirq.control.presence import Lock, Presence
+from virtirq.control.processes import Processes
 from virtirq.control.sparing import Sparing
 from virtirq.control.systemd import ServiceManager
 from virtirq.control.tally import Tally
 from virtirq.control.tracing import FLOOD, KernelEvents, open_kernel_events
 from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
 from virtirq.guests.peeking import PeekReader
+from virtirq.guests.vfio_process import SOURCE as PROCESS
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
 from virtirq.host.fs import LiveFs, Reader
@@ -82,7 +84,7 @@ class Setup:
 
     `load` reads the configuration, now and at each SIGHUP. `uri` is libvirt's, None to ask none:
     then these are the `guests`. `serve` serves metrics at an address; what it is given to
-    call may be called from any thread.
+    call may be called from any thread. Unless it `must` be, libvirt need not be installed.
     """
 
     state: Path
@@ -90,6 +92,7 @@ class Setup:
     uri: str | None
     guests: tuple[Guest, ...] = ()
     serve: Serve | None = None
+    must: bool = True
 
 
 def run(setup: Setup, log: Log) -> int:
@@ -136,9 +139,16 @@ class Daemon:
             None
             if setup.uri is None
             else Following(
-                setup.uri, self._fs, self._keeper, log, self._known, self._aiming.prepare
+                setup.uri,
+                self._fs,
+                self._keeper,
+                log,
+                self._known,
+                self._aiming.prepare,
+                must=setup.must,
             )
         )
+        self._processes = Processes(self._fs, self._keeper, log, self._known)
         self._answering = Answering(setup.state, lambda: self._presence().as_json())
         self._events: KernelEvents | None = None
         self._no_events = ""
@@ -162,8 +172,12 @@ class Daemon:
         self._hear_kernel()
         self._hear_uevents()
         self._task(self._sparing.run())
+        if self._keeper.config.processes.find:
+            # First, so that nothing of theirs is taken for left over; what libvirt tells is the
+            # better word, and replaces it.
+            await self._processes.begin()
         if self._following is None:
-            self._keeper.know(self._setup.guests)
+            self._keeper.know(self._setup.guests, apart_from=PROCESS)
             self._known()
         else:  # until libvirt has told its guests, whoever is in the journal may still run
             self._task(self._following.follow())
@@ -172,6 +186,10 @@ class Daemon:
                 [self._stop, tried], timeout=_START, return_when=asyncio.FIRST_COMPLETED
             )
             tried.cancel()
+            if self._following.given_up:
+                self._keeper.know(self._keeper.guests, complete=self._processes.complete)
+        self._keeper.look_at_all()
+        self._known()
         if self._events is None:
             self._task(self._poll())
         gc.collect()
@@ -208,6 +226,7 @@ class Daemon:
                     await beside(self._metrics.close, "metrics")
         except TimeoutError:
             self._log.warning("irqbalance or libvirt does not answer: not waited for")
+        self._processes.close()
         self._answering.close()
         self._journal.close()
         self._lock.close()
@@ -264,6 +283,7 @@ class Daemon:
         self._keeper.reconfigure(config)
         self._serve_metrics(old.metrics.listen, config.metrics.listen)
         self._aiming.follow(on=config.guest_vectors.follow)
+        self._processes.follow(on=config.processes.find)
         self._known()
         if self._following is not None:
             self._following.look_at_all()
@@ -322,17 +342,24 @@ class Daemon:
 
     def _known(self) -> None:
         """What is known of guests or interrupts may have changed."""
+        self._processes.give_way()
         threads = self._keeper.threads
         new, self._threads = threads - self._threads, threads
         if self._events is not None:
             self._events.watch_threads(threads)
-        if self._following is not None:
-            # Somebody may have confined a thread after it was read and before it was watched.
-            for guest in filter(None, map(self._keeper.guest_of_thread, new)):
-                self._following.look(guest.key)
+        # Somebody may have confined a thread after it was read and before it was watched.
+        for guest in filter(None, map(self._keeper.guest_of_thread, new)):
+            self._look_again(guest)
         self._aiming.known()
         self._spare()
         self._manager.status(self._status())
+
+    def _look_again(self, guest: Guest) -> None:
+        """Its threads may run elsewhere now."""
+        if guest.source == PROCESS and guest.pid is not None:
+            self._processes.look(guest.pid)
+        elif self._following is not None:
+            self._following.look_if_ours(guest)
 
     def _spare(self) -> None:
         if not self._keeper.config.irqbalance.cooperate:
@@ -379,6 +406,7 @@ class Daemon:
         self._log.info("events of the kernel were lost: looking at everything")
         self._keeper.look_at_all()
         self._aiming.look_at_all()
+        self._processes.look_at_all()
         self._spare()
         if self._following is not None:
             self._following.look_at_all()
@@ -405,6 +433,7 @@ class Daemon:
         names = {event.name for event in events if event.kind is EventKind.REQUESTED}
         actions = filter(None, map(vfio_action, names))
         self._aiming.look_at_devices({action.device for action in actions})
+        self._processes.requested(e for e in events if e.kind is EventKind.REQUESTED)
         if self._events is not None and len(events) >= FLOOD:
             count = sum(event.kind is EventKind.ROUTED for event in events)
             if count >= FLOOD and "routes" not in self._soon:
@@ -429,10 +458,9 @@ class Daemon:
                 self._keeper.allocated(event.irq, event.comm, event.pid)
             case EventKind.REPINNED:
                 guest = self._keeper.guest_of_thread(event.tid)
-                if guest is not None and self._following is not None:
-                    # Told of at the entry: it is done by the time that libvirt has answered.
-                    look = partial(self._following.look, guest.key)
-                    self._later_once(f"guest {guest.key}", _BURST, look)
+                if guest is not None:
+                    # Told of at the entry: it is done by then.
+                    self._later_once(f"guest {guest.key}", _BURST, partial(self._look_again, guest))
             case EventKind.STARTED:
                 self._sparing.restarted()
 
@@ -442,12 +470,14 @@ class Daemon:
                 self._later_once("cpus", _BURST, self._cpus)
             elif event.function is not None:
                 self._keeper.device_changed(event.function)
+                self._processes.device_changed(event.function)
         if uevents.lost:
             uevents.lost = False
             self._later_once("cpus", _BURST, self._cpus)
 
     def _cpus(self) -> None:
         self._keeper.cpus_changed()
+        self._processes.look_at_all()
         self._spare()
         if self._following is not None:
             # A thread whose last CPU went may run elsewhere now (kernel/sched/core.c,
@@ -459,6 +489,7 @@ class Daemon:
         while True:
             await asyncio.sleep(delay)
             changed = self._keeper.poll()
+            self._processes.look_at_all()
             if changed:
                 self._aiming.look_at_all()
             self._spare()

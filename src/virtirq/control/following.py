@@ -12,8 +12,11 @@ from virtirq.control.beside import beside
 from virtirq.control.keeper import Keeper
 from virtirq.control.log import Log
 from virtirq.errors import AccessError, DependencyError, UsageError, VirtirqError
+from virtirq.guests import vfio_process
+from virtirq.guests.libvirt import SOURCE
 from virtirq.guests.watch import Watch, open_watch
 from virtirq.host.fs import HostFs
+from virtirq.model import Guest
 
 _RETRY: Final = (1.0, 30.0)
 """Seconds between attempts to connect: at first, and at last."""
@@ -40,6 +43,8 @@ class Following:
         log: Log,
         known: Callable[[], None],
         prepare: Callable[[], Awaitable[None]],
+        *,
+        must: bool = True,
     ) -> None:
         self._uri = uri
         self._fs = fs
@@ -47,6 +52,9 @@ class Following:
         self._log = log
         self._known = known
         self._prepare = prepare
+        self._must = must
+        self.given_up = False
+        """Whether libvirt can never be asked here."""
         self._watch: Watch | None = None
         self._dirty: dict[str, None] = {}
         self._work = asyncio.Event()
@@ -68,21 +76,31 @@ class Following:
     def look_at_all(self) -> None:
         """Every guest may have changed: what the kernel does to threads is told nobody."""
         for guest in self._keeper.guests:
+            self.look_if_ours(guest)
+
+    def look_if_ours(self, guest: Guest) -> None:
+        """As `look`, for one that libvirt has told of."""
+        if guest.source == SOURCE:
             self.look(guest.key)
 
     async def follow(self) -> None:
         """Connect, follow, connect again; ends only by an error that waiting does not mend.
 
-        Raises DependencyError, AccessError, UsageError.
+        Raises DependencyError, AccessError, UsageError, if it `must` be there.
         """
         delay, complained = _RETRY[0], False
         while True:
             try:
                 lost = await self._connect()
             except VirtirqError as error:
-                if isinstance(error, _HOPELESS) and not self._tried.is_set():
-                    raise
                 self.state = str(error)
+                if isinstance(error, _HOPELESS) and not self._tried.is_set():
+                    if self._must:
+                        raise
+                    self.given_up = True
+                    self._log.info(f"libvirt is not asked: {error}")
+                    self._tried.set()
+                    return
                 if not complained:
                     self._log.warning(f"{error}; trying again until it can be reached")
                     complained = True
@@ -120,13 +138,19 @@ class Following:
             raise
         self.state = f"connected to {watch.uri}"
         self._log.info(f"{self.state}: {len(live.guests)} guests run")
-        self._keeper.know(live.guests, live.gaps, complete=live.complete, only_note=True)
+        self._keeper.know(
+            live.guests,
+            live.gaps,
+            complete=live.complete,
+            only_note=True,
+            apart_from=vfio_process.SOURCE,
+        )
         await self._prepare()
         self._keeper.look_at_all()
         there = {guest.key for guest in live.guests}
         for guest in self._keeper.guests:
             if guest.key not in there:
-                self.look(guest.key)  # it may have stopped while libvirt was away
+                self.look_if_ours(guest)  # it may have stopped while libvirt was away
         self._known()
         return lost
 

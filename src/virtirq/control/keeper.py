@@ -185,8 +185,9 @@ class Keeper:
         *,
         complete: bool | None = None,
         only_note: bool = False,
+        apart_from: str = "",
     ) -> None:
-        """These guests run, and if that is `complete`, no others do.
+        """These guests run, and if that is `complete`, no others do but those of `apart_from`.
 
         Otherwise whoever is missing is believed to run on as before. `gaps` are what could not be
         read; where nothing else is said, any of them may be of a guest that is missing. With
@@ -197,8 +198,13 @@ class Keeper:
         told = {guest.key: guest for guest in guests}
         for gap in gaps:
             self._log.warning(f"not read: {gap.path}: {gap.error}")
-        them = told if complete else self._guests | told
+        others = {key: g for key, g in self._guests.items() if g.source == apart_from}
+        them = (others if complete else self._guests) | told
         self._change(them, strangers=complete, only_note=only_note)
+
+    def note(self, guests: Iterable[Guest]) -> None:
+        """These run for certain, but nothing of theirs is moved yet: `look_at_all` does that."""
+        self._change(self._guests | {guest.key: guest for guest in guests}, only_note=True)
 
     def update(self, guest: Guest) -> None:
         """This guest runs so now."""

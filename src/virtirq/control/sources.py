@@ -80,10 +80,11 @@ def _installed_config() -> list[Path]:
 
 
 class Found(NamedTuple):
-    """The guests, and what could not be read of them."""
+    """The guests, and what could not be read of them. `claimed` are to be shown, not acted on."""
 
     guests: tuple[Guest, ...]
     gaps: tuple[Gap, ...] = ()
+    claimed: tuple[Guest, ...] = ()
 
 
 def find_guests(
@@ -93,26 +94,40 @@ def find_guests(
     *,
     default: str = "",
     must: bool = False,
+    processes: bool = True,
 ) -> Found:
-    """The guests of this machine: of a recording and files, and those that run under libvirt.
+    """The guests of this machine: of a recording and files, or those that run.
 
-    libvirt is asked at `uri`; at the default URI (`default` is the configured one) where there is
-    neither recording nor file. That may fail and leave a gap, unless with `must`. Raises what
-    `load_guests` and `guests.libvirt.connected` raise, and UsageError for another machine's
-    libvirt.
+    Those that run are asked of libvirt at `uri`, or at the default URI (`default` is the configured
+    one), and with `processes` found by the devices that they hold as well. libvirt may fail and
+    leave a gap, unless with `must` no guest is found at all. Raises what `load_guests` and
+    `guests.libvirt.connected` raise, and UsageError for another machine's libvirt.
     """
     known = load_guests(fs, domain_files)
     if uri is None and (fs.recording is not None or domain_files):
         return Found(known)
     refuse_recording(fs, uri)
+    guests, gaps, failed = known, list[Gap](), None
+    claimed: tuple[Guest, ...] = ()
     try:
         with _this_machines(uri, default) as connection:
             live = connection.guests(fs)
+        guests = _unique((each.source, each) for each in (*known, *live.guests))
+        gaps += live.gaps
     except VirtirqError as error:
-        if uri is not None or must:
+        if uri is not None:
             raise
-        return Found(known, (_guests_gap(error),))
-    return Found(_unique((each.source, each) for each in (*known, *live.guests)), live.gaps)
+        failed = error
+        gaps.append(_guests_gap(error))
+    if processes:
+        from virtirq.guests.vfio_process import find_processes
+
+        found = find_processes(fs, guests)
+        guests, claimed = (*guests, *found.guests), found.claimed
+        gaps += found.gaps
+    if failed is not None and must and not guests:
+        raise failed
+    return Found(guests, tuple(gaps), claimed)
 
 
 def refuse_recording(fs: HostFs, uri: str | None) -> None:

@@ -34,6 +34,7 @@ from virtirq.host.fs import HostFs
 from virtirq.model import Gap, Guest
 
 DEFAULT_URI: Final = "qemu:///system"
+SOURCE: Final = "libvirt"
 
 # libvirt's ABI, include/libvirt/libvirt-domain.h: these numbers never change.
 METADATA_ELEMENT: Final = 2  # VIR_DOMAIN_METADATA_ELEMENT
@@ -220,7 +221,7 @@ class Connection:
     ) -> tuple[Guest | None, Gap | None]:
         """A running guest, and what could not be read of it; `processes` are this machine's."""
         try:
-            guest = replace(parse_domain(xml, where=name), source="libvirt", domain_id=domain.ID())
+            guest = replace(parse_domain(xml, where=name), source=SOURCE, domain_id=domain.ID())
         except DomainXmlError as error:
             return None, Gap(f"{self.uri}: {name}", str(error).removeprefix(f"{name}: "))
         seen = processes.seen(guest) if processes is not None else None

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from virtirq.errors import UnavailableError
 from virtirq.guests.entries import ConfigSpace
 from virtirq.guests.hardware import Hardware, parse_hardware
-from virtirq.guests.libvirt import Connection, VirDomain, opened
+from virtirq.guests.libvirt import SOURCE, Connection, VirDomain, opened
 from virtirq.guests.vectors import apics_of, read_vectors
 from virtirq.model import Guest, GuestVectors, PciAddress
 
@@ -66,7 +66,7 @@ class PeekReader:
         self._known: dict[str, _Known] = {}
 
     def read(self, guest: Guest, wanted: Wanted) -> Learned:
-        if guest.source != "libvirt" or guest.uuid is None:
+        if guest.source != SOURCE or guest.uuid is None:
             raise UnavailableError("it is not libvirt's")
         apics = apics_of(guest)
         connection = self._connected()

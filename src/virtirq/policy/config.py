@@ -28,11 +28,13 @@ class Rule:
 
     `guest` and `driver` are glob patterns, `device` is ``vendor:device`` in hexadecimal with
     globs, `class_` a word that ``status`` shows (``network``) or leading hexadecimal digits of
-    the class code (``0200``).
+    the class code (``0200``), `kind` is ``machine`` or ``process`` (one that holds devices and
+    runs no vCPUs).
     """
 
     directive: Directive
     guest: str | None = None
+    kind: str | None = None
     device: str | None = None
     class_: str | None = field(default=None, metadata={"key": "class"})
     driver: str | None = None
@@ -53,6 +55,13 @@ class GuestVectorsConfig:
     """``[guest_vectors]``: `follow`: whether the daemon reads where guests aim their vectors."""
 
     follow: bool = True
+
+
+@dataclass(frozen=True)
+class ProcessesConfig:
+    """``[processes]``: `find`: whether guests are found by the processes that hold devices."""
+
+    find: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ class Config:
     restore_on_stop: bool = False
     irqbalance: IrqbalanceConfig = IrqbalanceConfig()
     guest_vectors: GuestVectorsConfig = GuestVectorsConfig()
+    processes: ProcessesConfig = ProcessesConfig()
     metrics: MetricsConfig = MetricsConfig()
     libvirt: LibvirtConfig = LibvirtConfig()
     rules: tuple[Rule, ...] = field(default=(), metadata={"key": "rule"})
@@ -127,7 +137,7 @@ def render_config(config: Config) -> str:
     else:
         lines.append(f'spread = "{config.spread.value}"')
     lines.append(f"restore_on_stop = {str(config.restore_on_stop).lower()}")
-    for name in ("irqbalance", "guest_vectors", "metrics", "libvirt"):
+    for name in ("irqbalance", "guest_vectors", "processes", "metrics", "libvirt"):
         lines += ["", f"[{name}]"]
         lines += [
             f"{key} = {str(value).lower() if isinstance(value, bool) else _quoted(value)}"
@@ -199,7 +209,13 @@ def _converter() -> Converter:
     return converter
 
 
-_TABLES: Final = (IrqbalanceConfig, GuestVectorsConfig, MetricsConfig, LibvirtConfig)
+_TABLES: Final = (
+    IrqbalanceConfig,
+    GuestVectorsConfig,
+    ProcessesConfig,
+    MetricsConfig,
+    LibvirtConfig,
+)
 
 
 class _BadValueError(ValueError):
@@ -280,6 +296,7 @@ def _matching(pattern: str, what: str) -> Callable[[Any, Any], str]:
 
 _FORMS: dict[str, Callable[[Any, Any], Any]] = {
     "node": _node,
+    "kind": _matching("machine|process", 'a kind of guest: "machine" or "process"'),
     "listen": _listen,
     "device": _matching(
         r"(?=.*[:*])[0-9a-fA-F:?*!\[\]-]+",

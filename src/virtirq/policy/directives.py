@@ -1,7 +1,7 @@
 """Which directive applies to a device, and who gave it.
 
 The first of these wins: the device's own setting, the guest's setting, the first rule of the
-configuration that fits, the configuration's default.
+configuration that fits, the configuration's default; for a process without vCPUs that is `native`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from virtirq.model import Directive, Guest, GuestDevice, PciDevice, Spread
+from virtirq.model import NATIVE, Directive, Guest, GuestDevice, PciDevice, Spread
 from virtirq.policy.config import Config, Rule
 
 
@@ -30,6 +30,9 @@ def asked_for(guest: Guest, device: GuestDevice, pci: PciDevice | None, config: 
         directive, origin = guest.directive, guest.directive_from or "domain setting"
     elif rule is not None:
         directive, origin = rule.directive, rule.origin
+    elif guest.kind == "process":
+        # Who runs a data plane without vCPUs has placed its interrupts, or polls.
+        directive, origin = NATIVE, "default for a process without vCPUs"
     else:
         directive, origin = config.default, config.default_from
     spread = (rule and rule.spread) or config.spread
@@ -43,6 +46,8 @@ def asked_for(guest: Guest, device: GuestDevice, pci: PciDevice | None, config: 
 def fits(rule: Rule, guest: Guest, pci: PciDevice | None) -> bool:
     """Whether every condition of the rule holds; a device that is not there fits none on it."""
     if rule.guest is not None and not fnmatchcase(guest.name, rule.guest):
+        return False
+    if rule.kind is not None and guest.kind != rule.kind:
         return False
     if rule.device is not None and not (pci and _fits_device(rule.device, pci)):
         return False

@@ -100,7 +100,7 @@ def _of_guest(snapshot: Snapshot, planned: GuestPlan) -> Iterator[Finding]:
         for d in planned.devices
     )
     if asks and guest.vcpus and all(wide(v.cpus, snapshot.topology) for v in guest.vcpus):
-        text = f"its {len(guest.vcpus)} vCPUs may run on every CPU"
+        text = f"its {len(guest.vcpus)} {guest.unit}s may run on every CPU"
         yield _finding("vcpus-not-pinned", guest.name, text)
 
 
@@ -123,12 +123,12 @@ def _of_device(snapshot: Snapshot, guest: Guest, plan: DevicePlan) -> Iterator[F
         yield _finding("device-without-node", subject, "its NUMA node is not known to the firmware")
     local, pinned = local_to(pci, topology), pinned_cpus([guest], topology)
     if local is not None and pinned and not pinned & local:
-        text = f"vCPUs on CPUs {pinned}, device on node {pci.node} (CPUs {local})"
+        text = f"{guest.unit}s on CPUs {pinned}, device on node {pci.node} (CPUs {local})"
         yield _finding("node-mismatch", subject, text)
     if plan.target is not None:
         foreign = (plan.target & (topology.isolated | topology.nohz_full)) - pinned
         if foreign:
-            text = f"its interrupts may go to isolated CPUs {foreign}, which are not its vCPUs'"
+            text = f"its interrupts may go to isolated CPUs {foreign}, not its {guest.unit}s'"
             yield _finding("isolated-conflict", subject, text)
     if "intx-shared" in reasons:
         shared = next(a for a in plan.actions if a.reason.code == "intx-shared")

@@ -253,7 +253,7 @@ class Aim:
         else:
             seat, cpu = self.deal(order)
         cpus = CpuSet([cpu])
-        of = "" if seat.vcpu is None else f" of vCPU {seat.vcpu}"
+        of = "" if seat.vcpu is None else f" of {self.guest.unit} {seat.vcpu}"
         return _Place(
             cpus,
             f"CPU {cpu}{of}{why}{self._off_node(cpus)}",

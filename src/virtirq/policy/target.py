@@ -145,10 +145,10 @@ def _left(why: str) -> Target:
 
 def _auto(guest: Guest, device: PciDevice | None, topology: Topology) -> Target:
     if not guest.vcpus:
-        return _left(f"{guest.name} has no vCPU whose CPUs are known")
+        return _left(f"{guest.name} has no {guest.unit} whose CPUs are known")
     places = {vcpu.index: runs_on(vcpu.cpus, topology) for vcpu in guest.vcpus}
     if all(cpus is None for cpus in places.values()):
-        return _beside(device, topology, "vCPUs are not pinned")
+        return _beside(device, topology, f"{guest.unit}s are not pinned")
     seats = tuple(
         Seat(topology.online if cpus is None else cpus, index)
         for index, cpus in sorted(places.items())
@@ -156,10 +156,10 @@ def _auto(guest: Guest, device: PciDevice | None, topology: Topology) -> Target:
     cpus = union(seat.cpus for seat in seats)
     if not cpus:
         wanted = union(vcpu.cpus or CpuSet() for vcpu in guest.vcpus)
-        return Target(None, f"the vCPUs' CPUs {wanted} are offline", code="target-offline")
+        return Target(None, f"the {guest.unit}s' CPUs {wanted} are offline", code="target-offline")
     local = local_to(device, topology)
     near = _near(seats, local)
-    note = f"CPUs {cpus} of its vCPUs"
+    note = f"CPUs {cpus} of its {guest.unit}s"
     if union(seat.cpus for seat in near) != cpus:
         note += f", {union(seat.cpus for seat in near)} of them on the device's node"
     following = {

@@ -132,7 +132,7 @@ def _guest(document: Document, guest: Guest, reader: str | None) -> None:
         cpus = "every CPU: not pinned" if vcpu.cpus is None else screens.named(vcpu.cpus)
         # A thread was looked at, or else it is what the guest's definition says.
         thread = "" if vcpu.tid is None else f" (thread {vcpu.tid})"
-        document.line(f"vCPU {vcpu.index}{thread} may run on {cpus}", indent=2)
+        document.line(f"{guest.unit} {vcpu.index}{thread} may run on {cpus}", indent=2)
     if guest.emulator is not None:
         document.line(f"its emulator may run on {screens.named(guest.emulator)}", indent=2)
     if reader is not None:

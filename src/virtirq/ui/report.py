@@ -102,6 +102,7 @@ def as_json(
                 "name": planned.guest.name,
                 "uuid": planned.guest.uuid,
                 "source": planned.guest.source,
+                "kind": planned.guest.kind,
                 "vectors_read_by": snapshot.readers.get(planned.guest.key),
                 "devices": [
                     {
@@ -167,12 +168,14 @@ def config_json(config: Config) -> dict[str, Any]:
         "restore_on_stop": config.restore_on_stop,
         "irqbalance": asdict(config.irqbalance),
         "guest_vectors": asdict(config.guest_vectors),
+        "processes": asdict(config.processes),
         "metrics": asdict(config.metrics),
         "libvirt": asdict(config.libvirt),
         "rules": [
             {
                 "from": rule.origin,
                 "guest": rule.guest,
+                "kind": rule.kind,
                 "device": rule.device,
                 "class": rule.class_,
                 "driver": rule.driver,

@@ -182,7 +182,7 @@ def _guest(document: Document, snapshot: Snapshot, planned: GuestPlan) -> None:
 
 
 def _vcpus(snapshot: Snapshot, guest: Guest) -> str:
-    count = _plural(len(guest.vcpus), "vCPU")
+    count = _plural(len(guest.vcpus), guest.unit)
     topology = snapshot.topology
     pinned = union(vcpu.cpus for vcpu in guest.vcpus if vcpu.cpus and not wide(vcpu.cpus, topology))
     if not pinned:

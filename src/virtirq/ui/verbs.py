@@ -202,6 +202,7 @@ def daemon(args: argparse.Namespace) -> int:
             state=STATE_DIR,
             load=lambda: sources.load_config(args.config),
             uri=None if args.domains else args.connect or default_uri(config.libvirt.uri),
+            must=bool(args.connect or config.libvirt.uri or not config.processes.find),
             guests=sources.load_guests(sources.open_fs(None), args.domains),
             serve=_serve,
         ),
@@ -293,9 +294,16 @@ def _inputs(args: argparse.Namespace, *, must: bool = False) -> Inputs:
     config = sources.load_config(args.config, args.sysroot)
     fs = sources.open_fs(args.sysroot)
     found = sources.find_guests(
-        fs, args.domains, args.connect, default=config.libvirt.uri, must=must
+        fs,
+        args.domains,
+        args.connect,
+        default=config.libvirt.uri,
+        must=must,
+        processes=config.processes.find,
     )
-    return Inputs(fs, found.guests, config, found.gaps)
+    # What only an unprivileged process says of itself may be looked at, and nothing more.
+    guests = found.guests if must else (*found.guests, *found.claimed)
+    return Inputs(fs, guests, config, found.gaps)
 
 
 def _view(args: argparse.Namespace) -> View:
