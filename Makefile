@@ -5,11 +5,13 @@
 # make demo-host  records the host that the demo shows anew, in the lab
 # make corpus every domain XML that Debian's libvirt ships, through the parser
 # make bench  time per interrupt for read, plan and write, beside a floor; make bench-lab  how soon
-#             the daemon moves a new vector, beside a floor, and what it costs when idle, in the lab
+#             the daemon moves a new vector, beside a floor, what it costs when idle, and what
+#             reading a guest's choices costs, in the lab
 # make golden writes the tests' golden outputs again; look at the difference before you commit
 # make install PREFIX=/usr DESTDIR=…  the systemd unit, an example configuration, documentation,
-#             Prometheus rules, Grafana dashboard, completions. The program itself comes by pip; the
-#             unit starts it from BINDIR, which must not be in a home. uninstall takes them away
+#             Prometheus rules, Grafana dashboard, KubeVirt manifest, completions. The program
+#             itself comes by pip; the unit starts it from BINDIR, which must not be in a home.
+#             uninstall takes them away
 
 SHELL := /bin/sh
 VENV := .venv
@@ -46,6 +48,7 @@ bench: $(VENV)/test.stamp
 bench-lab: $(VENV)/test.stamp
 	$(BIN)/python -m bench.reaction
 	$(BIN)/python -m bench.idle
+	$(BIN)/python -m bench.peek
 
 golden: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/ui --regenerate-output
@@ -62,26 +65,29 @@ VIRTIRQ ?= $(firstword $(wildcard $(BIN)/virtirq) $(shell command -v virtirq))
 UNIT := $(UNITDIR)/virtirq.service
 EXAMPLE := $(DOCDIR)/examples/virtirq.toml
 RULES := $(DATADIR)/virtirq/prometheus/virtirq.rules.yml
+KUBEVIRT := $(DATADIR)/virtirq/kubevirt/virtirq.yaml
 DASHBOARD := $(DATADIR)/virtirq/grafana/virtirq.json
 DOCS := README.md CHANGELOG.md $(wildcard docs/*.md)
 COMPLETION_bash := $(DATADIR)/bash-completion/completions/virtirq
 COMPLETION_zsh := $(DATADIR)/zsh/site-functions/_virtirq
 COMPLETION_fish := $(DATADIR)/fish/vendor_completions.d/virtirq.fish
 SHELLS := bash zsh fish
-OWN := $(DOCDIR)/examples $(DOCDIR) $(addprefix $(DATADIR)/virtirq,/prometheus /grafana) \
+OWN := $(DOCDIR)/examples $(DOCDIR) $(addprefix $(DATADIR)/virtirq,/prometheus /grafana /kubevirt) \
 	$(DATADIR)/virtirq
-INSTALLED := $(UNIT) $(EXAMPLE) $(RULES) $(DASHBOARD) $(addprefix $(DOCDIR)/,$(notdir $(DOCS))) \
-	$(foreach shell,$(SHELLS),$(COMPLETION_$(shell)))
+INSTALLED := $(UNIT) $(EXAMPLE) $(RULES) $(DASHBOARD) $(KUBEVIRT) \
+	$(addprefix $(DOCDIR)/,$(notdir $(DOCS))) $(foreach shell,$(SHELLS),$(COMPLETION_$(shell)))
 
 # Nothing goes to /etc: what is there is the operator's.
 install:
-	install -d $(foreach file,$(UNIT) $(EXAMPLE) $(RULES) $(DASHBOARD),'$(DESTDIR)$(dir $(file))')
+	install -d $(foreach file,$(UNIT) $(EXAMPLE) $(RULES) $(DASHBOARD) $(KUBEVIRT), \
+		'$(DESTDIR)$(dir $(file))')
 	sed -e 's|@bindir@|$(BINDIR)|' -e 's|@docdir@|$(DOCDIR)|' packaging/virtirq.service \
 		> '$(DESTDIR)$(UNIT)'
 	chmod 644 '$(DESTDIR)$(UNIT)'
 	install -m 644 packaging/virtirq.toml '$(DESTDIR)$(EXAMPLE)'
 	install -m 644 packaging/virtirq.rules.yml '$(DESTDIR)$(RULES)'
 	install -m 644 packaging/virtirq-dashboard.json '$(DESTDIR)$(DASHBOARD)'
+	install -m 644 packaging/kubevirt/virtirq.yaml '$(DESTDIR)$(KUBEVIRT)'
 	install -m 644 $(DOCS) '$(DESTDIR)$(DOCDIR)'
 	set -e; if [ -n '$(VIRTIRQ)' ]; then $(foreach shell,$(SHELLS), \
 		file='$(DESTDIR)$(COMPLETION_$(shell))'; install -d "$${file%/*}"; \

@@ -43,6 +43,7 @@ def expected(repository: Path) -> set[str]:
         "usr/share/doc/virtirq/examples/virtirq.toml",
         "usr/share/virtirq/prometheus/virtirq.rules.yml",
         "usr/share/virtirq/grafana/virtirq.json",
+        "usr/share/virtirq/kubevirt/virtirq.yaml",
         *(f"usr/share/doc/virtirq/{name}" for name in docs),
     }
 
@@ -140,6 +141,44 @@ def test_systemd_here_has_no_complaint(tmp_path: Path, repository: Path) -> None
         check=False,
     )
     assert "virtirq" not in done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def manifest(repository: Path) -> str:
+    return (repository / "packaging/kubevirt/virtirq.yaml").read_text()
+
+
+def test_every_volume_of_the_manifest_is_mounted(manifest: str) -> None:
+    mounts, volumes = manifest.split("      volumes:\n")
+    mounts = mounts.split("          volumeMounts:\n")[1]
+    names = re.compile(r"^ *- name: (\w+)$", re.MULTILINE)
+    assert sorted(names.findall(mounts)) == sorted(names.findall(volumes))
+    assert "/run/virtirq" in mounts  # the journal of what to put back
+
+
+def test_every_privilege_of_the_manifest_has_its_why(manifest: str) -> None:
+    lines = [each.strip() for each in manifest.splitlines()]
+    capabilities = {"SYS_ADMIN", "SETPCAP", "SYS_PTRACE", "DAC_READ_SEARCH"}
+    start, end = lines.index("add:"), lines.index("seccompProfile:")
+    added = {each.removeprefix("- ") for each in lines[start:end] if each.startswith("- ")}
+    assert added == capabilities
+    mounts = lines[lines.index("volumeMounts:") : lines.index("volumes:")]
+    asked = [f"- {each}" for each in sorted(capabilities)]
+    asked += [each for each in mounts if each.startswith("- name: ")]
+    asked += ["hostPID: true", "runAsUser: 0", "command:", "appArmorProfile:", "seLinuxOptions:"]
+    for each in asked:
+        where = lines.index(each, start) if each.startswith("- name: ") else lines.index(each)
+        assert lines[where - 1].startswith("# "), each
+
+
+def test_the_manifest_gives_up_what_only_the_start_takes(manifest: str) -> None:
+    assert "privileged: true" not in manifest
+    command = " ".join(re.sub("#.*", "", manifest).split())
+    assert (
+        "mount -o remount,bind,rw /proc/irq &&"
+        " exec setpriv --bounding-set=-all,+sys_ptrace,+dac_read_search --no-new-privs"
+        " virtirq daemon"
+    ) in command
 
 
 def uncommented(text: str) -> str:

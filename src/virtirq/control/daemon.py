@@ -285,6 +285,7 @@ class Daemon:
         self._aiming.follow(on=config.guest_vectors.follow)
         self._processes.follow(on=config.processes.find)
         self._known()
+        self._processes.look_at_all()
         if self._following is not None:
             self._following.look_at_all()
         self._log.info("the configuration was read again")

@@ -21,7 +21,7 @@ from virtirq.errors import (
     UsageError,
 )
 from virtirq.host.fs import HostFs
-from virtirq.model import Finding, Gap, Guest, Plan, Snapshot
+from virtirq.model import NATIVE, Finding, Gap, Guest, Plan, Snapshot
 from virtirq.policy.config import Config, render_config
 from virtirq.policy.findings import findings as find
 from virtirq.policy.findings import in_order
@@ -301,9 +301,12 @@ def _inputs(args: argparse.Namespace, *, must: bool = False) -> Inputs:
         must=must,
         processes=config.processes.find,
     )
-    # What only an unprivileged process says of itself may be looked at, and nothing more.
-    guests = found.guests if must else (*found.guests, *found.claimed)
-    return Inputs(fs, guests, config, found.gaps)
+    # What nothing but an unprivileged process's command line says is shown, and left alone.
+    claimed = (
+        replace(guest, directive=NATIVE, directive_from="its command line alone tells of it")
+        for guest in found.claimed
+    )
+    return Inputs(fs, (*found.guests, *claimed), config, found.gaps)
 
 
 def _view(args: argparse.Namespace) -> View:
