@@ -26,7 +26,7 @@ def wheels(directory: Path, python: str) -> None:
     subprocess.run([*pip, "wheel", "--no-deps", "-w", str(directory), str(_ROOT)], check=True)
     (wheel,) = directory.glob("virtirq-*.whl")
     download = ["download", "--only-binary=:all:", "--python-version", python]
-    subprocess.run([*pip, *download, "-d", str(directory), str(wheel)], check=True)
+    subprocess.run([*pip, *download, "-d", str(directory), f"{wheel}[qmp]"], check=True)
 
 
 def guests(host: Host) -> tuple[GuestSpec, ...]:

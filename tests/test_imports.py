@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "main": {"ui"},
 }
 ALSO = {"guests": {"virtirq.host.fs", "virtirq.host.paths"}}
-LATE = {"rich", "cattrs", "shtab", "defusedxml", "libvirt", "textual", "prometheus_client"}
+LATE = {"rich", "cattrs", "shtab", "defusedxml", "libvirt", "textual", "prometheus_client", "qemu"}
 LIBVIRT = {"libvirt", "libvirtaio", "libvirt_qemu", "libvirtmod"}
 OPENERS = {
     *("open", "listdir", "scandir", "stat", "lstat", "readlink", "access", "walk"),

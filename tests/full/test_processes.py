@@ -35,6 +35,7 @@ QEMU: Final = (
     " -m 192 -smp 2 -nodefaults -display none -serial file:/run/lab/{name}.log"
     " -kernel /opt/lab/l2-kernel -initrd /opt/lab/l2-initramfs"
     " -append 'console=ttyS0 quiet panic=-1 audit=0 mitigations=off nokaslr net.ifnames=0'"
+    " -qmp unix:/run/lab/{name}.qmp,server=on,wait=off"
     " -device pcie-root-port,id=rp0,chassis=1 -device vfio-pci,host={device},bus=rp0"
 )
 
@@ -101,6 +102,11 @@ def on(host: Host, device: str, *cpus: str) -> bool:
     return len(there) == 3 and set(there.values()) == set(cpus)
 
 
+def read_by(host: Host) -> dict[str, str]:
+    """By what it is known where each guest aims its vectors."""
+    return {name: each["vectors_read_by"] for name, each in guests(host).items()}
+
+
 def guests(host: Host) -> dict[str, Any]:
     return {each["name"]: each for each in told(host, "status")["guests"]}
 
@@ -117,6 +123,9 @@ def test_a_guest_by_hand_is_served_beside_libvirts(host: Host) -> None:
             )
             assert [each["address"] for each in found["byhand"]["devices"]] == [NIC]
             assert process.returncode() is None
+            until(lambda: read_by(host).get("byhand") == "its QEMU monitor", job.output)
+            rows = guests(host)["byhand"]["devices"][0]["interrupts"]
+            assert {each["vcpu_from"] for each in rows} == {"guest"}
             # Who moves one of its threads takes its interrupts along.
             host.run(
                 "for each in $(grep -lx 'CPU 1/KVM' /proc/[0-9]*/task/*/comm); do"

@@ -35,6 +35,7 @@ from virtirq.control.tally import Tally
 from virtirq.control.tracing import FLOOD, KernelEvents, open_kernel_events
 from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
 from virtirq.guests.peeking import PeekReader
+from virtirq.guests.qmp import QmpReader
 from virtirq.guests.vfio_process import SOURCE as PROCESS
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
@@ -132,8 +133,8 @@ class Daemon:
         self._tally = Tally()
         self._keeper = Keeper(self._fs, self._journal, config, log, self._tally, self._later)
         self._sparing = Sparing(Bans(setup.state, self._fs), log)
-        readers = [] if setup.uri is None else [PeekReader(setup.uri)]
-        self._aiming = Aiming(readers, self._keeper, log)
+        peek = [] if setup.uri is None else [PeekReader(setup.uri)]
+        self._aiming = Aiming((*peek, QmpReader(self._fs)), self._keeper, log)
         self._aiming.follow(on=config.guest_vectors.follow)
         self._following = (
             None

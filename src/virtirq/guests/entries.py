@@ -33,7 +33,7 @@ _MSI: Final = 0x05
 _MSIX: Final = 0x11
 _MOST_CAPABILITIES: Final = 48  # as many as fit (Linux, drivers/pci/pci.c, PCI_FIND_CAP_TTL)
 _MOST_BRIDGES: Final = 32
-_ENTRY: Final = 16
+ENTRY: Final = 16
 _ADDRESSES: Final = 1 << 52
 """x86 has no more of physical memory (Intel SDM, volume 3, Physical-Address Width)."""
 
@@ -144,11 +144,16 @@ def _msix(peek: Peek, config: bytes, at: int, most: int) -> dict[int, Message]:
     count = min((control & 0x7FF) + 1, most)
     all_masked = bool(control >> 14 & 1)
     base = _bar(config, place & 7) + (place & ~7)
-    table = peek(base, count * _ENTRY) if count > 0 else b""
+    return table(peek, base, count, all_masked=all_masked)
+
+
+def table(peek: Peek, base: int, count: int, *, all_masked: bool = False) -> dict[int, Message]:
+    """The first entries of an MSI-X table (PCI Local Bus Specification, 6.8.2)."""
+    entries = peek(base, count * ENTRY) if count > 0 else b""
     found = {}
     for vector in range(count):
-        address, data, vector_control = unpack_from("<QII", table, vector * _ENTRY)
-        found[vector] = Message(address, data, all_masked or bool(vector_control & 1))
+        address, data, control = unpack_from("<QII", entries, vector * ENTRY)
+        found[vector] = Message(address, data, all_masked or bool(control & 1))
     return found
 
 

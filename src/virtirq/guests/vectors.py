@@ -8,7 +8,7 @@ from functools import cache, partial
 from virtirq.errors import UnavailableError
 from virtirq.guests import msi
 from virtirq.guests.entries import ConfigSpace, messages
-from virtirq.guests.msi import Apics, Destination, UndecodableError
+from virtirq.guests.msi import Apics, Destination, Message, UndecodableError
 from virtirq.guests.remapping import resolve
 from virtirq.model import Aimed, Guest, GuestVectors, PciAddress
 
@@ -32,6 +32,11 @@ def apics_of(guest: Guest) -> Apics:
     return Apics(known)
 
 
+def in_use(entries: Mapping[int, Message]) -> dict[int, Message]:
+    """The entries that the guest uses: neither masked nor never written."""
+    return {v: each for v, each in entries.items() if not each.masked and not each.empty}
+
+
 def aimed(resolved: Mapping[int, Destination | UndecodableError], apics: Apics) -> GuestVectors:
     """What destinations, by vector, mean for vCPUs."""
     once = cache(partial(_aimed, apics=apics))  # vectors are many, destinations few
@@ -48,8 +53,8 @@ def _of_device(space: ConfigSpace, apics: Apics, address: PciAddress, most: int)
         requester = space.bus(slot.bus) << 8 | slot.slot << 3 | slot.function
     except UnavailableError as error:
         return GuestVectors({}, str(error))
-    used = {vector: each for vector, each in found.items() if not each.masked and not each.empty}
-    return aimed(resolve(peek, hardware.iommu, hardware.ram, requester, used), apics)
+    resolved = resolve(peek, hardware.iommu, hardware.ram, requester, in_use(found))
+    return aimed(resolved, apics)
 
 
 def _aimed(where: Destination | UndecodableError, apics: Apics) -> Aimed:

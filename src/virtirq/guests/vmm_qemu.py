@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from virtirq.guests.vmm_values import (
@@ -48,7 +48,7 @@ def read_qemu(words: Sequence[str]) -> CommandLine:
     devices: list[dict[str, str]] = []
     found: list[PciAddress | None] = []
     vmid, uuid, product = "", None, None
-    for option, value in _options(words):
+    for option, value in options(words, _OPTIONS):
         match option:
             case "device":
                 devices.append(_given(value, "driver"))
@@ -96,13 +96,10 @@ def pairs(text: str, implied: str = "") -> dict[str, str]:
     return found
 
 
-def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Those options that mean something here, with their values."""
+def options(words: Sequence[str], wanted: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The options of these names, with their values."""
     for place, word in enumerate(words[1:-1], start=1):
-        if (
-            word.startswith("-")
-            and (option := word.removeprefix("-").removeprefix("-")) in _OPTIONS
-        ):
+        if word.startswith("-") and (option := word.removeprefix("-").removeprefix("-")) in wanted:
             yield option, words[place + 1]
 
 
