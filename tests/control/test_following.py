@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,6 +34,7 @@ from virtirq.errors import (
 )
 from virtirq.guests import watch as watch_module
 from virtirq.guests.libvirt import LiveGuests
+from virtirq.guests.vfio_process import SOURCE
 from virtirq.host import paths
 from virtirq.model import Gap, Guest, GuestDevice, PciAddress, Vcpu
 from virtirq.policy.config import Config
@@ -58,7 +60,7 @@ def guest(name: str, cpu: int = 2) -> Guest:
 class Room:
     """A Following, its Keeper and its host; to be made inside of a loop."""
 
-    def __init__(self, state: Any, uri: str = "fake:///") -> None:
+    def __init__(self, state: Any, uri: str = "fake:///", *, must: bool = True) -> None:
         self.fs: MadeFs = HOST.live()
         self.journal = SharedJournal(state, HOST.boot_id)
         self.keeper = Keeper(
@@ -66,7 +68,9 @@ class Room:
         )
         self.known = 0
         self.prepared: list[list[str]] = []
-        self.following = Following(uri, self.fs, self.keeper, Log(), self._count, self._prepare)
+        self.following = Following(
+            uri, self.fs, self.keeper, Log(), self._count, self._prepare, must=must
+        )
         self.task = asyncio.create_task(self.following.follow())
 
     def _count(self) -> None:
@@ -101,9 +105,9 @@ class Room:
 Act = Callable[[Room], Awaitable[None]]
 
 
-def play(state: Any, act: Act, uri: str = "fake:///") -> None:
+def play(state: Any, act: Act, uri: str = "fake:///", *, must: bool = True) -> None:
     async def main() -> None:
-        room = Room(state, uri)
+        room = Room(state, uri, must=must)
         try:
             await act(room)
         finally:
@@ -357,6 +361,133 @@ class TestConnecting:
             await room.until(lambda: room.following.state.startswith("connected"))
             assert room.names == {"web", "db"}
             assert "not read: fake:///: web: makes no sense" in warnings(caplog)
+
+        play(tmp_path, act)
+
+
+HOPELESS = [DependencyError("x"), AccessError("x"), UsageError("x")]
+
+
+class TestNeedNotBeThere:
+    """Guests are found by their processes, too: libvirt may be missing for good."""
+
+    @pytest.mark.parametrize("error", HOPELESS)
+    def test_what_no_waiting_mends_gives_it_up(
+        self, script: Script, tmp_path: Any, error: VirtirqError, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        script.attempts = [error]
+
+        async def act(room: Room) -> None:
+            await room.following.tried()
+            await room.task
+            assert room.following.given_up
+            assert room.following.state == str(error)
+            assert (script.slept, script.watches) == ([], [])
+            said = [(each.levelname, each.getMessage()) for each in caplog.records]
+            assert ("INFO", "libvirt is not asked: x") in said
+            assert warnings(caplog) == []
+            assert not room.keeper.knows
+            room.following.look("u-web")
+            room.following.look_at_all()
+
+        play(tmp_path, act, must=False)
+
+    @pytest.mark.parametrize("error", [FAILED, LibvirtError("x"), JournalError("x")])
+    def test_what_waiting_may_mend_is_waited_for(
+        self, script: Script, tmp_path: Any, error: VirtirqError, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        script.attempts = [error] * 2
+        script.running = {"u-web": guest("web")}
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.names == {"web"})
+            assert not room.following.given_up
+            assert script.slept == [1, 2]
+            assert warnings(caplog) == [f"{error}; trying again until it can be reached"]
+
+        play(tmp_path, act, must=False)
+
+    @pytest.mark.parametrize("error", HOPELESS)
+    def test_nor_is_it_given_up_once_it_was_there(
+        self, script: Script, tmp_path: Any, error: VirtirqError
+    ) -> None:
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.following.state.startswith("connected"))
+            script.attempts = [error]
+            script.watch.lost("closed")
+            await room.until(lambda: len(script.watches) == 2)
+            assert not room.following.given_up
+
+        play(tmp_path, act, must=False)
+
+    @pytest.mark.parametrize("error", HOPELESS)
+    def test_that_it_must_be_is_the_rule(
+        self, script: Script, tmp_path: Any, error: VirtirqError
+    ) -> None:
+        script.attempts = [error]
+
+        async def act(room: Room) -> None:
+            with pytest.raises(type(error)):
+                await room.task
+            assert not room.following.given_up
+
+        play(tmp_path, act)
+
+
+OF_PROCESS = Guest(
+    "qemu",
+    SOURCE,
+    pid=7,
+    vcpus=(Vcpu(0, CpuSet([6])),),
+    devices=(GuestDevice(ADDRESS, "vfio"),),
+)
+
+
+class TestOthersGuests:
+    """Those of processes are not libvirt's to tell of."""
+
+    def test_they_stay_when_it_tells_of_its_own(self, script: Script, tmp_path: Any) -> None:
+        script.running = {"u-db": guest("db")}
+
+        async def act(room: Room) -> None:
+            room.keeper.note([OF_PROCESS])
+            await room.until(lambda: room.names == {"qemu", "db"})
+            await room.until(lambda: room.known == 1)
+            assert room.prepared == [["db", "qemu", "0-7", "0-7"]], "known, nothing moved yet"
+            assert room.places() == ["6", "6"]
+
+        play(tmp_path, act)
+
+    def test_it_is_not_asked_for_them(self, script: Script, tmp_path: Any) -> None:
+        script.running = {"u-db": guest("db")}
+
+        async def act(room: Room) -> None:
+            room.keeper.note([OF_PROCESS])
+            await room.until(lambda: room.known == 1)
+            room.following.look_at_all()
+            for each in room.keeper.guests:
+                room.following.look_if_ours(each)
+            await room.until(lambda: script.read == ["u-db"])
+            script.watch.lost("closed")
+            await room.until(lambda: len(script.watches) == 2)
+            await room.until(lambda: room.known == 3)
+            room.following.look("u-db")
+            await room.until(lambda: room.known == 4)
+            assert script.read == ["u-db", "u-db"]
+            assert room.names == {"qemu", "db"}
+
+        play(tmp_path, act)
+
+    def test_it_tells_of_one_of_them(self, script: Script, tmp_path: Any) -> None:
+        script.running = {"u-web": guest("web")}
+
+        async def act(room: Room) -> None:
+            room.keeper.note([replace(OF_PROCESS, uuid="u-web")])
+            await room.until(lambda: room.known == 1)
+            (told,) = room.keeper.guests
+            assert (told.name, told.source) == ("web", "libvirt")
+            assert room.places() == ["2", "2"]
 
         play(tmp_path, act)
 

@@ -431,6 +431,92 @@ class TestKnowing:
         assert bare.keeper.threads == frozenset()
 
 
+class TestOtherSources:
+    """Guests of processes, whom the source that tells of all others knows nothing of."""
+
+    DPDK = replace(DB, name="dpdk", source="process", uuid=None)
+
+    @pytest.mark.parametrize(
+        "same", [replace(DPDK, name="a", pid=77), replace(DPDK, name="a", devices=WEB.devices)]
+    )
+    def test_the_same_guest_under_another_name_gives_way(self, bare: Scene, same: Guest) -> None:
+        """Else the first by name would decide where its interrupts go."""
+        bare.keeper.note([same])
+        told = replace(DB, pid=77, devices=(*DB.devices, *WEB.devices[:1]))
+        bare.keeper.know([told], complete=False, apart_from="process")
+        assert [each.name for each in bare.keeper.guests] == ["db"]
+
+    def test_noted_and_not_moved(self, bare: Scene) -> None:
+        bare.keeper.note([DB])
+        assert [each.name for each in bare.keeper.guests] == ["db"]
+        assert bare.fs.written() == []
+        assert not bare.keeper.knows
+        bare.keeper.look_at_all()
+        assert bare.places() == FOUND | {120: "0", 121: "1"}
+
+    def test_noted_ones_are_kept_track_of(self, bare: Scene) -> None:
+        bare.keeper.note([DB])
+        assert bare.keeper.kept == {120, 121}
+        bare.keeper.moved(120, "somebody")
+        assert bare.fs.where(120) == "0"
+
+    def test_noted_beside_others(self, scene: Scene) -> None:
+        scene.keeper.know([WEB])
+        scene.fs.calls.clear()
+        scene.keeper.note([self.DPDK])
+        assert {each.name for each in scene.keeper.guests} == {"web", "dpdk"}
+        assert scene.fs.written() == []
+
+    def test_noted_anew(self, bare: Scene) -> None:
+        bare.keeper.note([self.DPDK])
+        bare.keeper.note([replace(self.DPDK, vcpus=pinned(2, 3))])
+        bare.keeper.look_at_all()
+        assert bare.places() == FOUND | {120: "2", 121: "3"}
+
+    def test_what_a_noted_one_has_is_not_left_over(self, scene: Scene) -> None:
+        scene.die()
+        scene.start()
+        scene.fs.calls.clear()
+        scene.keeper.note([self.DPDK])
+        scene.keeper.know([], apart_from="process")
+        assert [each.name for each in scene.keeper.guests] == ["dpdk"]
+        assert scene.places() == FOUND | {120: "0", 121: "1"}
+        assert not {(120,), (121,)} & set(scene.fs.written())
+
+    def test_all_are_told_of_but_those(self, scene: Scene) -> None:
+        scene.keeper.know([WEB, self.DPDK])
+        scene.keeper.know([], apart_from="process")
+        assert [each.name for each in scene.keeper.guests] == ["dpdk"]
+        assert scene.places() == FOUND | {120: "0", 121: "1"}
+
+    @pytest.mark.parametrize("source", ["", "another"])
+    def test_those_of_no_other_source(self, scene: Scene, source: str) -> None:
+        scene.keeper.know([WEB, self.DPDK])
+        scene.keeper.know([WEB], apart_from=source)
+        assert [each.name for each in scene.keeper.guests] == ["web"]
+
+    def test_the_same_guest_told_of_by_both(self, scene: Scene) -> None:
+        scene.keeper.know([WEB, replace(self.DPDK, uuid=DB.uuid)])
+        scene.fs.calls.clear()
+        scene.keeper.know([WEB, DB], apart_from="process")
+        assert {each.name: each.source for each in scene.keeper.guests} == {
+            "web": "test",
+            "db": "test",
+        }
+        assert scene.fs.written() == []
+
+    def test_incomplete_all_are_believed_to_run_on(self, scene: Scene) -> None:
+        scene.keeper.know([WEB, self.DPDK])
+        scene.keeper.know([], complete=False, apart_from="process")
+        assert {each.name for each in scene.keeper.guests} == {"web", "dpdk"}
+        assert scene.places() == PLANNED
+
+    def test_it_ends(self, scene: Scene) -> None:
+        scene.keeper.know([WEB, self.DPDK])
+        scene.keeper.gone("dpdk")
+        assert scene.places() == PLANNED | {120: "0-7", 121: "0-7"}
+
+
 class TestRequested:
     def test_a_new_vector_is_moved_and_nothing_else_is_looked_at(self, scene: Scene) -> None:
         event = scene.fs.allocate(130, 4)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.hostmaker import MadeFs, MadeHost
 from virtirq.cpuset import CpuSet
-from virtirq.guests.threads import Processes
+from virtirq.guests.threads import Processes, is_libvirts
 from virtirq.model import Guest, Vcpu
 
 UUID = "6f0b9be0-6f0c-4c6b-9e0a-8f2f3a6f2d11"
@@ -81,6 +81,18 @@ def test_with_a_pid_file_nobody_else_can_pose_as_the_guest() -> None:
     forged = process(100, {100: ("CPU 0/KVM", "0"), 101: ("CPU 1/KVM", "0")})
     made = fs(forged, process(), {"/run/libvirt/qemu/web.pid": "4242"})
     assert Processes(made).seen(WEB) == SEEN
+
+
+def test_whom_libvirt_has_started() -> None:
+    host = fs(process(), {"/run/libvirt/qemu/web.pid": "4242"})
+    assert is_libvirts(host, replace(WEB, pid=4242))
+    for other in (
+        replace(WEB, pid=4243),
+        replace(WEB, pid=4242, name="other"),
+        replace(WEB, pid=None),
+        replace(WEB, pid=4242, name="../qemu/web"),
+    ):
+        assert not is_libvirts(host, other)
 
 
 def test_a_process_without_vcpu_threads_is_not_the_guest() -> None:

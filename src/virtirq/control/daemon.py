@@ -29,13 +29,15 @@ from virtirq.control.keeper import Keeper
 from virtirq.control.log import Log
 from virtirq.control.presence import Lock, Presence
 from virtirq.control.processes import Processes
+from virtirq.control.routing import RoutesReader
 from virtirq.control.sparing import Sparing
 from virtirq.control.systemd import ServiceManager
 from virtirq.control.tally import Tally
 from virtirq.control.tracing import FLOOD, KernelEvents, open_kernel_events
 from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
-from virtirq.guests.peeking import PeekReader
+from virtirq.guests.peeking import PeekReader, VectorReader
 from virtirq.guests.qmp import QmpReader
+from virtirq.guests.threads import is_libvirts
 from virtirq.guests.vfio_process import SOURCE as PROCESS
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
@@ -134,7 +136,8 @@ class Daemon:
         self._keeper = Keeper(self._fs, self._journal, config, log, self._tally, self._later)
         self._sparing = Sparing(Bans(setup.state, self._fs), log)
         peek = [] if setup.uri is None else [PeekReader(setup.uri)]
-        self._aiming = Aiming((*peek, QmpReader(self._fs)), self._keeper, log)
+        readers: list[VectorReader] = [*peek, QmpReader(self._fs), RoutesReader()]
+        self._aiming = Aiming(readers, self._keeper, log)
         self._aiming.follow(on=config.guest_vectors.follow)
         self._following = (
             None
@@ -149,7 +152,7 @@ class Daemon:
                 must=setup.must,
             )
         )
-        self._processes = Processes(self._fs, self._keeper, log, self._known)
+        self._processes = Processes(self._fs, self._keeper, log, self._known, self._is_libvirts)
         self._answering = Answering(setup.state, lambda: self._presence().as_json())
         self._events: KernelEvents | None = None
         self._no_events = ""
@@ -173,10 +176,11 @@ class Daemon:
         self._hear_kernel()
         self._hear_uevents()
         self._task(self._sparing.run())
-        if self._keeper.config.processes.find:
+        if self._finds(self._keeper.config):
             # First, so that nothing of theirs is taken for left over; what libvirt tells is the
             # better word, and replaces it.
-            await self._processes.begin()
+            begun = asyncio.ensure_future(self._processes.begin())
+            await asyncio.wait([self._stop, begun], return_when=asyncio.FIRST_COMPLETED)
         if self._following is None:
             self._keeper.know(self._setup.guests, apart_from=PROCESS)
             self._known()
@@ -233,6 +237,15 @@ class Daemon:
         self._lock.close()
         self._log.info("stopped")
 
+    def _finds(self, config: Config) -> bool:
+        """Whether guests are found by their processes: whoever names files has named them all."""
+        return config.processes.find and self._setup.uri is not None
+
+    def _is_libvirts(self, guest: Guest) -> bool:
+        """Whether libvirt is to tell of this guest, of whom it knows what is asked for it."""
+        following = self._following
+        return following is not None and not following.given_up and is_libvirts(self._fs, guest)
+
     def _end(self) -> None:
         if not self._stop.done():
             self._stop.set_result(None)
@@ -284,7 +297,7 @@ class Daemon:
         self._keeper.reconfigure(config)
         self._serve_metrics(old.metrics.listen, config.metrics.listen)
         self._aiming.follow(on=config.guest_vectors.follow)
-        self._processes.follow(on=config.processes.find)
+        self._processes.follow(on=self._finds(config))
         self._known()
         self._processes.look_at_all()
         if self._following is not None:
@@ -366,7 +379,8 @@ class Daemon:
     def _spare(self) -> None:
         if not self._keeper.config.irqbalance.cooperate:
             self._sparing.want(None)
-        elif self._keeper.knows:
+        elif self._keeper.knows or (self._processes.complete and self._processes.alone):
+            # Until all guests are known, a list would let go of what the daemon before has kept.
             self._sparing.want(self._keeper.kept)
 
     # What is heard.

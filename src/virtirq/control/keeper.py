@@ -198,8 +198,18 @@ class Keeper:
         told = {guest.key: guest for guest in guests}
         for gap in gaps:
             self._log.warning(f"not read: {gap.path}: {gap.error}")
-        others = {key: g for key, g in self._guests.items() if g.source == apart_from}
-        them = (others if complete else self._guests) | told
+        # What was found another way may be the same guest under another name.
+        pids = {guest.pid for guest in told.values() if guest.pid is not None}
+        devices = _addresses(told.values())
+        others = {
+            key: guest
+            for key, guest in self._guests.items()
+            if guest.source == apart_from
+            and guest.pid not in pids
+            and devices.isdisjoint(_addresses([guest]))
+        }
+        rest = {key: g for key, g in self._guests.items() if g.source != apart_from}
+        them = others | ({} if complete else rest) | told
         self._change(them, strangers=complete, only_note=only_note)
 
     def note(self, guests: Iterable[Guest]) -> None:

@@ -38,11 +38,20 @@ _START: Final = 10.0
 class Processes:
     """Guests by their processes, told to `keeper`.
 
-    `known` is called after each time that what is known of guests may have changed.
+    `known` is called after each time that what is known of guests may have changed. Of guests of
+    which `theirs` holds, another source is to tell, which knows more of them.
     """
 
-    def __init__(self, fs: HostFs, keeper: Keeper, log: Log, known: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        fs: HostFs,
+        keeper: Keeper,
+        log: Log,
+        known: Callable[[], None],
+        theirs: Callable[[Guest], bool] = lambda _: False,
+    ) -> None:
         self._fs = fs
+        self._theirs = theirs
         self._keeper = keeper
         self._log = log
         self._known = known
@@ -60,6 +69,8 @@ class Processes:
         self.on = False
         self.complete = False
         """Whether the last look through all processes has seen every holder of a device."""
+        self.alone = True
+        """Whether no guest was met of which another source is to tell."""
 
     def follow(self, *, on: bool) -> None:
         """Whether guests are looked for at all."""
@@ -84,7 +95,9 @@ class Processes:
             return
         self._tell(found)
         self._keeper.note(
-            guest for guest in found.guests if guest.pid is not None and self._watch(guest.pid)
+            guest
+            for guest in found.guests
+            if guest.pid is not None and not self._holds_back(guest) and self._watch(guest.pid)
         )
 
     def look_at_all(self) -> None:
@@ -203,7 +216,9 @@ class Processes:
 
     def _update(self, guest: Guest) -> None:
         """What another source has told since is the better word."""
-        if self._others().have(guest) or guest.pid is None or not self._watch(guest.pid):
+        if guest.pid is None or self._others().have(guest) or self._holds_back(guest):
+            return
+        if not self._watch(guest.pid):
             return
         # First: what it has is nobody's in between, and is not put back.
         self._keeper.update(guest)
@@ -216,6 +231,11 @@ class Processes:
                 self._keeper.gone(before.key)
             elif left != before.devices:
                 self._keeper.update(replace(before, devices=left))
+
+    def _holds_back(self, guest: Guest) -> bool:
+        held_back = self._theirs(guest)
+        self.alone &= not held_back
+        return held_back
 
     def _watch(self, pid: int) -> bool:
         """Hear of its end; whether it lives."""

@@ -29,6 +29,16 @@ from virtirq.host.fs import HostFs
 from virtirq.model import Guest, Vcpu
 
 
+def is_libvirts(fs: HostFs, guest: Guest) -> bool:
+    """Whether the guest's process is one that libvirt has started on this host."""
+    if guest.pid is None or "/" in guest.name:
+        return False
+    try:
+        return fs.read(paths.LIBVIRT_PID.at(guest.name)) == str(guest.pid)
+    except OSError:
+        return False
+
+
 class Processes:
     """The guests' processes on this machine, by the guest's UUID."""
 

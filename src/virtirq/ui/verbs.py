@@ -96,7 +96,7 @@ def restore(args: argparse.Namespace) -> int:
             f"a daemon runs (pid {daemon.pid}) and would move them again",
             hint="stop it first, or have it leave a guest alone: 'virtirq set GUEST native'",
         )
-    fs, guests, _, _ = _inputs(args)
+    fs, guests, _, _ = _inputs(args, claims=False)
     done = cycle.restore(fs, guests, sources.state_dir(args.sysroot), args.guests)
     code = _done(args, done)
     return code if args.guests or args.sysroot is not None else _release(code)
@@ -289,8 +289,12 @@ def _asks_libvirt(args: argparse.Namespace) -> bool:
     return args.sysroot is None and (args.connect is not None or not args.domains)
 
 
-def _inputs(args: argparse.Namespace, *, must: bool = False) -> Inputs:
-    """`must`: the guests have to be known, so that it cannot be that nothing is done for them."""
+def _inputs(args: argparse.Namespace, *, must: bool = False, claims: bool = True) -> Inputs:
+    """`must`: the guests have to be known, so that it cannot be that nothing is done for them.
+
+    `claims`: with guests of whom nothing but an unprivileged process's command line tells. They are
+    shown, and left alone.
+    """
     config = sources.load_config(args.config, args.sysroot)
     fs = sources.open_fs(args.sysroot)
     found = sources.find_guests(
@@ -301,10 +305,9 @@ def _inputs(args: argparse.Namespace, *, must: bool = False) -> Inputs:
         must=must,
         processes=config.processes.find,
     )
-    # What nothing but an unprivileged process's command line says is shown, and left alone.
     claimed = (
         replace(guest, directive=NATIVE, directive_from="its command line alone tells of it")
-        for guest in found.claimed
+        for guest in (found.claimed if claims else ())
     )
     return Inputs(fs, (*found.guests, *claimed), config, found.gaps)
 

@@ -1,0 +1,296 @@
+"""KVM's own messages, read on a running kernel; booted and reported by `test_lab.py`.
+
+The emulated CPU has SVM, so there is a KVM here. Its VMs have an interrupt controller and no
+vCPU: that is enough for interrupts of a real device to be routed, and every message is known.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from lab.guest import E1000E, bind, find
+from lab.vfio import HeldDevice
+from virtirq.control import routes as routes_module
+from virtirq.control.routes import Route, Routes, open_routes
+from virtirq.errors import UnavailableError
+from virtirq.guests.msi import Message
+
+# include/uapi/linux/kvm.h
+CREATE_VM, CREATE_IRQCHIP = 0xAE01, 0xAE60
+SET_GSI_ROUTING, IRQFD = 0x4008_AE6A, 0x4020_AE76
+ROUTING_IRQCHIP, ROUTING_MSI = 1, 2
+DEASSIGN = 1
+PATIENT = 400.0
+
+Entry = Message | int
+"""What a VM's line is routed to: a message, or a pin of its first interrupt controller."""
+
+
+class Vm:
+    """A VM without a processor, made as monitors do: not always by their first thread."""
+
+    def __init__(self) -> None:
+        made: list[int] = []
+        thread = threading.Thread(target=lambda: made.append(self._make()))
+        thread.start()
+        thread.join()
+        (self._file,) = made
+        fcntl.ioctl(self._file, CREATE_IRQCHIP, 0)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def route(self, entries: Mapping[int, Entry]) -> None:
+        """By line. What is not named is routed nowhere."""
+        packed = struct.pack("=II", len(entries), 0)
+        for line, entry in entries.items():
+            if isinstance(entry, Message):
+                high = entry.address >> 32
+                packed += struct.pack("=IIII", line, ROUTING_MSI, 0, 0)
+                packed += struct.pack("=III20x", entry.low, high, entry.data)
+            else:
+                packed += struct.pack("=IIIIII24x", line, ROUTING_IRQCHIP, 0, 0, 0, entry)
+        fcntl.ioctl(self._file, SET_GSI_ROUTING, bytearray(packed))
+
+    def attach(self, eventfd: int, line: int, flags: int = 0) -> None:
+        fcntl.ioctl(self._file, IRQFD, struct.pack("=IIII16x", eventfd, line, flags, 0))
+
+    @staticmethod
+    def _make() -> int:
+        kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return fcntl.ioctl(kvm, CREATE_VM, 0)
+        finally:
+            os.close(kvm)
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[Routes]:
+    """Started once: under emulation bpftrace compiles for 10 to 20 seconds."""
+    if shutil.which("bpftrace") is None:
+        pytest.fail("bpftrace is not installed: see lab/packages.txt")
+    subprocess.run(["modprobe", "kvm_amd"], check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routes_module, "ATTACH_SECONDS", PATIENT)
+        routes = open_routes()
+    yield routes
+    routes.close()
+
+
+@pytest.fixture(scope="module")
+def nic(reader: Routes) -> Iterator[HeldDevice]:
+    """The NIC with all its vectors armed. No interrupt ever comes."""
+    bdf = find(E1000E)[0]
+    bind(bdf)
+    with HeldDevice(bdf, "msix") as device:
+        yield device
+
+
+@pytest.fixture
+def vm() -> Iterator[Vm]:
+    with closing(Vm()) as made:
+        yield made
+
+
+def message(vector: int, high: int = 0) -> Message:
+    return Message(high << 32 | 0xFEE0_0000 | vector << 12, 0x4041 + vector)
+
+
+def ours(entry: Message) -> Route:
+    return Route(os.getpid(), entry)
+
+
+def attach_all(vm: Vm, nic: HeldDevice) -> dict[int, int]:
+    """The IRQ number by vector, when each vector is the VM's line of the same number."""
+    for vector, eventfd in enumerate(nic._eventfds):
+        vm.attach(eventfd, vector)
+    return nic.irqs()
+
+
+def test_the_route_is_what_kvm_was_told(reader: Routes, nic: HeldDevice, vm: Vm) -> None:
+    irqs = attach_all(vm, nic)
+    assert len(irqs) == 5
+    assert reader.read(irqs.values()) == {}  # no line is routed anywhere yet
+    told = {vector: message(vector, high=0x12300) for vector in irqs}
+    vm.route(told)
+    assert reader.read(irqs.values()) == {irqs[vector]: ours(told[vector]) for vector in irqs}
+    told[3] = message(77)
+    vm.route(told)
+    assert reader.read([irqs[3]]) == {irqs[3]: ours(message(77))}
+    vm.attach(nic._eventfds[3], 3, DEASSIGN)
+    vm.route({0: told[0], 1: 5})  # 1: a pin and no message; 2, 4: nothing
+    assert reader.read(irqs.values()) == {irqs[0]: ours(told[0])}
+
+
+def test_when_the_vm_is_gone_there_is_none(reader: Routes, nic: HeldDevice) -> None:
+    with closing(Vm()) as vm:
+        irqs = attach_all(vm, nic)
+        vm.route({0: message(0)})
+        assert set(reader.read(irqs.values())) == {irqs[0]}
+    assert reader.read(irqs.values()) == {}
+
+
+def test_whose_vm_it_is(reader: Routes, nic: HeldDevice, vm: Vm) -> None:
+    """Two processes, and each has a vector of the same device."""
+    irqs = nic.irqs()
+    vm.attach(nic._eventfds[0], 0)
+    vm.route({0: message(0)})
+    ready, done = os.eventfd(0), os.eventfd(0)
+    other = os.fork()
+    if not other:
+        with suppress(BaseException):
+            theirs = Vm()
+            theirs.attach(nic._eventfds[1], 1)
+            theirs.route({1: message(1)})
+            os.eventfd_write(ready, 1)
+            os.eventfd_read(done)
+        os._exit(0)
+    os.eventfd_read(ready)
+    expected = {irqs[0]: ours(message(0)), irqs[1]: Route(other, message(1))}
+    assert reader.read(irqs.values()) == expected
+    os.eventfd_write(done, 1)
+    os.waitpid(other, 0)
+    assert reader.read(irqs.values()) == {irqs[0]: ours(message(0))}
+    for each in (ready, done):
+        os.close(each)
+
+
+def test_a_monitor_that_polls_beside_kvm(reader: Routes, nic: HeldDevice, vm: Vm) -> None:
+    irqs = attach_all(vm, nic)
+    vm.route({0: message(0)})
+    waiting = [select.epoll() for _ in range(8)]
+    for count, each in enumerate(waiting, start=1):
+        each.register(nic._eventfds[0], select.EPOLLIN)
+        # KVM and seven more: longer queues are not understood, and then it is not known.
+        expected = {irqs[0]: ours(message(0))} if count < 8 else {}
+        assert reader.read(irqs.values()) == expected
+    for each in waiting:
+        each.close()
+    assert reader.read(irqs.values()) == {irqs[0]: ours(message(0))}
+
+
+def test_of_two_vms_nobody_knows_which(reader: Routes, nic: HeldDevice, vm: Vm) -> None:
+    irqs = attach_all(vm, nic)
+    vm.route({0: message(0), 1: message(1)})
+    with closing(Vm()) as other:
+        other.route({0: message(5)})
+        try:
+            other.attach(nic._eventfds[0], 0)
+        except OSError:
+            known = {irqs[0], irqs[1]}  # since 6.17 the kernel does not let that be
+        else:
+            known = {irqs[1]}
+        assert set(reader.read(irqs.values())) == known
+
+
+def test_what_has_no_route(reader: Routes, nic: HeldDevice) -> None:
+    """All the others that the kernel has, and numbers that it has not."""
+    numbers = {int(each) for each in os.listdir("/sys/kernel/irq")}
+    assert reader.read(numbers | {max(numbers) + 1, 10**9}) == {}
+
+
+def test_more_than_go_at_once(reader: Routes, nic: HeldDevice, vm: Vm) -> None:
+    irqs = attach_all(vm, nic)
+    told = {vector: message(vector) for vector in irqs}
+    vm.route(told)
+    expected = {irqs[vector]: ours(told[vector]) for vector in irqs}
+    for _ in range(20):
+        assert reader.read(range(300)) == expected
+
+
+def test_a_message_that_is_changed_all_the_time(reader: Routes, nic: HeldDevice, vm: Vm) -> None:
+    """It is one of those that it was, and never a mixture."""
+    irqs = attach_all(vm, nic)
+    told = [{0: Message(0xFEE0_1000 << 32 | number, number)} for number in (0x1111, 0x2222)]
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            for each in told:
+                vm.route(each)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        seen = {reader.read([irqs[0]]).get(irqs[0]) for _ in range(50)}
+    finally:
+        stop.set()
+        thread.join()
+    assert seen <= {None, *(ours(each[0]) for each in told)}
+
+
+def test_it_prints_when_it_is_asked_and_at_no_other_time(reader: Routes, nic: HeldDevice) -> None:
+    irqs = nic.irqs()
+    for name in ("hwirq", "actions"):
+        for irq in irqs.values():
+            subprocess.run(["cat", f"/sys/kernel/irq/{irq}/{name}"], check=True)
+    for irq in irqs.values():
+        Path(f"/sys/kernel/irq/{irq}/actions").read_text()
+        Path(f"/sys/kernel/irq/{irq}/per_cpu_count").read_text()
+    assert reader._answers(0.5) == []
+    Path(f"/sys/kernel/irq/{irqs[0]}/hwirq").read_text()
+    assert [each.irq for each in reader._answers(5.0)] == [irqs[0]]
+
+
+def eventually(what: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def ended(pid: int) -> bool:
+    """Whether it is no more; nobody here waits for those whose parent has died."""
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
+def test_when_virtirq_is_killed_bpftrace_ends(reader: Routes) -> None:
+    script = (
+        "import sys, threading\n"
+        "from virtirq.control import routes\n"
+        f"routes.ATTACH_SECONDS = {PATIENT}\n"
+        "opened = []\n"
+        # In a thread that ends: it must not end with that.
+        "thread = threading.Thread(target=lambda: opened.append(routes.open_routes()))\n"
+        "thread.start()\n"
+        "thread.join()\n"
+        "print(opened[0]._process.pid, opened[0].read(range(50)), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as killed:
+        assert killed.stdout is not None
+        pid, _, found = killed.stdout.readline().partition(" ")
+        assert found == "{}\n"
+        assert not ended(int(pid))
+        killed.kill()
+    eventually(lambda: ended(int(pid)))
+
+
+def test_kvm_that_was_loaded_anew_is_another(reader: Routes) -> None:
+    """The last of these: it ends the one that they all use."""
+    assert reader.read([0]) == {}
+    pid = reader._process.pid
+    subprocess.run(["modprobe", "--remove", "kvm_amd", "kvm"], check=True)
+    with pytest.raises(UnavailableError, match="the module kvm is not loaded"):
+        open_routes()
+    subprocess.run(["modprobe", "kvm_amd"], check=True)
+    with pytest.raises(UnavailableError, match="kvm: it is not the one"):
+        reader.read([0])
+    assert not Path(f"/proc/{pid}").exists()
