@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 from xml.sax.saxutils import escape, quoteattr
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from .host import Host, Result
 
 _FILES = "/run/lab/guests"
+_VTD = "<iommu model='intel'><driver intremap='on' caching_mode='on'/></iommu>"
+_IOAPIC = "<ioapic driver='qemu'/>"  # KVM's own knows no remapped interrupts
 _VIRSH = ("virsh", "--connect", "qemu:///system", "--quiet")
 
 
@@ -33,6 +37,8 @@ class GuestSpec:
     memory_mib: int = 192
     kind: Literal["kvm", "qemu"] = "kvm"
     kernel_args: str = ""
+    vtd: bool = False  # an emulated VT-d, with interrupt remapping
+    irqbalance: bool = False  # its initramfs has irqbalance, not started
     domain_xml: str = ""  # more children of <domain>
     device_xml: str = ""  # more children of <devices>
 
@@ -46,7 +52,6 @@ class GuestSpec:
         tune = f"<cputune>{pins}</cputune>" if pins else ""
         # What libvirt would pick by itself for "kvm", QEMU refuses on an emulated host
         cpu = "<cpu mode='host-passthrough' check='none'/>" if self.kind == "kvm" else ""
-        line = "console=ttyS0 quiet panic=-1 audit=0 mitigations=off nokaslr net.ifnames=0"
         return f"""\
 <domain type='{self.kind}'>
   <name>{escape(self.name)}</name>
@@ -56,10 +61,10 @@ class GuestSpec:
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>/opt/lab/l2-kernel</kernel>
-    <initrd>/opt/lab/l2-initramfs</initrd>
-    <cmdline>{escape(f"{line} {self.kernel_args}".rstrip())}</cmdline>
+    <initrd>{self.initramfs}</initrd>
+    <cmdline>{escape(self._kernel_line())}</cmdline>
   </os>
-  <features><acpi/><apic/></features>
+  <features><acpi/><apic/>{_IOAPIC if self.vtd else ""}</features>
   {cpu}
   <on_poweroff>destroy</on_poweroff>
   <on_reboot>restart</on_reboot>
@@ -74,11 +79,21 @@ class GuestSpec:
       <log file={quoteattr(self.log)} append='off'/>
       <target port='0'/>
     </serial>
+    {_VTD if self.vtd else ""}
     {"".join(map(hostdev_xml, self.hostdevs))}
     {self.device_xml}
   </devices>
 </domain>
 """
+
+    def _kernel_line(self) -> str:
+        line = "console=ttyS0 quiet panic=-1 audit=0 mitigations=off nokaslr net.ifnames=0"
+        vtd = " intel_iommu=on iommu=pt" if self.vtd else ""
+        return f"{line}{vtd} {self.kernel_args}".rstrip()
+
+    @property
+    def initramfs(self) -> str:
+        return f"/opt/lab/l2-initramfs{'-irqbalance' if self.irqbalance else ''}"
 
     @property
     def serial(self) -> str:
@@ -125,6 +140,8 @@ class Guest:
         return self.host.run([*_VIRSH, verb, self.name, *arguments], timeout=120, check=check)
 
     def define(self) -> None:
+        if self.spec.irqbalance:
+            self.host.run(["/opt/lab/l1-irqbalance"])
         path = f"{_FILES}/{self.name}.xml"
         self.host.write(path, self.spec.xml())
         self.host.run([*_VIRSH, "define", path])
@@ -169,6 +186,15 @@ class Guest:
     def traffic(self, rounds: int | Literal["on", "off"] = 1) -> None:
         """Use every device, so many times or until told otherwise: its interrupts fire."""
         self.command(f"traffic {rounds}", timeout=180)
+
+    @contextmanager
+    def busy(self, pause: float = 0.1) -> Iterator[None]:
+        """Fire each vector of its e1000e, igb and NVMe devices every so many seconds."""
+        self.command(f"busy on {pause}")
+        try:
+            yield
+        finally:
+            self.command("busy off", check=False)
 
     def interrupts(self) -> str:
         """The guest's own /proc/interrupts, its devices only."""

@@ -213,19 +213,19 @@ class Host:
         guest.wait_ready(5)
         return guest
 
-    def plug_nvme(self, node: int) -> str:
-        """Plug an NVMe disk into a node's empty slot; its PCI address.
+    def plug_nvme(self, node: int, vectors: int = 65) -> str:
+        """Plug an NVMe disk with so many MSI-X vectors into a node's empty slot; its PCI address.
 
         NVMe disks cannot be in a snapshot, so they come after it.
         """
         name = f"nvme{node}"
+        queues = {"msix_qsize": vectors, "max_ioqpairs": vectors - 1}
         self.qemu.execute(
             "blockdev-add",
             **{"driver": "null-co", "node-name": name, "size": 64 << 20, "read-zeroes": True},
         )
-        self.qemu.execute(
-            "device_add", driver="nvme", id=name, drive=name, serial=name, bus=f"n{node}p1"
-        )
+        place = {"id": name, "bus": f"n{node}p1"}
+        self.qemu.execute("device_add", driver="nvme", drive=name, serial=name, **place, **queues)
         address = NVME[node]
         self.run(
             f"until [ -e /sys/bus/pci/devices/{address}/driver ]; do sleep 0.1; done", timeout=30

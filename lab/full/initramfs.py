@@ -15,7 +15,14 @@ from pathlib import Path
 from . import cache, cpio, recipe
 from .image import Image
 
-_HOST_FILES = ("l1-init", "l1-agent.py", "l1-agent.service", "l1-libvirt", "l1-serial.py")
+_HOST_FILES = (
+    "l1-init",
+    "l1-agent.py",
+    "l1-agent.service",
+    "l1-irqbalance",
+    "l1-libvirt",
+    "l1-serial.py",
+)
 
 
 @dataclass(frozen=True)
