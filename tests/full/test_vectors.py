@@ -31,7 +31,7 @@ pytestmark = pytest.mark.lab
 
 CPUS: Final = ("4", "5", "6", "7")  # of vCPUs 0 to 3
 VECTORS: Final = 9  # of the disk
-RUN: Final = 60.0
+RUN: Final = 45.0
 RIGHT: Final = 0.99
 KICKS: Final = "/sys/kernel/tracing/instances/kicks"
 READINGS: Final = 60
@@ -224,6 +224,7 @@ def test_it_follows_a_hand_and_says_so(guest: Guest) -> None:
         assert "libvirt's memory peek" in virtirq(host, "explain", guest.name)
 
 
+@pytest.mark.parametrize("guest", ["plain"], indirect=True)
 def test_drivers_and_the_guest_itself_come_and_go(guest: Guest) -> None:
     host = guest.host
     with daemon(host) as job:
@@ -261,6 +262,7 @@ reader.close()
 """
 
 
+@pytest.mark.parametrize("guest", ["plain"], indirect=True)
 def test_reading_disturbs_no_vcpu(guest: Guest) -> None:
     """QEMU interrupts a vCPU by a signal to its thread; a forced read (xp) shows that it counts."""
     host = guest.host
