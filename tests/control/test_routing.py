@@ -78,7 +78,9 @@ def test_a_logical_destination_counts_where_it_can_mean_one_thing_only() -> None
 def test_a_guest_whose_apics_are_not_known_starts_nothing() -> None:
     reader = reader_of()
     with pytest.raises(UnavailableError, match="APIC ids"):
-        reader.read(Guest("web", "test", vcpus=(Vcpu(0),)), WANTED)
+        reader.read(Guest("web", "test", pid=900, vcpus=(Vcpu(0),)), WANTED)
+    with pytest.raises(UnavailableError, match="its process is not known"):
+        reader.read(Guest("web", "test", vcpus=(Vcpu(0, apic=0),)), WANTED)
 
 
 def test_what_cannot_be_started_is_not_tried_at_each_reading(

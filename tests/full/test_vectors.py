@@ -31,7 +31,7 @@ pytestmark = pytest.mark.lab
 
 CPUS: Final = ("4", "5", "6", "7")  # of vCPUs 0 to 3
 VECTORS: Final = 9  # of the disk
-RUN: Final = 45.0
+RUN: Final = 30.0
 RIGHT: Final = 0.99
 KICKS: Final = "/sys/kernel/tracing/instances/kicks"
 READINGS: Final = 60

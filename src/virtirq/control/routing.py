@@ -35,6 +35,8 @@ class RoutesReader:
         self._tried = float("-inf")
 
     def read(self, guest: Guest, wanted: Wanted) -> Learned:
+        if guest.pid is None:
+            raise UnavailableError("its process is not known")
         apics = apics_of(guest)
         numbers = {irq for vectors in wanted.values() for irq in vectors.values()}
         with self._lock:
