@@ -43,9 +43,7 @@ class Machine:
             "-object memory-backend-ram,id=m0,size=2G -numa node,nodeid=0,cpus=0-3,memdev=m0",
             "-object memory-backend-ram,id=m1,size=2G -numa node,nodeid=1,cpus=4-7,memdev=m1",
             "-numa dist,src=0,dst=1,val=20 -numa dist,src=1,dst=0,val=20",
-            # eim=on lets the kernel use x2APIC. Without, a timer's vector stays in service for good
-            # now and then: that processor gets no timer any more, and all wait for it.
-            "-device intel-iommu,intremap=on,eim=on",
+            "-device intel-iommu,intremap=on",
             *_node(node=0, bus="0x20", chassis=10),
             *_node(node=1, bus="0x40", chassis=20),
             f"-netdev user,id=agent,restrict=on,hostfwd=tcp:127.0.0.1:0-10.0.2.15:{AGENT_PORT}",

@@ -242,6 +242,18 @@ def test_what_was_freed_is_spared_a_while_longer(play: Play) -> None:
     play(act)
 
 
+@pytest.mark.parametrize("told", [Told(State.NOT_RUNNING), Told(State.SPARED, PID)])
+def test_what_was_freed_needs_no_timer_where_nobody_would_move_it(play: Play, told: Told) -> None:
+    async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset({1, 2}))
+        await stage.told()
+        stage.sparing.want(frozenset({1}))
+        assert await stage.told() == ("keep", frozenset({1}), False)
+        assert set(stage.pace.waits) == {None}
+
+    play(act, told)
+
+
 def test_one_that_was_started_is_waited_for(play: Play) -> None:
     """Its socket comes some time after; whoever else bears its name is waited for in vain."""
 

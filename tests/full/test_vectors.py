@@ -31,7 +31,7 @@ pytestmark = pytest.mark.lab
 
 CPUS: Final = ("4", "5", "6", "7")  # of vCPUs 0 to 3
 VECTORS: Final = 9  # of the disk
-RUN: Final = 30.0
+RUN: Final = 24.0
 RIGHT: Final = 0.99
 KICKS: Final = "/sys/kernel/tracing/instances/kicks"
 READINGS: Final = 60
@@ -203,6 +203,7 @@ def test_each_interrupt_is_taken_where_the_guest_handles_it(guest: Guest) -> Non
     assert taints(guest) == tainted
 
 
+@pytest.mark.parametrize("guest", ["plain"], indirect=True)
 def test_it_follows_a_hand_and_says_so(guest: Guest) -> None:
     host = guest.host
     place = (E1000E[1], 0)

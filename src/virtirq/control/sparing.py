@@ -113,9 +113,9 @@ class Sparing:
 
     def _with_freed(self, wanted: frozenset[int] | None) -> frozenset[int]:
         """These, and what was told before and has been freed a short while ago."""
-        if wanted is None:
-            self._freed = {}
-            return frozenset()
+        if wanted is None or self._told is None or self._told.state is not State.TOLD:
+            self._freed = {}  # nobody there who would move them
+            return wanted or frozenset()
         now = self._clock()
         freed = dict.fromkeys(self._spared - wanted, now + LINGER) | self._freed
         self._freed = {irq: at for irq, at in freed.items() if at > now and irq not in wanted}
