@@ -16,6 +16,8 @@
 SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
+# The labs' tests one after the other, beside all the others.
+BESIDE := --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
 
 .PHONY: run test lint lab quick-lab demo-host corpus bench bench-lab golden install uninstall clean
 
@@ -23,7 +25,7 @@ run: $(VENV)/run.stamp
 	$(BIN)/virtirq demo
 
 test: $(VENV)/test.stamp lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(BESIDE) $(PYTEST_ARGS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check

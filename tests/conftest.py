@@ -32,6 +32,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist looks for the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side: each lab's one after the other, beside all that need none.
+
+    A lab's host takes most of a small machine, and a module's tests share what they made. The labs
+    come first, since they take longest.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("lab") is None)
+    for item in items:
+        module = item.path.relative_to(REPOSITORY / "tests")
+        lab = module.parts[0] if item.get_closest_marker("lab") else str(module)
+        item.add_marker(pytest.mark.xdist_group(lab))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says loudly what a machine could not run: a skipped lab is not a passed one."""
     skipped = terminalreporter.stats.get("skipped", [])

@@ -840,18 +840,18 @@ class TestTheFile:
         "content",
         [
             *("", "[]", "null", "7", '"irqs"', "{}", '{"irqs": [45]}', "[" * 5000, "\0\xff"),
-            f'{{"pid": {ME}, "started": 101, "boot": "{BOOT_ID}", "irqs": 45}}',
-            f'{{"pid": {ME}, "started": 101, "boot": "{BOOT_ID}", "irqs": ["45"]}}',
-            f'{{"pid": {ME}, "started": 101, "boot": "{BOOT_ID}", "irqs": [true]}}',
-            f'{{"pid": {ME}, "started": 101, "boot": "{BOOT_ID}", "irqs": [45.0]}}',
-            f'{{"pid": {ME}, "started": 102, "boot": "{BOOT_ID}", "irqs": [45]}}',
-            f'{{"pid": {ME + 1}, "started": 101, "boot": "{BOOT_ID}", "irqs": [45]}}',
-            f'{{"pid": {ME}, "started": 101, "boot": "another", "irqs": [45]}}',
+            f'{{"pid": ME, "started": 101, "boot": "{BOOT_ID}", "irqs": 45}}',
+            f'{{"pid": ME, "started": 101, "boot": "{BOOT_ID}", "irqs": ["45"]}}',
+            f'{{"pid": ME, "started": 101, "boot": "{BOOT_ID}", "irqs": [true]}}',
+            f'{{"pid": ME, "started": 101, "boot": "{BOOT_ID}", "irqs": [45.0]}}',
+            f'{{"pid": ME, "started": 102, "boot": "{BOOT_ID}", "irqs": [45]}}',
+            f'{{"pid": 1ME, "started": 101, "boot": "{BOOT_ID}", "irqs": [45]}}',
+            '{"pid": ME, "started": 101, "boot": "another", "irqs": [45]}',
         ],
     )
     def test_what_is_not_about_this_irqbalance(self, host: Host, content: str) -> None:
         host.state.mkdir()
-        (host.state / "bans.json").write_text(content)
+        (host.state / "bans.json").write_text(content.replace("ME", str(ME)))
         host.start({45})
         assert host.bans().release() == TOLD
         assert host.bans().keep({46}) == TOLD

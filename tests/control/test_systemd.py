@@ -187,32 +187,32 @@ def test_no_child_inherits_the_variables(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} & inherited == set()
 
 
-MINE = str(os.getpid())
-
-
 @pytest.mark.parametrize(
     ("interval", "pid", "seconds"),
     [
-        ("60000000", MINE, 60.0),
+        ("60000000", "mine", 60.0),
         ("1500000", None, 1.5),
         ("1500000", "", 1.5),
         ("60000000", "1", None),
         ("60000000", "x", None),
-        ("0", MINE, None),
-        ("-1", MINE, None),
-        ("", MINE, None),
-        ("soon", MINE, None),
-        ("1e6", MINE, None),
-        ("\u0661", MINE, None),  # a digit, but not one of ours
-        ("9" * 400, MINE, None),
-        (str(2**64 - 1), MINE, None),
-        (None, MINE, None),
+        ("0", "mine", None),
+        ("-1", "mine", None),
+        ("", "mine", None),
+        ("soon", "mine", None),
+        ("1e6", "mine", None),
+        ("\u0661", "mine", None),  # a digit, but not one of ours
+        ("9" * 400, "mine", None),
+        (str(2**64 - 1), "mine", None),
+        (None, "mine", None),
     ],
 )
 def test_the_watchdog_as_systemd_sets_it(
     interval: str | None, pid: str | None, seconds: float | None
 ) -> None:
-    given = {"WATCHDOG_USEC": interval, "WATCHDOG_PID": pid}
+    given = {
+        "WATCHDOG_USEC": interval,
+        "WATCHDOG_PID": str(os.getpid()) if pid == "mine" else pid,
+    }
     manager = ServiceManager({name: text for name, text in given.items() if text is not None})
     assert manager.watchdog == seconds
     assert manager.ping_every == (None if seconds is None else seconds / 2)
