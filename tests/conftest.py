@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Final
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # The same examples on every run, and no deadline: a busy machine must not fail a test.
 settings.register_profile(
@@ -18,6 +22,7 @@ settings.register_profile(
 settings.load_profile("virtirq")
 
 REPOSITORY = Path(__file__).parent.parent
+LABS: Final = ("tests/full", "tests/kernel")
 
 
 @pytest.fixture(scope="session")
@@ -32,18 +37,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist looks for the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side: each lab's one after the other, beside all that need none.
-
-    A lab's host takes most of a small machine, and a module's tests share what they made. The labs
-    come first, since they take longest.
-    """
+    """The labs first, since they take longest."""
     items.sort(key=lambda item: item.get_closest_marker("lab") is None)
-    for item in items:
-        module = item.path.relative_to(REPOSITORY / "tests")
-        lab = module.parts[0] if item.get_closest_marker("lab") else str(module)
-        item.add_marker(pytest.mark.xdist_group(lab))
+
+
+class BesideLabs(LoadScopeScheduling):
+    """Each lab's tests one after the other, beside all that need none.
+
+    A lab's host takes most of a small machine, and a module's tests share what they made.
+    (``--dist=loadgroup`` would do, but xdist 3.8 forgets the groups under pytest 9.2.)
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        directory = os.path.dirname(module)
+        return directory if directory in LABS else module
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> BesideLabs:
+    return BesideLabs(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
