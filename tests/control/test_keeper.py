@@ -412,6 +412,24 @@ class TestKnowing:
         assert scene.places() == kept
         assert (len(scene.remembered()) == 7) is bool(gaps)
 
+    def test_what_a_hidden_guest_may_have_stays(self, scene: Scene) -> None:
+        """All guests are told of but those that cannot be seen; who has let go has hidden none."""
+        scene.die()
+        scene.start()
+        scene.keeper.hidden = True
+        scene.fs._put(paths.IRQ_ACTIONS.at(LINE), "")
+        scene.keeper.know([DB])
+        assert scene.places() == PLANNED | {LINE: FOUND[LINE]}
+        assert len(scene.remembered()) == 6
+        scene.keeper.hidden = False
+        scene.keeper.know([DB])
+        assert scene.places() == FOUND | {120: "0", 121: "1"}
+
+    def test_what_is_known_to_be_gone_is_put_back_all_the_same(self, scene: Scene) -> None:
+        scene.keeper.hidden = True
+        scene.keeper.gone(WEB.key)
+        assert scene.places() == FOUND | {120: "0", 121: "1"}
+
     def test_a_daemon_that_takes_over_moves_nothing(self, scene: Scene) -> None:
         scene.die()
         scene.start()

@@ -283,6 +283,7 @@ class TestTheFirstLook:
             await stage.processes.begin()
             assert stage.sources == {"web": SOURCE}
             assert stage.processes.complete
+            assert not stage.keeper.hidden
             assert stage.places() == FOUND
             assert not stage.keeper.knows, "that is for who is told of all guests"
             stage.keeper.look_at_all()
@@ -359,6 +360,7 @@ class TestTheFirstLook:
         async def act(stage: Stage) -> None:
             await stage.begin()
             assert not stage.processes.complete
+            assert stage.keeper.hidden
             for _ in range(3):
                 stage.processes.look_at_all()
                 await stage.rest()
@@ -378,6 +380,7 @@ class TestTheFirstLook:
             stage.processes.look_at_all()
             await stage.rest()
             assert not stage.processes.complete
+            assert stage.keeper.hidden
             assert (stage.names, stage.places()) == ({"web"}, PINNED)
 
         play(act, qemu(pid, uid=107))
@@ -390,6 +393,7 @@ class TestTheFirstLook:
             assert stage.names == {"web"}
             assert stage.said() != []
             assert stage.processes.complete
+            assert not stage.keeper.hidden
 
         play(act, qemu(pid, threads=[("q", "0"), ("q", "1")]))
 
@@ -403,6 +407,7 @@ class TestTheFirstLook:
             held = Held(stage.fs, f"/proc/{pid}/fd")
             await stage.begin()
             assert (stage.names, stage.processes.complete) == (set(), False)
+            assert stage.keeper.hidden
             (said,) = stage.said(logging.WARNING)
             assert said == "looking through all processes takes long: it is not waited for"
             held.go.set()

@@ -192,7 +192,7 @@ class Daemon:
             )
             tried.cancel()
             if self._following.given_up:
-                self._keeper.know(self._keeper.guests, complete=self._processes.complete)
+                self._keeper.know(self._keeper.guests)
         self._keeper.look_at_all()
         self._known()
         if self._events is None:

@@ -103,6 +103,8 @@ class Keeper:
         """Incarnation and affinity of each interrupt after the last `poll`."""
         self.knows = False
         """Whether it was ever told which guests there are."""
+        self.hidden = False
+        """Whether there may be guests of which nothing can be seen."""
         self._delay = 0.0
         """Seconds that the next try of what could not be tried was put off; 0: none is due."""
 
@@ -298,7 +300,6 @@ class Keeper:
 
     def _put_back(self, addresses: Collection[PciAddress], *, strangers: bool = False) -> None:
         """Put back what is known of these devices, and of those that no guest holds."""
-        owned = _addresses(self.guests)
         if not addresses and not strangers:
             return
         if self._is_busy():
@@ -306,9 +307,16 @@ class Keeper:
             self._strangers_again |= strangers
             return
 
+        owned = _addresses(self.guests)
+        left: dict[PciAddress, bool] = {}
+
         def ours(entry: Remembered) -> bool:
             device = entry.key.device
-            return device in addresses or (strangers and device not in owned)
+            if device in addresses or not strangers or device in owned:
+                return device in addresses
+            if device not in left:
+                left[device] = not (self.hidden and self._is_in_use(device))
+            return left[device]
 
         failed = self._attempts.put_back(ours, self._topology, self.guests)
         self._busy = failed is None
@@ -320,6 +328,11 @@ class Keeper:
         else:
             return
         self._try_again()
+
+    def _is_in_use(self, address: PciAddress) -> bool:
+        """Whether whoever it may be has interrupts of the device set up through VFIO."""
+        found = read_interrupts(Reader(self._fs), [address], CpuSet())
+        return any(each.own_action for each in found)
 
     def _is_busy(self) -> bool:
         """Whether nothing could be done the last time, and the next try is due later."""

@@ -76,7 +76,7 @@ class Processes:
         """Whether guests are looked for at all."""
         if on == self.on:
             return
-        self.on = on
+        self.on = self._keeper.hidden = on
         if on:
             self.look_at_all()
         else:
@@ -85,7 +85,7 @@ class Processes:
 
     async def begin(self) -> None:
         """Look through all processes for the first time; nothing is moved yet."""
-        self.on = True
+        self.on = self._keeper.hidden = True
         try:
             async with asyncio.timeout(_START):
                 found = await self._find()
@@ -167,6 +167,8 @@ class Processes:
     async def _find(self) -> Found:
         found = await beside(partial(find_processes, self._fs, self._keeper.guests), "processes")
         self.complete = not any(map(_hides, found.gaps))
+        if self.on:
+            self._keeper.hidden = not self.complete
         return found
 
     async def _look_at_all(self) -> None:
