@@ -554,12 +554,16 @@ class TestHidden:
         gap = Gap("/proc/100/fd/*", "which device it has open cannot be told: 0000:41:00.0, maybe")
         assert Scene([process], opened=[A]).found() == Found(gaps=(gap,))
         assert Scene([process, QEMU_OF_A], opened=[A]).found().gaps == ()
+        of_one = Gap(gap.path, "which device it has open cannot be told")
+        assert read_process(Scene([process], opened=[A]).fs(), 100) == Found(gaps=(of_one,))
 
     def test_too_many_descriptors(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(vfio_holders, "MOST_DESCRIPTORS", 3)
         found = Scene([QEMU], opened=[A]).found()
         why = "too many to look at: whose 0000:41:00.0 is cannot be told"
         assert found == Found(gaps=(Gap("/proc/*/fd/*", why),))
+        gap = Gap("/proc/100/fd/*", "too many to look at")
+        assert read_process(Scene([QEMU], opened=[A]).fs(), 100) == Found(gaps=(gap,))
 
     def test_too_many_in_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(vfio_holders, "_MOST_READ", 8)

@@ -194,7 +194,7 @@ class Processes:
     async def _look(self, pid: int) -> None:
         found = await beside(partial(read_process, self._fs, pid, self._keeper.guests), "process")
         self._meanwhile |= {guest.pid for guest in found.guests if guest.pid is not None}
-        if found == Found() and any(guest.pid == pid for guest in self._guests()):
+        if not found.guests and any(guest.pid == pid for guest in self._guests()):
             self.look_at_all()  # it has let go, and another may hold what it had
         self._take(found)
 

@@ -126,9 +126,13 @@ class _Look:
         match = _LEADER.search(text_of(self._fs, paths.THREAD_STATUS.at(pid, pid)) or "")
         holder = self._holders.of(int(match[1]) if match else pid)
         if holder is None:
+            where = paths.PROCESS_DESCRIPTOR.at(pid, "*")
             if self._holders.hidden:
-                why = os.strerror(errno.EACCES)
-                self._gaps.append(Gap(paths.PROCESS_DESCRIPTOR.at(pid, "*"), why))
+                self._gaps.append(Gap(where, os.strerror(errno.EACCES)))
+            if self._holders.skipped:
+                self._gaps.append(Gap(where, "too many to look at"))
+            if self._holders.unclear:
+                self._gaps.append(Gap(where, "which device it has open cannot be told"))
             return self._found([])
         holders = [holder]
         # Whoever is known to hold the same has to be asked again: one of the two is wrong.
