@@ -13,6 +13,7 @@ from typing import Final
 from virtirq.control.attempts import Attempts, Later
 from virtirq.control.journal import SharedJournal
 from virtirq.control.log import Log
+from virtirq.control.retries import Postponed, Retries
 from virtirq.control.tally import Tally, Trigger
 from virtirq.cpuset import CpuSet
 from virtirq.host import paths
@@ -46,10 +47,6 @@ from virtirq.policy.restoring import SOMEONE
 from virtirq.policy.target import Target
 
 SOMEBODY: Final = "someone unknown"
-_AGAIN: Final = (0.5, 30.0)
-"""Seconds until what could not be tried (another virtirq held the lock) is tried again: the first
-time, and at most.
-"""
 _SOON: Final = (0.01, 0.2)
 """Seconds until a look at what was announced and is not there yet."""
 _INTX: Final = "vfio-intx("
@@ -95,18 +92,13 @@ class Keeper:
         self._fights: Fights[InterruptKey] = Fights(clock)
         self._waiting: dict[InterruptKey, object] = {}
         self._let_go: frozenset[PciAddress] = frozenset()
-        self._look_again: set[PciAddress] = set()
-        self._put_back_again: set[PciAddress] = set()
-        self._strangers_again = False
-        self._busy = False
+        self._retries = Retries(later, self._again)
         self._places: dict[InterruptKey, tuple[int | None, str] | None] = {}
         """Incarnation and affinity of each interrupt after the last `poll`."""
         self.knows = False
         """Whether it was ever told which guests there are."""
         self.hidden = False
         """Whether there may be guests of which nothing can be seen."""
-        self._delay = 0.0
-        """Seconds that the next try of what could not be tried was put off; 0: none is due."""
 
     @property
     def guests(self) -> tuple[Guest, ...]:
@@ -302,11 +294,9 @@ class Keeper:
         """Put back what is known of these devices, and of those that no guest holds."""
         if not addresses and not strangers:
             return
-        if self._is_busy():
-            self._put_back_again |= set(addresses)
-            self._strangers_again |= strangers
+        if self._retries.waiting:
+            self._retries.postpone(back=addresses, strangers=strangers)
             return
-
         owned = _addresses(self.guests)
         left: dict[PciAddress, bool] = {}
 
@@ -319,24 +309,16 @@ class Keeper:
             return left[device]
 
         failed = self._attempts.put_back(ours, self._topology, self.guests)
-        self._busy = failed is None
+        self._retries.blocked = failed is None
         if failed is None:
-            self._put_back_again |= set(addresses)
-            self._strangers_again |= strangers
+            self._retries.postpone(back=addresses, strangers=strangers)
         elif failed:
-            self._put_back_again |= failed
-        else:
-            return
-        self._try_again()
+            self._retries.postpone(back=failed)
 
     def _is_in_use(self, address: PciAddress) -> bool:
         """Whether whoever it may be has interrupts of the device set up through VFIO."""
         found = read_interrupts(Reader(self._fs), [address], CpuSet())
         return any(each.own_action for each in found)
-
-    def _is_busy(self) -> bool:
-        """Whether nothing could be done the last time, and the next try is due later."""
-        return self._busy and self._delay > 0
 
     def _forget(self, address: PciAddress) -> None:
         """No guest holds the device any more."""
@@ -368,25 +350,11 @@ class Keeper:
         elif address in self._of_device:
             self._of_device[address].discard(irq)
 
-    def _try_again(self) -> None:
-        if not self._delay:
-            self._delay = _AGAIN[0]
-            self._later(self._delay, self._again)
-
-    def _again(self) -> None:
-        look, self._look_again = self._look_again, set()
-        back, self._put_back_again = self._put_back_again, set()
-        strangers, self._strangers_again = self._strangers_again, False
-        delay, self._delay = self._delay, -1.0  # no timer is made meanwhile
+    def _again(self, postponed: Postponed) -> None:
         owned = _addresses(self.guests)
-        try:
-            self._put_back(back - owned | (back & self._let_go), strangers=strangers)
-            self.look(look, Trigger.PLAN)
-        finally:
-            self._delay = 0.0
-        if self._look_again or self._put_back_again or self._strangers_again:
-            self._delay = min(2 * delay, _AGAIN[1])
-            self._later(self._delay, self._again)
+        back = postponed.back - owned | (postponed.back & self._let_go)
+        self._put_back(back, strangers=postponed.strangers)
+        self.look(postponed.look, Trigger.PLAN)
 
     # Something happened to interrupts.
 
@@ -613,14 +581,14 @@ class Keeper:
     def _carry_out(
         self, pins: Sequence[Pin], trigger: Trigger, mover: str = SOMEONE
     ) -> tuple[Outcome, ...]:
-        if self._is_busy():
-            self._look_again |= {pin.key.device for pin in pins}
+        devices = {pin.key.device for pin in pins}
+        if self._retries.waiting:
+            self._retries.postpone(look=devices)
             return ()
         outcomes = self._attempts.carry_out(pins, trigger, self.guests, mover)
-        self._busy = outcomes is None
+        self._retries.blocked = outcomes is None
         if outcomes is None:
-            self._look_again |= {pin.key.device for pin in pins}
-            self._try_again()
+            self._retries.postpone(look=devices)
         return outcomes or ()
 
     def _name_of(self, address: PciAddress) -> str:
