@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -536,6 +536,9 @@ class Finding:
     subject: str
     message: str
     hint: str
+
+    def as_json(self) -> dict[str, str]:
+        return asdict(self) | {"severity": self.severity.value}
 
 
 def by_device(interrupts: Iterable[Interrupt]) -> dict[PciAddress, tuple[Interrupt, ...]]:

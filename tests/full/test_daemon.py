@@ -352,6 +352,28 @@ def test_libvirtd_is_killed_and_comes_again_while_the_guest_changes(bench: Bench
         bench.until_right(job.output)
 
 
+def test_a_cgroup_that_confines_the_guest_takes_its_interrupts_along(bench: Bench) -> None:
+    host = bench.host
+    pid = host.run("pidof qemu-system-x86_64").stdout.strip()
+    place = host.run(f"sed -n 's/^0:://p' /proc/{pid}/cgroup").stdout.strip()
+    root = "/sys/fs/cgroup"
+    host.run(f"echo +cpuset > {root}/cgroup.subtree_control; mkdir {root}/confined")
+    try:
+        with daemon(host) as job:
+            bench.until_right(job.output)
+            host.run(f"echo 6 > {root}/confined/cpuset.cpus")
+            host.run(f"echo {pid} > {root}/confined/cgroup.procs")
+            until(lambda: set(found(host).values()) == {"6"}, job.output)
+            host.run(f"echo 7 > {root}/confined/cpuset.cpus")
+            until(lambda: set(found(host).values()) == {"7"}, job.output)
+            # The kernel knows what the threads were pinned to, and goes back to it.
+            host.run(f"echo 4-7 > {root}/confined/cpuset.cpus")
+            until(lambda: set(found(host).values()) == {"4", "5"}, job.output)
+            bench.until_right(job.output)
+    finally:
+        host.run(f"echo {pid} > {root}{place}/cgroup.procs; rmdir {root}/confined")
+
+
 def test_the_next_irqbalance_is_told_too_and_bans_go_with_the_pins(bench: Bench) -> None:
     host = bench.host
     irqbalance = start_irqbalance(host)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.hostmaker import MadeFs, MadeHost
 from virtirq.cpuset import CpuSet
-from virtirq.guests.threads import Processes, is_libvirts
+from virtirq.guests.threads import Processes, is_libvirts, runs_elsewhere
 from virtirq.model import Guest, Vcpu
 
 UUID = "6f0b9be0-6f0c-4c6b-9e0a-8f2f3a6f2d11"
@@ -124,3 +124,27 @@ def test_what_cannot_be_read_of_a_thread_leaves_the_pin(status: str) -> None:
     found = Processes(fs(files)).seen(WEB)
     assert found is not None
     assert found.vcpus[0] == WEB.vcpus[0]
+
+
+class TestRunsElsewhere:
+    @pytest.mark.parametrize(
+        ("tid", "cpus", "elsewhere"),
+        [
+            (4242, "0-7", False),
+            (4242, "0-3", True),
+            (4243, "4-5", True),
+            (4244, "4,5,7", False),
+            (4244, "5", True),
+            (4245, "7", False),  # an I/O thread: nothing depends on it
+        ],
+    )
+    def test_one_thread(self, tid: int, cpus: str, elsewhere: bool) -> None:
+        now = fs(process(threads=QEMU | {tid: (QEMU[tid][0], cpus)}))
+        assert runs_elsewhere(now, SEEN) is elsewhere
+
+    def test_one_that_is_gone_runs_nowhere(self) -> None:
+        assert not runs_elsewhere(fs(), SEEN)
+
+    def test_what_was_not_known_cannot_have_changed(self) -> None:
+        assert not runs_elsewhere(fs(process()), WEB)
+        assert not runs_elsewhere(fs(process()), replace(SEEN, emulator=None))

@@ -40,6 +40,10 @@ REAL = [
         KernelEvent(EventKind.REPINNED, 123.456789, tid=4711, comm="taskset", pid=1234),
     ),
     (
+        f"{HEAD}confined: (cgroup_file_write+0x89/0x1c0 <- cpuset_write_resmask)",
+        KernelEvent(EventKind.CONFINED, 123.456789, pid=1234),
+    ),
+    (
         f"{HEAD}vector_alloc: irq=45 vector=36 reserved=1 ret=0",
         KernelEvent(EventKind.ALLOCATED, 123.456789, 45, pid=1234),
     ),

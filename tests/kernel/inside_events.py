@@ -111,6 +111,34 @@ def test_threads_are_told_of_when_they_are_watched(events: KernelEvents) -> None
             each.wait()
 
 
+def test_cpusets_are_told_of(events: KernelEvents, tmp_path: Path) -> None:
+    """When tasks go into one, and when it is changed, and once that is done."""
+    cgroups = tmp_path / "cgroup"
+    cgroups.mkdir()
+    subprocess.run(["mount", "-t", "cgroup2", "cgroup", cgroups], check=True)
+    confined = cgroups / "confined"
+    confined.mkdir()
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        (cgroups / "cgroup.subtree_control").write_text("+cpuset")
+        gather(events)
+        (confined / "cpuset.cpus").write_text("2-3")
+        (confined / "cgroup.procs").write_text(str(child.pid))
+        told = gather(events)
+        assert [each.kind for each in told] == [EventKind.CONFINED] * 2
+        (confined / "cpuset.cpus").write_text("3")
+        told = gather(events)
+        assert [(each.kind, each.pid) for each in told] == [(EventKind.CONFINED, os.getpid())]
+        assert os.sched_getaffinity(child.pid) == {3}
+        (confined / "cpuset.cpus.partition").write_text("root")
+        assert [each.kind for each in gather(events)] == [EventKind.CONFINED]
+    finally:
+        child.kill()
+        child.wait()
+        confined.rmdir()
+        subprocess.run(["umount", cgroups], check=True)
+
+
 def test_a_start_of_irqbalance_is_told_of(events: KernelEvents, tmp_path: Path) -> None:
     for name in ("irqbalance", "rirqbalance", "irqbalance-ui"):
         program = tmp_path / name

@@ -37,7 +37,7 @@ from virtirq.control.tracing import FLOOD, KernelEvents, open_kernel_events
 from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
 from virtirq.guests.peeking import PeekReader, VectorReader
 from virtirq.guests.qmp import QmpReader
-from virtirq.guests.threads import is_libvirts
+from virtirq.guests.threads import is_libvirts, runs_elsewhere
 from virtirq.guests.vfio_process import SOURCE as PROCESS
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
@@ -477,8 +477,16 @@ class Daemon:
                 if guest is not None:
                     # Told of at the entry: it is done by then.
                     self._later_once(f"guest {guest.key}", _BURST, partial(self._look_again, guest))
+            case EventKind.CONFINED:
+                self._later_once("cpusets", _BURST, self._look_at_threads)
             case EventKind.STARTED:
                 self._sparing.restarted()
+
+    def _look_at_threads(self) -> None:
+        """A cpuset has changed: whose threads it concerns, the threads tell."""
+        for guest in self._keeper.guests:
+            if guest.source == PROCESS or runs_elsewhere(self._fs, guest):
+                self._look_again(guest)
 
     def _hear_devices(self, uevents: Uevents) -> None:
         for event in uevents.read():
@@ -506,6 +514,7 @@ class Daemon:
             await asyncio.sleep(delay)
             changed = self._keeper.poll()
             self._processes.look_at_all()
+            self._look_at_threads()
             if changed:
                 self._aiming.look_at_all()
             self._spare()

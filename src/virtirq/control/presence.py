@@ -57,16 +57,7 @@ class Presence:
             "events": self.events,
             "guests": self.guests,
             "spared": self.spared,
-            "findings": [
-                {
-                    "code": each.code,
-                    "severity": each.severity.value,
-                    "subject": each.subject,
-                    "message": each.message,
-                    "hint": each.hint,
-                }
-                for each in self.findings
-            ],
+            "findings": [each.as_json() for each in self.findings],
             "tally": self.tally and self.tally.as_json(),
             "aimed": {
                 str(address): {

@@ -7,8 +7,10 @@ this host is not disturbed; the probes are in a group of their own. Both are gon
 The probes sit on functions that drivers and ``/proc`` call across files, which the compiler
 therefore keeps: request_threaded_irq() and free_irq() (the kernel's API for drivers),
 irq_set_affinity() (what a write to ``/proc/irq/N/smp_affinity`` ends in, kernel/irq/proc.c) and
-sched_setaffinity() (kernel/sched/syscalls.c). Only at their entry are the arguments to be had, and
-only after their return is it done: an event of either is given when both were seen.
+sched_setaffinity() (kernel/sched/syscalls.c). Cpusets are changed, and tasks moved between them, by
+functions that cgroups call through tables (kernel/cgroup/cpuset.c). Only at their entry are the
+arguments to be had, and only after their return is it done: an event that has arguments is given
+when both were seen.
 
 Where a guest aims its vectors reaches KVM by kvm_set_irq_routing() (virt/kvm/irqchip.c), whatever
 the VMM and behind whatever IOMMU of the guest's: told at the entry, when the guest has written it.
@@ -72,6 +74,15 @@ def _probes(pid: int) -> tuple[_Event, ...]:
 
 _NONE: Final = "tid == 0 && tid == 1"
 _REPINNED: Final = _probe(EventKind.REPINNED, "sched_setaffinity", "tid=$arg1:s32 by=$comm", _NONE)
+_CPUSETS: Final = tuple(
+    _probe(EventKind.CONFINED, function, at="r")
+    for function in (
+        "cpuset_write_resmask",
+        "cpuset_attach",
+        "cpuset_partition_write",
+        "sched_partition_write",  # its name before 6.12
+    )
+)
 # Not a path with a line feed: it would be printed as it is, and what follows could be any line.
 _ROUTED: Final = _probe(EventKind.ROUTED, "kvm:kvm_set_irq_routing")
 # Where KVM is built in, its functions are in no module.
@@ -133,6 +144,11 @@ class KernelEvents:
         for event in (_REPINNED, _STARTED):
             with suppress(OSError):  # of use, but not needed
                 self._start([event])
+        for event in _CPUSETS:  # one event, of all the functions that this kernel has
+            with suppress(OSError):
+                self._define(event.probe)
+        with suppress(OSError):
+            self._set(f"events/{_CPUSETS[0].path}/enable", "1")
         for event in (_ROUTED_BUILT_IN, _ROUTED):
             with suppress(OSError):
                 self._start([event])

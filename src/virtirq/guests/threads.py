@@ -39,6 +39,16 @@ def is_libvirts(fs: HostFs, guest: Guest) -> bool:
         return False
 
 
+def runs_elsewhere(fs: HostFs, guest: Guest) -> bool:
+    """Whether the guest's process or a thread of a vCPU may run elsewhere than when it was read."""
+    if guest.pid is None:
+        return False
+    known = {vcpu.tid: vcpu.cpus for vcpu in guest.vcpus if vcpu.tid is not None}
+    if guest.emulator is not None:
+        known[guest.pid] = guest.emulator
+    return any(allowed(fs, guest.pid, tid) not in (None, cpus) for tid, cpus in known.items())
+
+
 class Processes:
     """The guests' processes on this machine, by the guest's UUID."""
 

@@ -17,9 +17,9 @@ class EventKind(Enum):
     REQUESTED: a driver asks for interrupt `irq` under the action `name`; IN_PLACE: the same task
     has come back from that, and the action is there. FREED: it gives it up. MOVED: `comm` sets the
     affinity of `irq`; SETTLED: it is set. ALLOCATED: `irq` gets a vector on some CPU, be it new or
-    moved. REPINNED: `comm` sets the affinity of the thread `tid`. STARTED: the program `name` was
-    started. ROUTED: the task `pid`, a thread of a VM's process, gives KVM new routes for the VM's
-    interrupts.
+    moved. REPINNED: `comm` sets the affinity of the thread `tid`. CONFINED: the task `pid` has
+    changed a cpuset, or what is in one. STARTED: the program `name` was started. ROUTED: the task
+    `pid`, a thread of a VM's process, gives KVM new routes for the VM's interrupts.
     """
 
     REQUESTED = "requested"
@@ -30,6 +30,7 @@ class EventKind(Enum):
     ALLOCATED = "vector_alloc"
     TORN_DOWN = "vector_teardown"
     REPINNED = "repinned"
+    CONFINED = "confined"
     STARTED = "sched_process_exec"
     ROUTED = "routed"
 
@@ -54,6 +55,7 @@ class KernelEvent:
     pid: int = 0
 
 
+_BY_TASK: Final = (EventKind.ROUTED, EventKind.CONFINED)
 _KINDS: Final = {kind.value.encode(): kind for kind in EventKind}
 # Linux kernel, kernel/trace/trace_output.c, trace_print_context(), with the option irq-info off:
 # 16 columns for a name that is not recorded, then this.
@@ -78,7 +80,7 @@ def parse(line: bytes) -> KernelEvent | None:
     if head is None or kind is None:
         return None
     at, pid = float(head[2]), int(head[1])
-    if kind in ENDS or kind is EventKind.ROUTED:
+    if kind in ENDS or kind in _BY_TASK:
         return KernelEvent(kind, at, pid=pid)  # the task tells whose end it is, or whose routes
     if kind is EventKind.STARTED:
         program = _PROGRAM.match(line, head.end())

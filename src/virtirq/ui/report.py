@@ -119,22 +119,9 @@ def as_json(
             }
             for planned in plan.guests
         ],
-        "findings": findings_json(findings),
+        "findings": [each.as_json() for each in findings],
         "gaps": gaps_json(snapshot.gaps),
     }
-
-
-def findings_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
-    return [
-        {
-            "code": each.code,
-            "severity": each.severity.value,
-            "subject": each.subject,
-            "message": each.message,
-            "hint": each.hint,
-        }
-        for each in findings
-    ]
 
 
 def gaps_json(gaps: Iterable[Gap]) -> list[dict[str, str]]:

@@ -123,7 +123,7 @@ def check(args: argparse.Namespace) -> int:
         args,
         lambda: {
             "schema": report.SCHEMA,
-            "findings": report.findings_json(view.findings),
+            "findings": [each.as_json() for each in view.findings],
             "gaps": report.gaps_json(view.snapshot.gaps),
         },
         lambda: _with_gaps(screens.findings_screen(view.findings), view.snapshot),
