@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.lab
 
 UNIT = "/usr/lib/systemd/system/virtirq.service"
 PROBE = "/opt/lab/probe.py"
+HOLD = "/opt/lab/vfio.py"
 RESULTS = "/run/virtirq/probe.json"
 HOSTILE = "web\nVIRTIRQ_IRQ=666\n\x1b[31m"
 EXPOSURE = 20
@@ -548,6 +550,41 @@ def test_an_invalid_configuration_is_no_reason_to_try_for_ever(service: Host) ->
     service.run(
         f"rm {CONFIG}; systemctl reset-failed virtirq; systemctl start virtirq", timeout=120
     )
+
+
+def test_a_data_plane_of_another_user_takes_what_the_documentation_says(
+    service: Host, repository: Path
+) -> None:
+    """Without it, the log says what cannot be seen, and nothing of it is touched."""
+    page = (repository / "docs/daemon.md").read_text()
+    (drop_in,) = re.findall(r"```\n(\[Service\]\nCapabilityBoundingSet=.*\n)```", page)
+    plane = E1000E[0]
+    service.put(Path(record_demo.__file__).with_name("vfio.py"), HOLD)
+    service.write(CONFIG, '[[rule]]\nkind = "process"\ndirective = "auto"\n')
+    service.run(
+        f"cd /sys/bus/pci/devices/{plane}; echo vfio-pci > driver_override;"
+        f" echo {plane} > driver/unbind; echo {plane} > /sys/bus/pci/drivers_probe;"
+        " chown libvirt-qemu /dev/vfio/$(basename $(readlink iommu_group)); mkfifo /run/plane"
+    )
+    user = "setpriv --reuid libvirt-qemu --regid kvm --clear-groups"
+    service.run("chmod 666 /run/plane; systemctl reload virtirq")
+    hold = service.spawn(
+        f"exec {user} taskset -c 2 python3 {HOLD} {plane} --vectors 3 <> /run/plane"
+    )
+    try:
+        until(service, "journalctl -u virtirq | grep -q 'not read: /proc/.*Permission denied'")
+        assert {each.affinity for each in service.vectors(plane)} == {"0-3"}
+        service.write(f"{DROP_IN}/processes.conf", drop_in)
+        service.run("systemctl daemon-reload; systemctl restart virtirq", timeout=120)
+        assert {each.affinity for each in service.vectors(plane)} == {"2"}
+        service.run(
+            f"rm -r {DROP_IN}; systemctl daemon-reload; systemctl restart virtirq", timeout=120
+        )
+        assert {each.affinity for each in service.vectors(plane)} == {"2"}, "it is hidden, not gone"
+    finally:
+        hold.signal("KILL")
+        service.run(f"rm -rf {CONFIG} {DROP_IN} /run/plane; systemctl daemon-reload")
+    assert pinned(service)
 
 
 def test_stopped_it_leaves_the_pins_and_what_undoes_them(service: Host) -> None:
