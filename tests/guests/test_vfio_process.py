@@ -208,6 +208,29 @@ class TestWhatIsFound:
             )
         )
 
+    def test_dpdk_as_recorded(self) -> None:
+        """DPDK 24.11 with a NIC, in the lab: main lcore 1, and two more; address and group made."""
+        words = f"/opt/dpdk/dpdk-testpmd -l 1,2,3 --no-huge -m 96 -a {C} -d librte_net_e1000.so.25"
+        held = "/dev/vfio/9", DEVICE, "anon_inode:[eventfd]", "anon_inode:[eventfd]"
+        others = "anon_inode:[eventpoll]", "anon_inode:[timerfd]", "/dev/vfio/vfio", "socket:[1261]"
+        threads = [
+            ("dpdk-testpmd", "1"),
+            ("dpdk-intr", "0,4-7"),
+            ("dpdk-mp-msg", "0,4-7"),
+            ("dpdk-worker2", "2"),
+            ("dpdk-worker3", "3"),
+            ("dpdk-telemet-v2", "0,4-7"),
+            ("dpdk-telemet-v1", "0,4-7"),
+        ]
+        fds = ["/root/pipe", "/memfd:nohuge (deleted)", *held, *others]
+        (guest,) = Scene([Made(579, words.split(), fds, threads)], opened=[C]).found().guests
+        assert (guest.name, guest.kind, guest.devices) == (
+            "dpdk-testpmd-579",
+            "process",
+            (GuestDevice(C, "vfio"),),
+        )
+        assert [str(each.cpus) for each in guest.vcpus] == ["1", "2", "3"]
+
     def test_several_by_name(self) -> None:
         found = Scene([QEMU, DPDK], opened=[A, C]).found()
         assert devices(found) == {"dpdk-testpmd-200": [C], "web": [A]}
