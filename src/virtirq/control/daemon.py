@@ -52,8 +52,6 @@ _SETTLES: Final = 0.1
 """Seconds after which what the kernel announced counts as done, its end told of or not."""
 _BURST: Final = 0.05
 """Seconds to wait for more of the same where one look does for all."""
-_CONFINED: Final = 0.5
-"""The same for cpusets: a look is at all guests' threads, and containers come and go."""
 _POLL: Final = (1.0, 30.0)
 """Seconds between looks without events: after a change, and when nothing changes."""
 _FLOODED: Final = 1.0
@@ -195,7 +193,6 @@ class Daemon:
             tried.cancel()
             if self._following.given_up:
                 self._keeper.know(self._keeper.guests)
-                await self._aiming.prepare()
         self._keeper.look_at_all()
         self._known()
         if self._events is None:
@@ -212,9 +209,6 @@ class Daemon:
         """Leave nothing behind but what the configuration says."""
         self._manager.stopping()
         self._loop.remove_signal_handler(signal.SIGHUP)
-        # First: nothing is to be pinned anew while it is put back.
-        self._processes.close()
-        self._aiming.stop()
         for task in self._tasks:
             task.cancel()
         for each in (self._events, self._uevents):
@@ -237,6 +231,7 @@ class Daemon:
                     await beside(self._metrics.close, "metrics")
         except TimeoutError:
             self._log.warning("irqbalance or libvirt does not answer: not waited for")
+        self._processes.close()
         self._answering.close()
         self._journal.close()
         self._lock.close()
@@ -483,14 +478,14 @@ class Daemon:
                     # Told of at the entry: it is done by then.
                     self._later_once(f"guest {guest.key}", _BURST, partial(self._look_again, guest))
             case EventKind.CONFINED:
-                self._later_once("cpusets", _CONFINED, self._look_at_threads)
+                self._later_once("cpusets", _BURST, self._look_at_threads)
             case EventKind.STARTED:
                 self._sparing.restarted()
 
     def _look_at_threads(self) -> None:
         """A cpuset has changed: whose threads it concerns, the threads tell."""
         for guest in self._keeper.guests:
-            if runs_elsewhere(self._fs, guest):
+            if guest.source == PROCESS or runs_elsewhere(self._fs, guest):
                 self._look_again(guest)
 
     def _hear_devices(self, uevents: Uevents) -> None:
