@@ -39,20 +39,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The labs first, since they take longest."""
-    items.sort(key=lambda item: item.get_closest_marker("lab") is None)
+    items.sort(key=lambda item: _group(item.nodeid) not in LABS)
+
+
+def _group(nodeid: str) -> str:
+    """What a test belongs to that shares what it made: its lab, or its module."""
+    module = nodeid.partition("::")[0]
+    directory = os.path.dirname(module)
+    return directory if directory in LABS else module
 
 
 class BesideLabs(LoadScopeScheduling):
     """Each lab's tests one after the other, beside all that need none.
 
-    A lab's host takes most of a small machine, and a module's tests share what they made.
-    (``--dist=loadgroup`` would do, but xdist 3.8 forgets the groups under pytest 9.2.)
+    A lab's host takes most of a small machine. ``--dist=loadgroup`` would do, but xdist 3.8 forgets
+    the groups under pytest 9.2.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        module = nodeid.partition("::")[0]
-        directory = os.path.dirname(module)
-        return directory if directory in LABS else module
+        return _group(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> BesideLabs:

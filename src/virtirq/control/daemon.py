@@ -478,14 +478,21 @@ class Daemon:
                     # Told of at the entry: it is done by then.
                     self._later_once(f"guest {guest.key}", _BURST, partial(self._look_again, guest))
             case EventKind.CONFINED:
-                self._later_once("cpusets", _BURST, self._look_at_threads)
+                self._later_once("cpusets", _BURST, self._cpusets)
             case EventKind.STARTED:
                 self._sparing.restarted()
 
-    def _look_at_threads(self) -> None:
+    def _cpusets(self) -> None:
         """A cpuset has changed: whose threads it concerns, the threads tell."""
         for guest in self._keeper.guests:
-            if guest.source == PROCESS or runs_elsewhere(self._fs, guest):
+            if guest.source == PROCESS:
+                self._look_again(guest)
+        self._look_at_threads()
+
+    def _look_at_threads(self) -> None:
+        """Look at the guests whose threads run elsewhere, without those found by their process."""
+        for guest in self._keeper.guests:
+            if guest.source != PROCESS and runs_elsewhere(self._fs, guest):
                 self._look_again(guest)
 
     def _hear_devices(self, uevents: Uevents) -> None:

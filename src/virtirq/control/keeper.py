@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Final
 
 from virtirq.control.attempts import Attempts, Later
@@ -298,15 +299,13 @@ class Keeper:
             self._retries.postpone(back=addresses, strangers=strangers)
             return
         owned = _addresses(self.guests)
-        left: dict[PciAddress, bool] = {}
+        is_in_use = cache(self._is_in_use)  # a device has many vectors
 
         def ours(entry: Remembered) -> bool:
             device = entry.key.device
-            if device in addresses or not strangers or device in owned:
-                return device in addresses
-            if device not in left:
-                left[device] = not (self.hidden and self._is_in_use(device))
-            return left[device]
+            if device in addresses:
+                return True
+            return strangers and device not in owned and not (self.hidden and is_in_use(device))
 
         failed = self._attempts.put_back(ours, self._topology, self.guests)
         self._retries.blocked = failed is None

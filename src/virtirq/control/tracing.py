@@ -8,8 +8,8 @@ The probes sit on functions that drivers and ``/proc`` call across files, which 
 therefore keeps: request_threaded_irq() and free_irq() (the kernel's API for drivers),
 irq_set_affinity() (what a write to ``/proc/irq/N/smp_affinity`` ends in, kernel/irq/proc.c) and
 sched_setaffinity() (kernel/sched/syscalls.c). Cpusets are changed, and tasks moved between them, by
-functions that cgroups call through tables (kernel/cgroup/cpuset.c). Only at their entry are the
-arguments to be had, and only after their return is it done: an event that has arguments is given
+functions that cgroups call through tables (kernel/cgroup/cpuset.c). Only at its entry are a
+function's arguments to be had, and only after its return is it done: a request and a move are given
 when both were seen.
 
 Where a guest aims its vectors reaches KVM by kvm_set_irq_routing() (virt/kvm/irqchip.c), whatever
@@ -80,7 +80,7 @@ _CPUSETS: Final = tuple(
         "cpuset_write_resmask",
         "cpuset_attach",
         "cpuset_partition_write",
-        "sched_partition_write",  # its name before 6.12
+        "sched_partition_write",  # its name until 2025
     )
 )
 # Not a path with a line feed: it would be printed as it is, and what follows could be any line.

@@ -192,7 +192,7 @@ def make_parser() -> argparse.ArgumentParser:
             metavar="DIR",
             type=Path,
             nargs="?",
-            help="instead, make a scratch copy there to try every verb on with --sysroot DIR",
+            help="instead, make a scratch copy there to try verbs on with --sysroot DIR",
         )
     )
     return parser
