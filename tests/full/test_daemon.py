@@ -37,9 +37,7 @@ pytestmark = pytest.mark.lab
 FULL: Final = os.environ.get("VIRTIRQ_CHURN") == "full"
 REBOOTS, RELOADS, PLUGS, KILLS = (20, 50, 10, 100) if FULL else (1, 3, 1, 4)
 SEED: Final = int(os.environ.get("VIRTIRQ_SEED") or secrets.randbits(32))
-# Under hours of churn an emulated CPU loses its one-shot timer ("Possible timer handling issue"):
-# no grace period of RCU ends after that, and whatever waits for one hangs. A periodic one lasts.
-MACHINE: Final = full.Machine(kernel_args="nohz=off highres=off") if FULL else full.Machine()
+MACHINE: Final = full.LASTING if FULL else full.Machine()
 IN_A_ROW: Final = 4
 """Kills between two looks at what `restore` gives back."""
 

@@ -48,7 +48,7 @@ def host(wheels: Path) -> Iterator[Host]:  # noqa: F811 - the fixture
         full.build()
     except full.BuildError as error:
         not_run(f"the tests of guest-exact vectors: {error}")
-    with full.lab() as host:
+    with full.lab(machine=full.LASTING) as host:
         host.install_wheels(wheels)
         host.put(Path(__file__).with_name("warm.py"), WARM)
         host.spawn(f"exec python3 {WARM} {WARM_SOCKET} serve")
