@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -420,3 +421,61 @@ def test_devices_whose_vectors_were_set_up_are_looked_at(play: Play) -> None:
         assert len(reader.asked) == 2
 
     play(act, reader)
+
+
+def test_a_guest_that_is_met_later_is_read_without_being_told_of(play: Play) -> None:
+    """It may never choose anew; and once is enough for each run of it."""
+
+    async def act(stage: Stage) -> None:
+        stage.aiming.known()
+        await stage.until(lambda: stage.places() == ["6", "5", "4"])
+        await stage.looked()
+        count = len(reader.asked)
+        stage.aiming.known()
+        await stage.looked()
+        assert len(reader.asked) == count
+        stage.keeper.update(replace(WEB, pid=77))
+        stage.aiming.known()
+        await stage.looked()
+        assert len(reader.asked) > count
+
+    reader = FakeReader("one", nic(2, 1, 0))
+    play(act, reader)
+
+
+def test_what_is_read_when_it_was_switched_off_counts_no_more(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        reader.go.clear()
+        stage.aiming.look(WEB.key)
+        await asyncio.sleep(0.05)
+        stage.aiming.follow(on=False)
+        reader.go.set()
+        await stage.looked()
+        assert (stage.keeper.aimed, stage.places()) == ({}, SPREAD)
+
+    reader = FakeReader("one", nic(2, 1, 0))
+    play(act, reader)
+
+
+def test_a_reader_that_stumbles_does_not_end_the_daemon(play: Play) -> None:
+    class Stumbling(FakeReader):
+        def read(self, guest: Guest, wanted: Wanted) -> Learned:
+            raise RuntimeError("what nobody thought of")
+
+    async def act(stage: Stage) -> None:
+        await stage.aiming.prepare()
+        stage.keeper.look_at_all()
+        assert stage.places() == ["6", "5", "4"]
+
+    play(act, Stumbling("one", nic(0)), FakeReader("two", nic(2, 1, 0)))
+
+
+def test_the_next_holder_of_a_device_has_not_chosen_what_the_one_before_has(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        await stage.aiming.prepare()
+        stage.keeper.look_at_all()
+        assert stage.places() == ["6", "5", "4"]
+        stage.keeper.know([replace(WEB, name="next", uuid="u-next")])
+        assert (stage.keeper.aimed, stage.places()) == ({}, SPREAD)
+
+    play(act, FakeReader("one", nic(2, 1, 0)))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -58,6 +57,8 @@ class Aiming:
         self._hidden: dict[tuple[str, PciAddress], str] = {}
         """By guest and device: why nothing can be learned of that one."""
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._met: dict[str, object] = {}
+        """By guest: the run of it that was looked at, and the devices that it had then."""
         self._on = False
         self.told = False
         """Whether the kernel tells when a guest has chosen anew."""
@@ -88,9 +89,11 @@ class Aiming:
 
         So that a daemon which is started anew does not send interrupts elsewhere for a moment.
         """
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(_FIRST):
                 await asyncio.gather(*(self._look_once(g.key) for g in self._keeper.guests))
+        except TimeoutError:
+            self.look_at_all()
 
     def follow(self, *, on: bool) -> None:
         """Whether guests are followed at all."""
@@ -136,14 +139,23 @@ class Aiming:
         devices = {(g.key, device.address) for g in self._keeper.guests for device in g.devices}
         for each in self._hidden.keys() - devices:
             del self._hidden[each]
+        self._met = {key: run for key, run in self._met.items() if key in guests}
+        for guest in self._keeper.guests:
+            if self._met.get(guest.key) != self._run(guest):
+                self.look(guest.key)
         there = self._keeper.aimed.keys()
         self._pace.keep(lambda key: key[0] in there)
 
-    async def close(self) -> None:
+    def stop(self) -> None:
+        """Look at nobody any more."""
+        self._on = False
         for task in tuple(self._looks.values()):
             task.cancel()
         for timer in self._timers.values():
             timer.cancel()
+
+    async def close(self) -> None:
+        self.stop()
         for reader in self._readers:
             await beside(reader.close, "vectors")
 
@@ -162,12 +174,18 @@ class Aiming:
         guest = next((each for each in self._keeper.guests if each.key == key), None)
         if guest is None or not self._on:
             return
+        self._met[key] = self._run(guest)
         learned = await self._settled(guest, self._keeper.followable(key))
+        if not self._on:
+            return  # since it was asked
         wait = None if learned is None else self._take(guest, learned)
         if wait is not None:
             self._later(key, wait)
         elif not self.told and key in self._reader:
             self._later(key, _POLL)
+
+    def _run(self, guest: Guest) -> tuple[int | None, frozenset[PciAddress]]:
+        return guest.pid, frozenset(self._keeper.followable(guest.key))
 
     async def _settled(self, guest: Guest, wanted: Wanted) -> Learned | None:
         """What two readings agree on."""
@@ -191,6 +209,11 @@ class Aiming:
                     learned = await beside(partial(reader.read, guest, wanted), "vectors")
             except VirtirqError as error:
                 why_not.append(f"{reader.name}: {error}")
+                continue
+            except Exception as error:
+                # What one guest makes a reader stumble over must not end the daemon.
+                self._log.exception(f"{guest.name}: {reader.name}: {error}")
+                why_not.append(f"{reader.name}: {type(error).__name__}")
                 continue
             self._reader[guest.key] = reader.name
             self._why_not[guest.key] = tuple(why_not)

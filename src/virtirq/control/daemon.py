@@ -12,7 +12,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from virtirq.guests.threads import is_libvirts, runs_elsewhere
 from virtirq.guests.vfio_process import SOURCE as PROCESS
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
-from virtirq.host.fs import LiveFs, Reader
+from virtirq.host.fs import HostFs, LiveFs, Reader
 from virtirq.host.interrupts import vfio_action
 from virtirq.host.uevents import Uevents
 from virtirq.model import Guest
@@ -52,6 +52,8 @@ _SETTLES: Final = 0.1
 """Seconds after which what the kernel announced counts as done, its end told of or not."""
 _BURST: Final = 0.05
 """Seconds to wait for more of the same where one look does for all."""
+_CONFINED: Final = 0.5
+"""The same for cpusets: a look is at all guests' threads, and containers come and go."""
 _POLL: Final = (1.0, 30.0)
 """Seconds between looks without events: after a change, and when nothing changes."""
 _FLOODED: Final = 1.0
@@ -182,8 +184,7 @@ class Daemon:
             begun = asyncio.ensure_future(self._processes.begin())
             await asyncio.wait([self._stop, begun], return_when=asyncio.FIRST_COMPLETED)
         if self._following is None:
-            self._keeper.know(self._setup.guests, apart_from=PROCESS)
-            self._known()
+            self._keeper.know(self._setup.guests, apart_from=PROCESS, only_note=True)
         else:  # until libvirt has told its guests, whoever is in the journal may still run
             self._task(self._following.follow())
             tried = asyncio.ensure_future(self._following.tried())
@@ -193,6 +194,8 @@ class Daemon:
             tried.cancel()
             if self._following.given_up:
                 self._keeper.know(self._keeper.guests)
+        if self._following is None or self._following.given_up:
+            await self._aiming.prepare()
         self._keeper.look_at_all()
         self._known()
         if self._events is None:
@@ -209,6 +212,9 @@ class Daemon:
         """Leave nothing behind but what the configuration says."""
         self._manager.stopping()
         self._loop.remove_signal_handler(signal.SIGHUP)
+        # First: nothing is to be pinned anew while it is put back.
+        self._processes.close()
+        self._aiming.stop()
         for task in self._tasks:
             task.cancel()
         for each in (self._events, self._uevents):
@@ -231,7 +237,6 @@ class Daemon:
                     await beside(self._metrics.close, "metrics")
         except TimeoutError:
             self._log.warning("irqbalance or libvirt does not answer: not waited for")
-        self._processes.close()
         self._answering.close()
         self._journal.close()
         self._lock.close()
@@ -478,22 +483,19 @@ class Daemon:
                     # Told of at the entry: it is done by then.
                     self._later_once(f"guest {guest.key}", _BURST, partial(self._look_again, guest))
             case EventKind.CONFINED:
-                self._later_once("cpusets", _BURST, self._cpusets)
+                self._later_once("cpusets", _CONFINED, self._cpusets)
             case EventKind.STARTED:
                 self._sparing.restarted()
 
     def _cpusets(self) -> None:
         """A cpuset has changed: whose threads it concerns, the threads tell."""
-        for guest in self._keeper.guests:
-            if guest.source == PROCESS:
-                self._look_again(guest)
-        self._look_at_threads()
+        self._task(self._look_at_threads(self._keeper.guests))
 
-    def _look_at_threads(self) -> None:
-        """Look at the guests whose threads run elsewhere, without those found by their process."""
-        for guest in self._keeper.guests:
-            if guest.source != PROCESS and runs_elsewhere(self._fs, guest):
-                self._look_again(guest)
+    async def _look_at_threads(self, guests: Iterable[Guest]) -> None:
+        """Look again at those of these guests whose threads run elsewhere now."""
+        moved = await beside(partial(_moved, self._fs, guests), "threads")
+        for guest in moved:
+            self._look_again(guest)
 
     def _hear_devices(self, uevents: Uevents) -> None:
         for event in uevents.read():
@@ -521,9 +523,14 @@ class Daemon:
             await asyncio.sleep(delay)
             changed = self._keeper.poll()
             self._processes.look_at_all()
-            self._look_at_threads()
+            # All processes are looked at anyway.
+            await self._look_at_threads(g for g in self._keeper.guests if g.source != PROCESS)
             if changed:
                 self._aiming.look_at_all()
             self._spare()
             self._sparing.check()
             delay = _POLL[0] if changed else min(delay * 2, _POLL[1])
+
+
+def _moved(fs: HostFs, guests: Iterable[Guest]) -> tuple[Guest, ...]:
+    return tuple(guest for guest in guests if runs_elsewhere(fs, guest))

@@ -253,12 +253,16 @@ class Keeper:
         `strangers`: what the journal has of devices that no guest holds is put back as well.
         """
         before, targets = _addresses(self.guests), self._targets()
+        holders = _holders(self.guests)
         self._guests = guests
         owned = _addresses(self.guests)
         self._pci = {address: pci for address, pci in self._pci.items() if address in owned}
         missing = owned - self._pci.keys()
         self._pci |= read_devices(Reader(self._fs), sorted(missing))
-        self._aimed = {address: each for address, each in self._aimed.items() if address in owned}
+        now_held = _holders(self.guests)
+        # The next to hold a device has not chosen what the one before it has.
+        others = {each for each in self._aimed if holders.get(each) != now_held.get(each)}
+        self._aimed = {each: aimed for each, aimed in self._aimed.items() if each not in others}
         self._aims = Aims(
             Snapshot(0.0, self._topology, pci=self._pci, guests=self.guests, aimed=self._aimed),
             self._config,
@@ -271,7 +275,7 @@ class Keeper:
         for address in native - self._let_go:
             self._make_peace(address)
         let_go = departed | self._on_lines_with(native - self._let_go)
-        look = {*look, *let_go}
+        look = {*look, *let_go, *others}
         self._let_go = native
         self._put_back(let_go, strangers=strangers)
         now = self._targets()
@@ -308,7 +312,7 @@ class Keeper:
             return strangers and device not in owned and not (self.hidden and is_in_use(device))
 
         failed = self._attempts.put_back(ours, self._topology, self.guests)
-        self._retries.blocked = failed is None
+        self._retries.tried(blocked=failed is None)
         if failed is None:
             self._retries.postpone(back=addresses, strangers=strangers)
         elif failed:
@@ -585,7 +589,7 @@ class Keeper:
             self._retries.postpone(look=devices)
             return ()
         outcomes = self._attempts.carry_out(pins, trigger, self.guests, mover)
-        self._retries.blocked = outcomes is None
+        self._retries.tried(blocked=outcomes is None)
         if outcomes is None:
             self._retries.postpone(look=devices)
         return outcomes or ()
@@ -619,3 +623,8 @@ def _is_kept(action: Action) -> bool:
 
 def _addresses(guests: Iterable[Guest]) -> set[PciAddress]:
     return {device.address for guest in guests for device in guest.devices}
+
+
+def _holders(guests: Iterable[Guest]) -> dict[PciAddress, tuple[str, int | None]]:
+    """Which run of which guest has each device."""
+    return {each.address: (g.key, g.pid) for g in guests for each in g.devices}

@@ -34,13 +34,19 @@ class Retries:
         self._postponed = Postponed()
         self._delay = 0.0
         """Seconds that the next try was put off; 0: none is due. Below: it is under way."""
-        self.blocked = False
+        self._blocked = False
         """Whether nothing could be done the last time: another virtirq held the lock, say."""
 
     @property
     def waiting(self) -> bool:
         """Whether there is no point in trying anything until the next try is due."""
-        return self.blocked and self._delay > 0
+        return self._blocked and self._delay > 0
+
+    def tried(self, *, blocked: bool) -> None:
+        """Whether nothing at all could be done just now."""
+        if blocked and not self._blocked and self._delay > _AGAIN[0]:
+            self._put_off(_AGAIN[0])  # what fails for other reasons waits longer than a lock needs
+        self._blocked = blocked
 
     def postpone(
         self,

@@ -147,11 +147,19 @@ class _Monitor:
 
     def peek(self, start: int, size: int) -> bytes:
         if self._number < 0:
-            self._client.send_fd_scm(self._memory)
+            self._pass(self._memory)
             self._number = int(self.ask("add-fd", **{"fdset-id": _FDSET})["fd"])
         name = f"/proc/self/fd/{self._number}"
         self.ask("pmemsave", val=start, size=size, filename=name)
         return os.pread(self._memory, size, 0)
+
+    def _pass(self, descriptor: int) -> None:
+        from qemu.qmp import QMPError
+
+        try:
+            self._client.send_fd_scm(descriptor)
+        except (QMPError, OSError) as error:  # it has hung up meanwhile
+            raise UnavailableError(f"its monitor: {error}") from error
 
 
 def wait(loop: asyncio.AbstractEventLoop, what: Any) -> Any:
@@ -179,8 +187,11 @@ def _connected(path: str, pid: int) -> Iterator[_Monitor]:
         ) from error
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asked:
         try:
+            asked.settimeout(_WAIT)  # QEMU lets one wait while it serves another
             asked.connect(path)
             peer = asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        except (BlockingIOError, TimeoutError) as error:
+            raise UnavailableError(f"its monitor {path} serves someone else") from error
         except OSError as error:
             raise UnavailableError(f"its monitor {path}: {error.strerror}") from error
         # A command line can name any socket: only the guest's own is spoken to.
