@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import pytest
@@ -95,11 +96,32 @@ CASES: Final[dict[str, Case]] = {
         "its 2 vCPUs may run on every CPU",
         (
             snapshot(),
-            snapshot(guests=[guest(pins=(None, "0"))]),
             snapshot(guests=[guest(pins=())]),
+            snapshot(guests=[guest(pins=(None, "0"), directive=Directive(None, vcpus=cpus("1")))]),
             snapshot(guests=[guest(pins=(None, None), directive=EXPLICIT)]),
             snapshot(guests=[guest(pins=(None, None), directive=NATIVE)]),
             snapshot(guests=[guest(pins=(None, None), devices=())]),
+        ),
+    ),
+    "emulator-not-pinned": Case(
+        snapshot(guests=[guest(directive=Directive.parse("emulator"))]),
+        "vm",
+        "its emulator may run on every CPU",
+        (
+            snapshot(guests=[guest()]),
+            snapshot(
+                guests=[replace(guest(directive=Directive.parse("emulator")), emulator=cpus("3"))]
+            ),
+        ),
+    ),
+    "no-target": Case(
+        snapshot(host("0-1,4-7"), guests=[guest(directive=Directive.parse("local"))]),
+        f"vm {NIC}",
+        "guests' vCPUs are pinned to all local CPUs 0-1: left alone; no interrupts yet",
+        (
+            snapshot(guests=[guest(directive=Directive.parse("local"))]),
+            snapshot(guests=[UNPINNED], pci=[function(node=-1)]),
+            snapshot(guests=[guest(directive=NATIVE)]),
         ),
     ),
     "node-mismatch": Case(
@@ -345,6 +367,14 @@ def test_a_missing_device_is_all_there_is_to_say_of_it() -> None:
         ("device-missing", f"a {NIC}"),
         ("device-missing", f"b {NIC}"),
     ]
+
+
+def test_some_vcpus_are_not_pinned() -> None:
+    (one,) = found(snapshot(guests=[guest(pins=(None, "0"))]))
+    assert (one.code, one.message) == (
+        "vcpus-not-pinned",
+        "1 of its 2 vCPUs may run on every CPU",
+    )
 
 
 def test_irqbalance_without_a_pid() -> None:

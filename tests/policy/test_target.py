@@ -171,6 +171,14 @@ CASES = {
         EMULATOR, host(), guest(emulator=None), function(), "0-3",
         "the emulator is not pinned: CPUs 0-3 local to the device",
     ),
+    "emulator, not pinned, vCPUs are": Case(
+        EMULATOR, host(), guest(emulator=None), function(), "0,3",
+        "the emulator is not pinned: CPUs 0,3 local to the device", taken="1-2,4",
+    ),
+    "emulator, not pinned, vCPUs on all local CPUs": Case(
+        EMULATOR, host(), guest(emulator=None), function(), "0-3",
+        "the emulator is not pinned: CPUs 0-3 local to the device", taken="0-3",
+    ),
     "emulator, not pinned, isolcpus": Case(
         EMULATOR, RT, guest(emulator=None), function(), "0-1,4",
         "CPUs 0-1,4 of its emulator", "0-1",

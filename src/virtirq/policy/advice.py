@@ -27,8 +27,21 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             _WARNING,
             "The guest's vCPUs may run on every CPU, so no CPU is the right one for its"
             " interrupts. They go to CPUs local to the device, or stay where they are when the"
-            " device has no NUMA node.",
+            " device has no NUMA node. Where only some may, the interrupts that follow those go to"
+            " any CPU.",
             "pin the vCPUs: <vcpupin> in <cputune>, or virsh vcpupin",
+        ),
+        "emulator-not-pinned": Advice(
+            _WARNING,
+            "Interrupts are to go to the CPUs of the guest's emulator, and that may run on every"
+            " CPU. They go to CPUs local to the device to which no vCPU is pinned, as long as"
+            " there are any, or stay where they are when the device has no NUMA node.",
+            "pin the emulator: <emulatorpin> in <cputune>, or virsh emulatorpin",
+        ),
+        "no-target": Advice(
+            _WARNING,
+            "What was asked for the device means no CPU at all, so its interrupts are left alone.",
+            "ask for something else ('virtirq explain' says who asked), or remove the reason",
         ),
         "node-mismatch": Advice(
             _WARNING,

@@ -8,6 +8,7 @@ from typing import Final
 from virtirq.cpuset import CpuSet, union
 from virtirq.model import (
     DevicePlan,
+    Directive,
     Finding,
     Guest,
     GuestPlan,
@@ -95,13 +96,30 @@ def _of_guest(snapshot: Snapshot, planned: GuestPlan) -> Iterator[Finding]:
     guest = planned.guest
     for problem in guest.problems:
         yield _finding("setting-not-understood", guest.name, problem)
-    asks = any(
-        d.directive and (d.directive.word is Word.AUTO or d.directive.vcpus)
-        for d in planned.devices
-    )
-    if asks and guest.vcpus and all(wide(v.cpus, snapshot.topology) for v in guest.vcpus):
-        text = f"its {len(guest.vcpus)} {guest.unit}s may run on every CPU"
+    directives = [each.directive for each in planned.devices if each.directive is not None]
+    loose = {vcpu for each in directives for vcpu in _unpinned_vcpus(each, guest, snapshot)}
+    if loose:
+        some = "" if len(loose) == len(guest.vcpus) else f"{len(loose)} of "
+        text = f"{some}its {len(guest.vcpus)} {guest.unit}s may run on every CPU"
         yield _finding("vcpus-not-pinned", guest.name, text)
+    if any(_unpinned_emulator(each, guest, snapshot) for each in directives):
+        yield _finding("emulator-not-pinned", guest.name, "its emulator may run on every CPU")
+
+
+def _unpinned_vcpus(directive: Directive, guest: Guest, snapshot: Snapshot) -> set[int]:
+    """The vCPUs that the directive follows wherever they run."""
+    if directive.word is not Word.AUTO and not directive.vcpus:
+        return set()
+    return {
+        vcpu.index
+        for vcpu in guest.vcpus
+        if (not directive.vcpus or vcpu.index in directive.vcpus)
+        and wide(vcpu.cpus, snapshot.topology)
+    }
+
+
+def _unpinned_emulator(directive: Directive, guest: Guest, snapshot: Snapshot) -> bool:
+    return directive.word is Word.EMULATOR and wide(guest.emulator, snapshot.topology)
 
 
 def _of_device(snapshot: Snapshot, guest: Guest, plan: DevicePlan) -> Iterator[Finding]:
@@ -114,6 +132,12 @@ def _of_device(snapshot: Snapshot, guest: Guest, plan: DevicePlan) -> Iterator[F
     reasons = {action.reason.code for action in plan.actions}
     if plan.code == "claimed":
         yield _finding("device-claimed-twice", subject, plan.note)
+    unpinned = plan.directive is not None and (
+        _unpinned_vcpus(plan.directive, guest, snapshot)
+        or _unpinned_emulator(plan.directive, guest, snapshot)
+    )
+    if plan.code == "no-target" and not unpinned:  # which is told of the guest
+        yield _finding("no-target", subject, plan.note)
     if plan.code == "target-offline":
         yield _finding("target-offline", subject, plan.note)
     elif plan.directive and plan.directive.cpus - topology.online and plan.target:

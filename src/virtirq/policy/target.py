@@ -52,7 +52,7 @@ def target_of(
         case Word.AUTO:
             return _auto(guest, device, topology)
         case Word.EMULATOR:
-            return _emulator(guest, device, topology)
+            return _emulator(guest, device, topology, taken)
         case Word.LOCAL:
             return _local(device, topology, taken)
         case None:
@@ -189,10 +189,11 @@ def _near(seats: Sequence[Seat], local: CpuSet | None) -> tuple[Seat, ...]:
     return tuple(seat for seat in seats if seat.cpus)
 
 
-def _emulator(guest: Guest, device: PciDevice | None, topology: Topology) -> Target:
+def _emulator(guest: Guest, device: PciDevice | None, topology: Topology, taken: CpuSet) -> Target:
     cpus = runs_on(guest.emulator, topology)
     if cpus is None:
-        return _beside(device, topology, "the emulator is not pinned")
+        # It is asked for to keep interrupts off vCPUs; `auto` follows vCPUs that may run anywhere.
+        return _beside(device, topology, "the emulator is not pinned", taken)
     if not cpus:
         return Target(
             None, f"the emulator's CPUs {guest.emulator} are offline", code="target-offline"
@@ -201,12 +202,14 @@ def _emulator(guest: Guest, device: PciDevice | None, topology: Topology) -> Tar
     return Target(cpus, f"CPUs {cpus} of its emulator", seats=near)
 
 
-def _beside(device: PciDevice | None, topology: Topology, why: str) -> Target:
-    """Where nothing says which CPUs: those local to the device."""
+def _beside(
+    device: PciDevice | None, topology: Topology, why: str, taken: CpuSet | None = None
+) -> Target:
+    """Where nothing says which CPUs: those local to the device, and not `taken` if any are left."""
     local = local_to(device, topology)
     if local is None:
         return _left(f"{why} and {_nowhere(device)}: left alone")
-    cpus = _unreserved(local, topology)
+    cpus = _unreserved((local - (taken or CpuSet())) or local, topology)
     note = f"{why}: CPUs {cpus} local to the device"
     return Target(cpus, note, seats=(Seat(cpus),))
 
