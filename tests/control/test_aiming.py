@@ -479,3 +479,46 @@ def test_the_next_holder_of_a_device_has_not_chosen_what_the_one_before_has(play
         assert (stage.keeper.aimed, stage.places()) == ({}, SPREAD)
 
     play(act, FakeReader("one", nic(2, 1, 0)))
+
+
+def test_a_reader_that_hangs_holds_up_nobody_else(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest is read another way, and by the first once that answers again."""
+    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+
+    async def act(stage: Stage) -> None:
+        hung.go.clear()
+        stage.aiming.look(WEB.key)
+        await stage.until(lambda: stage.places() == ["6", "5", "4"])
+        said = ("where it aims its vectors is read by other; hung: no answer within 0.05 seconds",)
+        assert tuple(message for _, _, message in stage.findings) == said
+        await asyncio.sleep(0.5)
+        assert len(hung.asked) == 0
+        hung.go.set()
+        await stage.until(lambda: stage.aiming.readers == {WEB.key: "hung"})
+
+    hung = FakeReader("hung", nic(2, 1, 0))
+    play(act, hung, FakeReader("other", nic(2, 1, 0)))
+    assert len(hung.asked) > module._AT_ONCE, "those that hung, and one that did not"
+
+
+def test_readings_that_hang_do_not_grow_in_number(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.005)
+
+    def count() -> int:
+        return sum(each.name == "vectors" for each in threading.enumerate())
+
+    async def act(stage: Stage) -> None:
+        before = count()
+        hung.go.clear()
+        stage.aiming.look(WEB.key)
+        await stage.until(lambda: count() == before + module._AT_ONCE)
+        await asyncio.sleep(0.2)
+        assert count() == before + module._AT_ONCE
+        hung.go.set()
+
+    hung = FakeReader("hung", nic(2, 1, 0))
+    play(act, hung)

@@ -675,6 +675,25 @@ class TestRequested:
 
         play(act)
 
+    def test_while_it_is_looked_at_makes_one_more_look(self, play: Play, child: Child) -> None:
+        """That one may be past what has happened; and one that hangs is not joined by others."""
+        pid = child().pid
+
+        async def act(stage: Stage) -> None:
+            await stage.begin()
+            stage.add(qemu(pid))
+            held = Held(stage.fs, f"/proc/{pid}/fd")
+            stage.processes.look(pid)
+            await held.wait()
+            for _ in range(5):
+                stage.processes.look(pid)
+                await stage.until(lambda: not stage.processes._looks)
+            held.go.set()
+            await stage.rest()
+            assert stage.fs.calls.count(("listdir", f"/proc/{pid}/fd")) == 2
+
+        play(act)
+
     @pytest.mark.parametrize("name", ["eth0-rx-0", "vfio-msix[0](elsewhere)", "", "\x1b[2J"])
     def test_for_another_purpose(self, play: Play, child: Child, name: str) -> None:
         pid = child().pid

@@ -82,6 +82,13 @@ def qemu(host: Host, name: str, device: str, cpus: str, around: str = "exec") ->
         end(host, job, f"guest={name},")
 
 
+def pid_of(host: Host, name: str) -> str:
+    return host.run(
+        "for pid in $(pidof qemu-system-x86_64); do"
+        f" if tr '\\0' ' ' < /proc/$pid/cmdline | grep -q 'guest={name},'; then echo $pid; fi; done"
+    ).stdout.strip()
+
+
 def end(host: Host, job: Job, words: str) -> None:
     """The process of the job that has these words in its command line, and with it the job."""
     host.run(
@@ -159,6 +166,37 @@ def test_one_in_namespaces_of_its_own(host: Host) -> None:
     with daemon(host) as job, qemu(host, "pod", VF, "2,3", around):
         until(lambda: on(host, VF, "2", "3"), job.output)
         assert guests(host)["pod"]["source"] == "vfio-process"
+        # Who moves a thread in there calls it by another number than the kernel does out here.
+        host.run(
+            f"nsenter -p -m -t {pid_of(host, 'pod')} sh -c '"
+            'each=$(grep -lx "CPU 1/KVM" /proc/[0-9]*/task/*/comm); each=${each%/comm};'
+            " exec taskset -p -c 1 ${each##*/}'"
+        )
+        until(lambda: on(host, VF, "1", "2"), job.output)
+
+
+def test_who_may_not_move_a_thread_is_not_listened_to(host: Host) -> None:
+    """Anybody can ask the kernel to, as often as they like."""
+    with daemon(host) as job, qemu(host, "calm", VF, "2,3"):
+        until(lambda: on(host, VF, "2", "3"), job.output)
+        threads = f"/proc/{pid_of(host, 'calm')}/task/*/comm"
+        tid = host.run(f"grep -lx 'CPU 1/KVM' {threads}").stdout.split("/")[-2]
+        before = heard_of(host)
+        refused = f"setpriv --reuid 65534 --clear-groups taskset -p -c 1 {tid} && exit 1"
+        host.run(f"for try in $(seq 20); do {refused}; done; true")
+        host.run(f"taskset -p -c 3 {tid}")
+        until(lambda: heard_of(host) > before, job.output)
+        assert heard_of(host) == before + 1
+
+
+def heard_of(host: Host) -> int:
+    """Threads that the daemon was told of, so far."""
+    (found,) = (
+        line.split()[-1]
+        for line in virtirq(host, "metrics").splitlines()
+        if line.startswith('virtirq_kernel_events_total{kind="repinned"}')
+    )
+    return int(float(found))
 
 
 def test_a_data_plane_is_left_alone_until_a_rule_says_otherwise(host: Host) -> None:

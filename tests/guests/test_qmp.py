@@ -252,6 +252,28 @@ def test_a_monitor_that_answers_anything_is_no_danger(
         assert QmpReader(LiveFs()).read(guest(qemu), {nic: {0: 50}})[nic].aimed == {}
 
 
+def test_a_monitor_that_has_ever_more_to_say_is_not_listened_to_for_ever(
+    qemu: Qemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its answers comes in time."""
+    monkeypatch.setattr("virtirq.guests.qmp._PATIENCE", 0.5)
+    real, asked = _Monitor.ask, []
+
+    def ask(self: _Monitor, command: str, **arguments: object) -> object:
+        asked.append(command)
+        if command == "qom-list":
+            return [{"type": "child<vfio-pci>", "name": str(each)} for each in range(1_000_000)]
+        if arguments.get("property") == "host":
+            real(self, "query-name")
+            return "0000:41:00.0"
+        return real(self, command, **arguments)
+
+    monkeypatch.setattr(_Monitor, "ask", ask)
+    with pytest.raises(UnavailableError, match=r"takes more than 0.5 seconds"):
+        QmpReader(LiveFs()).read(guest(qemu), {})
+    assert len(asked) < 100_000
+
+
 def test_one_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="No such file"), _connected(f"{tmp_path}/no", 1):
         pass

@@ -39,6 +39,10 @@ REAL = [
         f'{HEAD}repinned: (sched_setaffinity+0x0/0x250) tid=4711 by="taskset"',
         KernelEvent(EventKind.REPINNED, 123.456789, tid=4711, comm="taskset", pid=1234),
     ),
+    (  # a thread that has pinned itself, by a kernel before 6.6
+        f'{HEAD}repinned: (sched_setaffinity+0x0/0x250) tid=0 by="lcore-worker-1"',
+        KernelEvent(EventKind.REPINNED, 123.456789, tid=1234, comm="lcore-worker-1", pid=1234),
+    ),
     (
         f"{HEAD}confined: (cgroup_file_write+0x89/0x1c0 <- cpuset_write_resmask)",
         KernelEvent(EventKind.CONFINED, 123.456789, pid=1234),

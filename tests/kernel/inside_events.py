@@ -111,6 +111,30 @@ def test_threads_are_told_of_when_they_are_watched(events: KernelEvents) -> None
             each.wait()
 
 
+def test_a_thread_that_pins_itself_is_told_of(events: KernelEvents) -> None:
+    script = "import os; input(); os.sched_setaffinity(0, {1})"
+    child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE)
+    events.watch_threads({child.pid})
+    child.communicate(b"\n")
+    (found,) = (each for each in gather(events) if each.kind is EventKind.REPINNED)
+    assert found.tid == child.pid
+
+
+def test_a_kind_of_event_can_be_muted(events: KernelEvents) -> None:
+    def pin() -> list[EventKind]:
+        os.sched_setaffinity(os.getpid(), mine)
+        return [each.kind for each in gather(events)]
+
+    mine = os.sched_getaffinity(0)
+    events.watch_threads({os.getpid()})
+    assert pin() == [EventKind.REPINNED]
+    events.mute(EventKind.REPINNED, True)
+    events.watch_threads({os.getpid(), os.getppid()})
+    assert pin() == []
+    events.mute(EventKind.REPINNED, False)
+    assert pin() == [EventKind.REPINNED]
+
+
 def test_cpusets_are_told_of(events: KernelEvents, tmp_path: Path) -> None:
     """When tasks go into one, and when it is changed, and once that is done."""
     cgroups = tmp_path / "cgroup"

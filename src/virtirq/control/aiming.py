@@ -34,20 +34,47 @@ _RETRY: Final = 5.0
 _POLL: Final = 2.0
 """Seconds between looks at a guest where the kernel does not tell of its choices."""
 _AT_ONCE: Final = 4
-"""Guests that are read at the same time."""
+"""Guests that one reader reads at the same time."""
+_PATIENCE: Final = 30.0
+"""Seconds that a reading may take, the wait for its turn included."""
 _FIRST: Final = 5.0
 """Seconds that the first readings may take until interrupts are placed without them."""
+
+
+class _Turns:
+    """A reader, and so many readings by it at a time.
+
+    One that hangs (libvirt does when QEMU does) keeps its place: there are never more than those.
+    """
+
+    def __init__(self, reader: VectorReader) -> None:
+        self.reader = reader
+        self._free = asyncio.Semaphore(_AT_ONCE)
+
+    async def read(self, guest: Guest, wanted: Wanted) -> Learned:
+        """Raises TimeoutError, and what the reader raises."""
+        async with asyncio.timeout(_PATIENCE):
+            await self._free.acquire()
+            reading = asyncio.ensure_future(
+                beside(partial(self.reader.read, guest, wanted), "vectors")
+            )
+            reading.add_done_callback(self._done)
+            return await asyncio.shield(reading)
+
+    def _done(self, reading: asyncio.Future[Learned]) -> None:
+        self._free.release()
+        if not reading.cancelled():
+            reading.exception()  # nobody may be waiting for it any more
 
 
 class Aiming:
     """Has the Keeper follow its guests, by the first of `readers` that can read each."""
 
     def __init__(self, readers: Sequence[VectorReader], keeper: Keeper, log: Log) -> None:
-        self._readers = readers
+        self._turns = [_Turns(reader) for reader in readers]
         self._keeper = keeper
         self._log = log
         self._pace: Pace[tuple[PciAddress, int]] = Pace(time.monotonic)
-        self._slots = asyncio.Semaphore(_AT_ONCE)
         self._looks: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
         self._reader: dict[str, str] = {}
@@ -156,8 +183,8 @@ class Aiming:
 
     async def close(self) -> None:
         self.stop()
-        for reader in self._readers:
-            await beside(reader.close, "vectors")
+        for turns in self._turns:
+            await beside(turns.reader.close, "vectors")
 
     async def _look(self, key: str) -> None:
         try:
@@ -203,19 +230,23 @@ class Aiming:
 
     async def _read(self, guest: Guest, wanted: Wanted) -> Learned | None:
         why_not: list[str] = []
-        for reader in self._readers:
+        for turns in self._turns:
+            name = turns.reader.name
             try:
-                async with self._slots:
-                    learned = await beside(partial(reader.read, guest, wanted), "vectors")
+                learned = await turns.read(guest, wanted)
             except VirtirqError as error:
-                why_not.append(f"{reader.name}: {error}")
+                why_not.append(f"{name}: {error}")
+                continue
+            except TimeoutError:
+                why_not.append(f"{name}: no answer within {_PATIENCE:g} seconds")
+                self._later(guest.key, _RETRY)
                 continue
             except Exception as error:
                 # What one guest makes a reader stumble over must not end the daemon.
-                self._log.exception(f"{guest.name}: {reader.name}: {error}")
-                why_not.append(f"{reader.name}: {type(error).__name__}")
+                self._log.exception(f"{guest.name}: {name}: {error}")
+                why_not.append(f"{name}: {type(error).__name__}")
                 continue
-            self._reader[guest.key] = reader.name
+            self._reader[guest.key] = name
             self._why_not[guest.key] = tuple(why_not)
             return learned
         self._why_not[guest.key] = tuple(why_not)

@@ -23,6 +23,7 @@ from virtirq.control.aiming import Aiming
 from virtirq.control.answering import Answering
 from virtirq.control.bans import Bans
 from virtirq.control.beside import beside
+from virtirq.control.floods import Floods
 from virtirq.control.following import Following
 from virtirq.control.journal import SharedJournal
 from virtirq.control.keeper import Keeper
@@ -33,7 +34,7 @@ from virtirq.control.routing import RoutesReader
 from virtirq.control.sparing import Sparing
 from virtirq.control.systemd import ServiceManager
 from virtirq.control.tally import Tally
-from virtirq.control.tracing import FLOOD, KernelEvents, open_kernel_events
+from virtirq.control.tracing import KernelEvents, open_kernel_events
 from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
 from virtirq.guests.peeking import PeekReader, VectorReader
 from virtirq.guests.qmp import QmpReader
@@ -47,6 +48,7 @@ from virtirq.host.uevents import Uevents
 from virtirq.model import Guest
 from virtirq.policy.config import Config
 from virtirq.policy.findings import events_polled
+from virtirq.policy.pace import Pace
 
 _SETTLES: Final = 0.1
 """Seconds after which what the kernel announced counts as done, its end told of or not."""
@@ -56,8 +58,6 @@ _CONFINED: Final = 0.5
 """The same for cpusets: a look is at all guests' threads, and containers come and go."""
 _POLL: Final = (1.0, 30.0)
 """Seconds between looks without events: after a change, and when nothing changes."""
-_FLOODED: Final = 1.0
-"""Seconds for which new routes go unheard after a flood of them."""
 _IRQBALANCE: Final = "irqbalance"
 _START: Final = 10.0
 """Seconds that libvirt may take until we count as started without it: systemd waits for 90."""
@@ -157,6 +157,16 @@ class Daemon:
         self._processes = Processes(self._fs, self._keeper, log, self._known, self._is_libvirts)
         self._answering = Answering(setup.state, lambda: self._presence().as_json())
         self._events: KernelEvents | None = None
+        self._floods = Floods(
+            {
+                EventKind.ROUTED: self._aiming.look_at_all,
+                EventKind.REPINNED: self._confined,
+                EventKind.CONFINED: self._confined,
+            },
+            self._later,
+        )
+        self._losses: Pace[str] = Pace(time.monotonic)
+        """How soon after the last loss of events everything is looked at again."""
         self._no_events = ""
         self._uevents: Uevents | None = None
         self._metrics: Server | None = None
@@ -410,13 +420,16 @@ class Daemon:
             self._loop.add_reader(self._uevents.fileno(), self._hear_devices, self._uevents)
 
     def _kernel_events(self, events: KernelEvents) -> None:
-        self._act_on(events.read())
+        heard = events.read()
+        self._act_on(heard)
+        self._floods.seen(heard, events.mute)
         if events.unsettled:
             self._later_once("overdue", _SETTLES, partial(self._overdue, events))
         if events.lost:
             events.lost = False
             self._tally.lost += 1
-            self._later_once("lost", _BURST, self._after_loss)
+            delay = max(_BURST, self._losses.wait("lost"))
+            self._later_once("lost", delay, self._after_loss)
 
     def _overdue(self, events: KernelEvents) -> None:
         self._act_on(events.overdue(_SETTLES / 2))
@@ -424,6 +437,7 @@ class Daemon:
             self._later_once("overdue", _SETTLES, partial(self._overdue, events))
 
     def _after_loss(self) -> None:
+        self._losses.changed("lost")
         self._log.info("events of the kernel were lost: looking at everything")
         self._keeper.look_at_all()
         self._aiming.look_at_all()
@@ -455,17 +469,6 @@ class Daemon:
         actions = filter(None, map(vfio_action, names))
         self._aiming.look_at_devices({action.device for action in actions})
         self._processes.requested(e for e in events if e.kind is EventKind.REQUESTED)
-        if self._events is not None and len(events) >= FLOOD:
-            count = sum(event.kind is EventKind.ROUTED for event in events)
-            if count >= FLOOD and "routes" not in self._soon:
-                self._events.mute_routes(mute=True)
-                self._later_once("routes", _FLOODED, self._hear_routes)
-
-    def _hear_routes(self) -> None:
-        """After a flood: what was missed is looked at."""
-        if self._events is not None:
-            self._events.mute_routes(mute=False)
-        self._aiming.look_at_all()
 
     def _act_on_one(self, event: KernelEvent) -> None:
         match event.kind:
@@ -483,12 +486,12 @@ class Daemon:
                     # Told of at the entry: it is done by then.
                     self._later_once(f"guest {guest.key}", _BURST, partial(self._look_again, guest))
             case EventKind.CONFINED:
-                self._later_once("cpusets", _CONFINED, self._cpusets)
+                self._later_once("confined", _CONFINED, self._confined)
             case EventKind.STARTED:
                 self._sparing.restarted()
 
-    def _cpusets(self) -> None:
-        """A cpuset has changed: whose threads it concerns, the threads tell."""
+    def _confined(self) -> None:
+        """Threads may run elsewhere now, by a cpuset say: whose those are, the threads tell."""
         self._task(self._look_at_threads(self._keeper.guests))
 
     async def _look_at_threads(self, guests: Iterable[Guest]) -> None:

@@ -60,6 +60,8 @@ class Processes:
         """The pidfd of each guest's process, by pid."""
         self._looks: set[tuple[int, float]] = set()
         """Processes that are looked at soon, and how soon."""
+        self._under_way: dict[int, bool] = {}
+        """Processes that are just being looked at, and whether that is to be done once more."""
         self._said: set[Gap] = set()
         self._anew = self._looking = False
         """Whether all processes are to be looked through, and whether that is under way."""
@@ -156,7 +158,10 @@ class Processes:
 
     def _begin(self, pid: int, delay: float) -> None:
         self._looks.discard((pid, delay))
-        if self.on:
+        if pid in self._under_way:
+            self._under_way[pid] = True  # it may be past what has happened
+        elif self.on:
+            self._under_way[pid] = False
             self._task(self._look(pid))
 
     def _task(self, work: Coroutine[None, None, None]) -> None:
@@ -192,6 +197,13 @@ class Processes:
         self._take(found._replace(guests=newest))
 
     async def _look(self, pid: int) -> None:
+        try:
+            await self._look_once(pid)
+        finally:
+            if self._under_way.pop(pid):
+                self.look(pid)
+
+    async def _look_once(self, pid: int) -> None:
         found = await beside(partial(read_process, self._fs, pid, self._keeper.guests), "process")
         self._meanwhile |= {guest.pid for guest in found.guests if guest.pid is not None}
         if not found.guests and any(guest.pid == pid for guest in self._guests()):

@@ -5,16 +5,20 @@ devices only. An instance has its own buffer and its own switches, so that whoev
 this host is not disturbed; the probes are in a group of their own. Both are gone after `close`.
 
 The probes sit on functions that drivers and ``/proc`` call across files, which the compiler
-therefore keeps: request_threaded_irq() and free_irq() (the kernel's API for drivers),
-irq_set_affinity() (what a write to ``/proc/irq/N/smp_affinity`` ends in, kernel/irq/proc.c) and
-sched_setaffinity() (kernel/sched/syscalls.c). Cpusets are changed, and tasks moved between them, by
-functions that cgroups call through tables (kernel/cgroup/cpuset.c). Only at its entry are a
-function's arguments to be had, and only after its return is it done: a request and a move are given
-when both were seen.
+therefore keeps: request_threaded_irq() and free_irq() (the kernel's API for drivers) and
+irq_set_affinity() (what a write to ``/proc/irq/N/smp_affinity`` ends in, kernel/irq/proc.c).
+Cpusets are changed, and tasks moved between them, by functions that cgroups call through tables
+(kernel/cgroup/cpuset.c). Only at its entry are a function's arguments to be had, and only after
+its return is it done: a request and a move are given when both were seen.
+
+Threads that somebody pins are told of by security_task_setscheduler(), which sched_setaffinity()
+asks once the caller is known to be permitted (kernel/sched/syscalls.c): the thread is a pointer
+there, whose number is the host's, whatever namespace the caller is in. Kernels before 6.6 cannot
+follow it by the names of BTF (Documentation/trace/kprobetrace.rst): theirs are told of by
+sched_setaffinity() itself, by the number that the caller has used, permitted or not.
 
 Where a guest aims its vectors reaches KVM by kvm_set_irq_routing() (virt/kvm/irqchip.c), whatever
 the VMM and behind whatever IOMMU of the guest's: told at the entry, when the guest has written it.
-A guest can call it as often as it likes, so a flood of it is shut out for a while.
 """
 
 from __future__ import annotations
@@ -73,7 +77,10 @@ def _probes(pid: int) -> tuple[_Event, ...]:
 
 
 _NONE: Final = "tid == 0 && tid == 1"
-_REPINNED: Final = _probe(EventKind.REPINNED, "sched_setaffinity", "tid=$arg1:s32 by=$comm", _NONE)
+_REPINNED: Final = tuple(
+    _probe(EventKind.REPINNED, function, f"tid={tid}:s32 by=$comm", _NONE)
+    for function, tid in (("security_task_setscheduler", "p->pid"), ("sched_setaffinity", "$arg1"))
+)
 _CPUSETS: Final = tuple(
     _probe(EventKind.CONFINED, function, at="r")
     for function in (
@@ -84,12 +91,13 @@ _CPUSETS: Final = tuple(
     )
 )
 # Not a path with a line feed: it would be printed as it is, and what follows could be any line.
-_ROUTED: Final = _probe(EventKind.ROUTED, "kvm:kvm_set_irq_routing")
-# Where KVM is built in, its functions are in no module.
-_ROUTED_BUILT_IN: Final = _probe(EventKind.ROUTED, "kvm_set_irq_routing")
+_ROUTED: Final = (
+    # Where KVM is built in, its functions are in no module.
+    _probe(EventKind.ROUTED, "kvm_set_irq_routing"),
+    _probe(EventKind.ROUTED, "kvm:kvm_set_irq_routing"),
+)
 _NOBODY: Final = "common_pid == 0 && common_pid == 1"
-FLOOD: Final = 100
-"""Events of one `read` that tell of new routes: a device with as many vectors makes some dozens."""
+_EVERYBODY: Final = "0"  # takes a filter away (Documentation/trace/events.rst)
 _STARTED: Final = _Event(
     f"sched/{EventKind.STARTED.value}",
     'filename ~ "*/irqbalance" && !(filename ~ "*\n*")',
@@ -104,6 +112,20 @@ def _vectors(pid: int) -> tuple[_Event, ...]:
     )
 
 
+def _about(tids: Sequence[int]) -> str:
+    """A filter for these threads. Who means itself may say 0 to sched_setaffinity(2)."""
+    if not tids:
+        return _NONE
+
+    def both(test: str) -> str:
+        return f"{test} || tid == 0 && ({test.replace('tid', 'common_pid')})"
+
+    text = both(" || ".join(f"tid == {tid}" for tid in tids))
+    if len(text) > _LONGEST_FILTER:
+        text = both(f"tid >= {tids[0]} && tid <= {tids[-1]}")
+    return text
+
+
 class KernelEvents:
     """An open stream of events. Get one from `open_kernel_events`."""
 
@@ -114,7 +136,8 @@ class KernelEvents:
         self._pipe = -1
         self._rest = b""
         self._pairing = Pairing()
-        self._watched = ""
+        self._watched = _NONE
+        self._muted: set[EventKind] = set()
         self.lost = False
         self.described = ""
         self.tells_routes = False
@@ -141,19 +164,15 @@ class KernelEvents:
         except OSError as error:
             self._start(_vectors(pid))
             self.described = f"vector events of x86 (no kernel probes: {error.strerror})"
-        for event in (_REPINNED, _STARTED):
-            with suppress(OSError):  # of use, but not needed
-                self._start([event])
+        with suppress(OSError):  # of use, but not needed
+            self._start([_STARTED])
+        self._start_one_of(_REPINNED)
         for event in _CPUSETS:  # one event, of all the functions that this kernel has
             with suppress(OSError):
                 self._define(event.probe)
         with suppress(OSError):
             self._set(f"events/{_CPUSETS[0].path}/enable", "1")
-        for event in (_ROUTED_BUILT_IN, _ROUTED):
-            with suppress(OSError):
-                self._start([event])
-                self.tells_routes = True
-                break
+        self.tells_routes = self._start_one_of(_ROUTED)
         self._pipe = os.open(
             self._instance / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         )
@@ -197,23 +216,28 @@ class KernelEvents:
 
     def watch_threads(self, tids: Collection[int]) -> None:
         """Tell of these threads alone when somebody sets their affinity."""
-        wanted = sorted(tids)
-        text = " || ".join(f"tid == {tid}" for tid in wanted) or _NONE
-        if len(text) > _LONGEST_FILTER:
-            text = f"tid >= {wanted[0]} && tid <= {wanted[-1]}"
+        text = _about(sorted(tids))
         if text == self._watched:
             return  # the kernel waits for all CPUs when a filter is replaced
         self._watched = text
-        with suppress(OSError):
-            self._set(f"events/{_REPINNED.path}/filter", text)
+        if EventKind.REPINNED not in self._muted:
+            self._filter(EventKind.REPINNED, text)
 
-    def mute_routes(self, *, mute: bool) -> None:
-        """Whether the kernel is to keep events of new routes to itself.
+    def mute(self, kind: EventKind, mute: bool) -> None:
+        """Whether the kernel is to keep events of a kind to itself: routes, threads, cpusets.
 
         By a filter, not by taking the probe away: that would interrupt every CPU.
         """
+        if mute:
+            self._muted.add(kind)
+            self._filter(kind, _NOBODY)
+        else:
+            self._muted.discard(kind)
+            self._filter(kind, self._watched if kind is EventKind.REPINNED else _EVERYBODY)
+
+    def _filter(self, kind: EventKind, text: str) -> None:
         with suppress(OSError):
-            self._set(f"events/{_ROUTED.path}/filter", _NOBODY if mute else "0")
+            self._set(f"events/{_NAME}/{kind.value}/filter", text)
 
     def close(self) -> None:
         """Take everything away again that was made."""
@@ -232,6 +256,14 @@ class KernelEvents:
                 self._set(f"events/{event.path}/filter", event.filter)
         for event in events:
             self._set(f"events/{event.path}/enable", "1")
+
+    def _start_one_of(self, events: Iterable[_Event]) -> bool:
+        """Start the first that this kernel has; whether it has any."""
+        for event in events:
+            with suppress(OSError):
+                self._start([event])
+                return True
+        return False
 
     def _remove(self) -> None:
         with suppress(FileNotFoundError):

@@ -16,6 +16,7 @@ import re
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 _WAIT: Final = 2.0
 """Seconds for one answer of a monitor."""
+_PATIENCE: Final = 10.0
+"""Seconds for all the answers that a reading takes: how many those are, a monitor says."""
 _PEER: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _FDSET: Final = 0x76697274
 """The number of our set of descriptors within QEMU, which nobody else's is."""
@@ -135,6 +138,7 @@ class _Monitor:
         self._client, self._loop = client, loop
         self._memory = os.memfd_create("virtirq", os.MFD_CLOEXEC)
         self._number = -1
+        self._until = time.monotonic() + _PATIENCE
 
     def close(self) -> None:
         if self._number >= 0:
@@ -143,6 +147,8 @@ class _Monitor:
         os.close(self._memory)
 
     def ask(self, command: str, **arguments: Any) -> Any:
+        if time.monotonic() > self._until:
+            raise UnavailableError(f"its monitor takes more than {_PATIENCE:g} seconds")
         return wait(self._loop, self._client.execute(command, arguments))
 
     def peek(self, start: int, size: int) -> bytes:

@@ -17,9 +17,9 @@ class EventKind(Enum):
     REQUESTED: a driver asks for interrupt `irq` under the action `name`; IN_PLACE: the same task
     has come back from that, and the action is there. FREED: it gives it up. MOVED: `comm` sets the
     affinity of `irq`; SETTLED: it is set. ALLOCATED: `irq` gets a vector on some CPU, be it new or
-    moved. REPINNED: `comm` sets the affinity of the thread `tid`. CONFINED: the task `pid` has
-    changed a cpuset, or what is in one. STARTED: the program `name` was started. ROUTED: the task
-    `pid`, a thread of a VM's process, gives KVM new routes for the VM's interrupts.
+    moved. REPINNED: `comm` sets the affinity, or the policy, of the thread `tid`. CONFINED: the
+    task `pid` has changed a cpuset, or what is in one. STARTED: the program `name` was started.
+    ROUTED: the task `pid`, a thread of a VM's process, gives KVM new routes for its interrupts.
     """
 
     REQUESTED = "requested"
@@ -91,7 +91,8 @@ def parse(line: bytes) -> KernelEvent | None:
         return None
     if kind is EventKind.REPINNED:
         by = _BY.search(line, number.end())
-        return KernelEvent(kind, at, tid=int(number[1]), comm=_text(by), pid=pid)
+        # 0 is the caller itself (sched_setaffinity(2)).
+        return KernelEvent(kind, at, tid=int(number[1]) or pid, comm=_text(by), pid=pid)
     if kind is EventKind.MOVED:
         by = _BY.search(line, number.end())
         return KernelEvent(kind, at, int(number[1]), comm=_text(by), pid=pid)
