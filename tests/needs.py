@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import NoReturn
 
 import pytest
 
+NOBODY = 65534
 REQUIRED = os.environ.get("VIRTIRQ_LAB") == "required"
 """Set by CI, where nothing may be left out."""
 
@@ -33,3 +36,16 @@ def need_libvirt() -> ModuleType:
         return import_module("libvirt")
     except ImportError as error:
         not_run(f"libvirt-python is not installed ({error}): see lab/packages.txt")
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """As a user who may read no more than everybody may; who is none other than that stays so."""
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if me == 0:
+            os.seteuid(0)

@@ -91,7 +91,7 @@ class LibvirtError(VirtirqError):
 
 
 class DeploymentError(VirtirqError):
-    """The kernel's files are read-only or closed to this user: nothing can be pinned."""
+    """Files that have to be read or written are read-only, or closed to this user."""
 
     exit_code = EXIT_PERMISSION
 

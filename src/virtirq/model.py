@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from virtirq.cpuset import CpuSet
 from virtirq.errors import DirectiveError, InputError
@@ -121,14 +121,15 @@ class PciDevice:
     def kind(self) -> str:
         """A word for the device's class, as ``lspci`` would lead you to expect."""
         if self.class_code is None:
-            return "device"
-        return _CLASS_WORDS.get(
-            self.class_code >> 8, _CLASS_WORDS.get(self.class_code >> 16 << 8, "device")
+            return OTHER_CLASS
+        return CLASS_WORDS.get(
+            self.class_code >> 8, CLASS_WORDS.get(self.class_code >> 16 << 8, OTHER_CLASS)
         )
 
 
+OTHER_CLASS: Final = "device"
 # PCI Code and ID Assignment Specification, base classes and the subclasses people pass through.
-_CLASS_WORDS: Mapping[int, str] = MappingProxyType(
+CLASS_WORDS: Final[Mapping[int, str]] = MappingProxyType(
     {
         0x0100: "storage",
         0x0108: "nvme",

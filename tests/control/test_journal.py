@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.needs import unprivileged
 from virtirq.control import journal as journal_module
-from virtirq.control.journal import SharedJournal, locked_journal
+from virtirq.control.journal import SharedJournal, examine, locked_journal
 from virtirq.control.state import StateDirectory
 from virtirq.cpuset import CpuSet
 from virtirq.errors import BusyError, DeploymentError, JournalError
@@ -293,7 +294,7 @@ def test_the_lock_keeps_others_out_until_its_holder_is_gone(tmp_path: Path) -> N
             sys.executable,
             "-c",
             "import sys, pathlib\n"
-            "from virtirq.control.journal import SharedJournal, locked_journal\n"
+            "from virtirq.control.journal import SharedJournal, examine, locked_journal\n"
             "with locked_journal(pathlib.Path(sys.argv[1]), 'b001'):\n"
             "    print('held', flush=True)\n"
             "    sys.stdin.read()\n",
@@ -477,3 +478,30 @@ def test_the_lock_is_let_go_between_uses(tmp_path: Path) -> None:
         pass
     one.close()
     other.close()
+
+
+class TestExamine:
+    def test_it_makes_nothing(self, tmp_path: Path) -> None:
+        examine(tmp_path / "none", "boot")
+        examine(tmp_path, "boot")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_it_changes_nothing(self, tmp_path: Path) -> None:
+        file = tmp_path / "journal.jsonl"
+        file.write_text('{"op": "mo')  # which a crash has torn
+        examine(tmp_path, "boot")
+        assert file.read_text() == '{"op": "mo'
+
+    def test_one_that_makes_no_sense(self, tmp_path: Path) -> None:
+        (tmp_path / "journal.jsonl").write_text("hello\n")
+        with pytest.raises(JournalError, match="line 1 is malformed"):
+            examine(tmp_path, "boot")
+
+    def test_a_directory_that_others_can_write_to(self, tmp_path: Path) -> None:
+        tmp_path.chmod(0o777)
+        with pytest.raises(DeploymentError, match="others than its owner"):
+            examine(tmp_path, "boot")
+
+    def test_somebody_elses_is_not_looked_at(self, tmp_path: Path) -> None:
+        with unprivileged():
+            examine(Path("/"), "boot")

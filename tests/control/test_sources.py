@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from tests.guests.test_vfio_process import DPDK, QEMU, UUID, WEB, A, C, Scene
+from tests.needs import unprivileged
 from virtirq.control import sources
-from virtirq.control.sources import Found, find_guests
+from virtirq.control.sources import Found, find_guests, load_config, load_guests, open_fs
 from virtirq.errors import (
     AccessError,
     ConnectionFailedError,
     DependencyError,
+    DeploymentError,
     UsageError,
     VirtirqError,
 )
@@ -113,7 +115,8 @@ class TestLibvirtFails:
         libvirt.error = FAILED
         with pytest.raises(ConnectionFailedError) as caught:
             find_guests(NOBODY.fs(), [], None, must=True, processes=processes)
-        assert caught.value is FAILED
+        told = "no process here holds a device for a guest, and libvirt: " if processes else ""
+        assert (str(caught.value), caught.value.hint) == (f"{told}{FAILED}", FAILED.hint)
 
     def test_guests_are_there_and_not_looked_for(self, libvirt: Libvirt) -> None:
         libvirt.error = FAILED
@@ -178,3 +181,28 @@ class TestFilesAndRecordings:
         assert libvirt.asked == []
         with pytest.raises(UsageError, match="libvirt has no part in it"):
             find_guests(fs, [], "x:///y")
+
+
+class TestFilesThatMayNotBeRead:
+    @pytest.fixture
+    def closed(self, tmp_path: Path) -> Path:
+        tmp_path.chmod(0o700)
+        file = tmp_path / "closed"
+        file.write_text("")
+        file.chmod(0)
+        return file
+
+    @pytest.mark.parametrize(
+        "read",
+        [
+            lambda file: load_config(file),
+            lambda file: load_guests(NOBODY.fs(), [file]),
+            lambda file: open_fs(file),
+        ],
+        ids=["config", "domain", "recording"],
+    )
+    def test_each_is_told_alike(self, closed: Path, read: Callable[[Path], object]) -> None:
+        with unprivileged(), pytest.raises(DeploymentError) as caught:
+            read(closed)
+        assert "may not read it" in str(caught.value)
+        assert str(closed.parent) in str(caught.value)

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.hostmaker import BOOT_ID, MadeDevice, MadeFs, MadeHost, MadeInterrupt, passthrough
+from tests.needs import unprivileged
 from virtirq import __version__
 from virtirq.control.cycle import observe
-from virtirq.errors import RecordingError, UsageError
+from virtirq.errors import DeploymentError, RecordingError, UsageError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, LiveFs, Reader
 from virtirq.host.pci import list_addresses
@@ -134,7 +135,7 @@ class TestWhatIsTold:
     def test_description(self, tmp_path: Path) -> None:
         record(HOST.live(), tmp_path / "host.tar", {})
         told = description(tmp_path / "host.tar")
-        assert set(told) == {"format", "virtirq", "taken_at", "patterns", "errors"}
+        assert set(told) == {"format", "virtirq", "taken_at", "patterns", "errors", "gaps"}
         assert (told["format"], told["virtirq"], told["errors"]) == (1, __version__, {})
         assert told["patterns"] == [path.pattern for path in paths.MANIFEST if path.recorded]
 
@@ -158,6 +159,22 @@ class TestWhatIsTold:
         gaps = look(open_host(tmp_path / "host.tar")).gaps
         assert gaps == look(fs).gaps
         assert Gap(faults[0], os.strerror(number)) in gaps
+
+    def test_gaps_come_again(self, tmp_path: Path) -> None:
+        first, second = tmp_path / "host.tar", tmp_path / "again.tar"
+        record(HOST.live(), first, {}, {"guests": "libvirt was away"})
+        record(open_host(first), second, {})
+        for each in (first, second):
+            assert open_host(each).gaps == (Gap("guests", "libvirt was away"),)
+
+    @pytest.mark.parametrize("gaps", [[], {"guests": 7}, "guests"])
+    def test_malformed_gaps(self, gaps: object, tmp_path: Path) -> None:
+        told = json.dumps({"format": 1, "gaps": gaps})
+        for name, text in {"proc/version": "", "virtirq/recording.json": told}.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text)
+        with pytest.raises(RecordingError, match="gaps does not give a text"):
+            assert open_host(tmp_path).gaps
 
     def test_an_error_without_a_number(self, tmp_path: Path) -> None:
         fs = HOST.live()
@@ -265,6 +282,11 @@ class TestWholeOrNotAtAll:
     def test_nowhere_to_write(self, tmp_path: Path) -> None:
         with pytest.raises(RecordingError, match="No such file"):
             record(HOST.live(), tmp_path / "none" / "host.tar", {})
+
+    def test_not_allowed_to_write(self, tmp_path: Path) -> None:
+        tmp_path.chmod(0o500)
+        with unprivileged(), pytest.raises(DeploymentError, match="Permission denied"):
+            record(HOST.live(), tmp_path / "host.tar", {})
 
     def test_a_directory_is_in_the_way(self, tmp_path: Path) -> None:
         (tmp_path / "host.tar").mkdir()

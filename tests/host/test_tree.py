@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostmaker import MadeHost, MadeInterrupt, passthrough
-from virtirq.errors import RecordingError
+from virtirq.errors import DeploymentError, RecordingError
 from virtirq.host import paths, tree
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.scratch import open_host
@@ -296,7 +296,7 @@ class TestNoHost:
 
         with monkeypatch.context() as patched:
             patched.setattr("os.lstat", refuse)
-            with pytest.raises(RecordingError, match="Permission denied"):
+            with pytest.raises(DeploymentError, match="may not read it"):
                 open_host(root)
 
 

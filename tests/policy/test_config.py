@@ -32,7 +32,11 @@ KEYS = (
 RULE_KEYS = "allowed are directive, guest, kind, device, class, driver, node, spread"
 RULE = '[[rule]]\ndirective = "auto"\n'
 KIND = 'is not a kind of guest: "machine" or "process"'
-CLASS = "is not a class: a word such as network, or leading hexadecimal digits such as 0200"
+CLASS = (
+    "is not a class: storage, nvme, network, infiniband, display, multimedia, audio, bridge,"
+    " processor, serial-bus, usb, crypto, accelerator, device, or leading hexadecimal digits such"
+    " as 0200"
+)
 DEVICE = "is not vendor:device in hexadecimal, such as 8086:1572 or 8086:*"
 NODE = "is not a node: 0 to 1023, or -1 for none"
 LISTEN = 'is not an address: "127.0.0.1:9191", or ""'
@@ -155,6 +159,7 @@ REFUSED = [
     (f"{RULE}class = 200", f"0.toml: rule[1].class: 200 {CLASS}"),
     (f"{RULE}class = ''", f"0.toml: rule[1].class: '' {CLASS}"),
     (f"{RULE}class = '0x0200'", f"0.toml: rule[1].class: '0x0200' {CLASS}"),
+    (f"{RULE}class = 'netwrok'", f"0.toml: rule[1].class: 'netwrok' {CLASS}"),
     (f"{RULE}class = 'Network'", f"0.toml: rule[1].class: 'Network' {CLASS}"),
     (f"{RULE}driver = false", "0.toml: rule[1].driver: False is not a string"),
     (f"{RULE}node = '1'", f"0.toml: rule[1].node: '1' {NODE}"),
@@ -303,7 +308,7 @@ rules = st.builds(
     guest=st.none() | st.text(),
     kind=st.none() | st.sampled_from(["machine", "process"]),
     device=st.none() | st.from_regex(r"\A[0-9a-f?*]+:[0-9a-f*]+\Z"),
-    class_=st.none() | st.from_regex(r"\A([0-9a-f]{1,6}|[a-z][a-z-]*)\Z"),
+    class_=st.none() | st.from_regex(r"\A([0-9a-f]{1,6}|usb|serial-bus|device)\Z"),
     driver=st.none() | st.text(),
     node=st.none() | st.integers(-1, 1023),
     spread=st.none() | st.sampled_from(Spread),

@@ -47,6 +47,7 @@ from virtirq.policy.findings import (
     findings,
     followed,
     irqbalance_untold,
+    journal_unusable,
     not_followed,
 )
 from virtirq.policy.placement import plan
@@ -277,6 +278,7 @@ DAEMONS = {
         "host",
         "irqbalance (pid 7) was not told: it does not answer",
     ),
+    "journal-unusable": (journal_unusable("line 1 is malformed"), "host", "line 1 is malformed"),
     "events-polled": (events_polled("locked"), "host", "no events of the kernel: locked"),
     "vectors-followed": (
         followed("vm", "a peek", ["BPF: no bpftrace"]),

@@ -81,6 +81,7 @@ CASES = [
     # What cannot be done, and what is said about it.
     Case("no-such-verb", "stats", 2),
     Case("no-such-option", "status --frobnicate", 2),
+    Case("misspelt-option", "--confg x status", 2),
     Case("no-abbreviations", "-s {demo} status --js", 2),
     Case("no-such-guest", "-s {demo} plan mail", 2),
     Case("no-such-object", "-s {demo} explain 4711", 2),

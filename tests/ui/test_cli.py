@@ -279,3 +279,15 @@ def test_the_demo_holds() -> None:
     assert "19 of 19 moved interrupts have the planned affinity and CPU" in done.stdout
     assert "19 of 19 affinities are as they were found" in done.stdout
     assert "recording" in done.stdout.splitlines()[0]
+
+
+def test_a_journal_that_cannot_be_used_is_told_of(tmp_path: Path) -> None:
+    root = tmp_path / "scratch"
+    assert virtirq("demo", str(root)).returncode == 0
+    state = root / "run/virtirq"
+    state.mkdir(parents=True)
+    (state / "journal.jsonl").write_text("hello\n")
+    done = virtirq("-J", "-s", str(root), "check")
+    (found,) = (f for f in json.loads(done.stdout)["findings"] if f["code"] == "journal-unusable")
+    assert done.returncode == 3
+    assert found["message"].startswith(f"{state}/journal.jsonl: line 1 is malformed")

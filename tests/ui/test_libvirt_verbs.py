@@ -344,7 +344,8 @@ def test_without_libvirt_verbs_that_look_say_so(
         assert (code, error) == (0, ""), verb
         assert gap in shown, verb
     assert {"guests"} <= {gap["path"] for gap in json.loads(run("plan -J", capsys)[1])["gaps"]}
-    assert run("apply", capsys) == (6, "", UNREACHED)
+    said = "virtirq: error: no process here holds a device for a guest, and libvirt: "
+    assert run("apply", capsys) == (6, "", UNREACHED.replace("virtirq: error: ", said))
 
 
 def test_record_takes_the_running_guests_along(
@@ -368,6 +369,9 @@ def test_record_without_libvirt_is_a_recording_all_the_same(
     code, shown, error = run(f"record {tmp_path / 'host.tar'}", capsys)
     assert (code, error) == (0, "")
     assert "not read: guests: cannot connect to libvirt" in shown
+    code, shown, error = run(f"-s {tmp_path / 'host.tar'} status", capsys)
+    assert (code, error) == (0, "")
+    assert "not read: guests: not all were read when this host was recorded" in shown
 
 
 def test_another_hosts_guests_can_be_looked_at(

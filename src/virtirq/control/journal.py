@@ -47,7 +47,9 @@ _MAX_LINE: Final = 1 << 17
 class Journal:
     """The journal of one boot, open for appending. Get one from `locked_journal`."""
 
-    def __init__(self, directory: StateDirectory, boot_id: str | None) -> None:
+    def __init__(
+        self, directory: StateDirectory, boot_id: str | None, flags: int = os.O_RDWR | os.O_APPEND
+    ) -> None:
         """Raises JournalError when what is there cannot be understood."""
         self._directory = directory
         self._path = directory.path / _NAME
@@ -58,7 +60,7 @@ class Journal:
         self._broken = False
         self._size = 0
         self._lines = 0
-        self._descriptor = directory.open(_NAME, os.O_RDWR | os.O_APPEND)
+        self._descriptor = directory.open(_NAME, flags)
         try:
             self._load()
         except BaseException:
@@ -240,6 +242,26 @@ class Journal:
                 os.unlink(_FRESH, dir_fd=directory)
         else:
             os.close(old)
+
+
+def examine(directory: Path, boot_id: str | None) -> None:
+    """Raises JournalError or DeploymentError where the journal cannot be used; changes nothing.
+
+    One that is not there can be, and somebody else's is not looked at.
+    """
+    try:
+        owner = os.lstat(directory).st_uid
+    except OSError:
+        return
+    if os.geteuid() not in (0, owner):
+        return
+    state = StateDirectory(directory)
+    try:
+        Journal(state, boot_id, os.O_RDONLY).close()
+    except FileNotFoundError:
+        return
+    finally:
+        state.close()
 
 
 class SharedJournal:

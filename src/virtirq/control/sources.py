@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from virtirq.control.cycle import STATE_DIR
 from virtirq.errors import (
     ConfigError,
+    DeploymentError,
     DomainXmlError,
     InputError,
     RecordingError,
@@ -33,7 +34,7 @@ DOMAINS_DIR: Final = "/virtirq/domains"
 
 
 def open_fs(sysroot: Path | None) -> HostFs:
-    """This machine, or the host recorded in `sysroot`. Raises RecordingError."""
+    """This machine, or the host recorded in `sysroot`. Raises RecordingError, DeploymentError."""
     if sysroot is None:
         return LiveFs()
     from virtirq.host.scratch import open_host
@@ -56,7 +57,9 @@ def state_dir(sysroot: Path | None) -> Path:
 
 
 def load_config(path: Path | None, sysroot: Path | None = None) -> Config:
-    """The configuration from `path`, else from where it is installed; raises ConfigError.
+    """The configuration from `path`, else from where it is installed.
+
+    Raises ConfigError, and DeploymentError where it may not be read.
 
     The installed file need not be there, and ``conf.d/*.toml`` beside it is read after it, by
     name. A recorded host's configuration is not recorded, so only `path` counts with a
@@ -73,6 +76,8 @@ def _installed_config() -> list[Path]:
         names = sorted(os.listdir(CONFIG_FILE.parent / "conf.d"))
     except FileNotFoundError:
         names = []
+    except PermissionError as error:
+        raise _closed(CONFIG_FILE.parent / "conf.d") from error
     except OSError as error:
         raise ConfigError(f"{CONFIG_FILE.parent}/conf.d: {error.strerror}") from error
     main = [CONFIG_FILE] if os.path.lexists(CONFIG_FILE) else []
@@ -105,7 +110,7 @@ def find_guests(
     """
     known = load_guests(fs, domain_files)
     if uri is None and (fs.recording is not None or domain_files):
-        return Found(known)
+        return Found(known, fs.gaps)
     refuse_recording(fs, uri)
     guests, gaps, failed = known, list[Gap](), None
     claimed: tuple[Guest, ...] = ()
@@ -126,7 +131,10 @@ def find_guests(
         guests, claimed = (*guests, *found.guests), found.claimed
         gaps += found.gaps
     if failed is not None and must and not guests:
-        raise failed
+        if not processes:
+            raise failed
+        text = f"no process here holds a device for a guest, and libvirt: {failed}"
+        raise type(failed)(text, hint=failed.hint)
     return Found(guests, tuple(gaps), claimed)
 
 
@@ -247,7 +255,13 @@ def _text(file: Path, problem: type[InputError]) -> str:
         if len(data) > _MAX_TEXT:
             raise problem(f"{file}: larger than {_MAX_TEXT >> 20} MiB")
         return data.decode()
+    except PermissionError as error:
+        raise _closed(file) from error
     except OSError as error:
         raise problem(f"{file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise problem(f"{file}: not UTF-8 text: {error.reason}") from error
+
+
+def _closed(file: Path) -> DeploymentError:
+    return DeploymentError(f"{file}: this user may not read it", hint="run as one who may")

@@ -49,13 +49,20 @@ class StateDirectory:
             )
 
     def open(self, name: str, flags: int) -> int:
-        """A regular file there, made if need be; never a link's target. Raises DeploymentError."""
+        """A regular file there, made if it is to be written; never a link's target.
+
+        Raises DeploymentError, and FileNotFoundError where it is to be read and is not there.
+        """
         # O_NONBLOCK: opening a FIFO must not wait for its other end.
-        flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            flags |= os.O_CREAT
         where = self.path / name
         try:
             descriptor = os.open(name, flags, 0o600, dir_fd=self.descriptor)
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not flags & os.O_CREAT:
+                raise
             raise _refused(where, error, link=error.errno == errno.ELOOP) from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)

@@ -56,6 +56,11 @@ class HostFs(ABC):
     def refresh(self) -> None:  # noqa: B027 - only a scratch host has anything to do
         """Take note of what other processes did to the host since it was opened."""
 
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        """What, beside files, could not be had when the host was recorded."""
+        return ()
+
     def covers(self, path: KernelPath) -> bool:
         """Whether the absence of a file that fits `path` is a fact about the host."""
         return True

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from virtirq import __version__
-from virtirq.errors import RecordingError, UsageError
+from virtirq.errors import DeploymentError, RecordingError, UsageError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs
 from virtirq.host.paths import KernelPath
@@ -40,11 +40,15 @@ _NO_BOOT: Final = "00000000-0000-0000-0000-000000000000"
 _VFIO_ACTION: Final = re.compile(r"vfio-(?:msix?\[\d+\]|intx)\([0-9a-f:.]+\)", re.ASCII)
 
 
-def record(fs: HostFs, target: Path, extra: Mapping[str, str]) -> int:
+def record(
+    fs: HostFs, target: Path, extra: Mapping[str, str], gaps: Mapping[str, str] | None = None
+) -> int:
     """Writes the host to the archive `target`; the number of files. `extra`: path to content.
 
+    `gaps`: what could not be had, beside files, and why.
+
     The suffix (.tar, .tar.gz, .tar.bz2, .tar.xz) gives the compression. The archive appears
-    whole or not at all. Raises UsageError, RecordingError.
+    whole or not at all. Raises UsageError, RecordingError, DeploymentError.
     """
     mode = _MODES.get(target.suffix)
     if mode is None:
@@ -54,19 +58,25 @@ def record(fs: HostFs, target: Path, extra: Mapping[str, str]) -> int:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 with tarfile.open(fileobj=file, mode=mode) as tar:  # type: ignore[call-overload]
-                    count = _fill(fs, tar, extra)
+                    count = _fill(fs, tar, extra, gaps or {})
                 os.fchmod(descriptor, 0o644)
                 os.fsync(descriptor)
             os.replace(name, target)
         except BaseException:
             os.unlink(name)
             raise
+    except PermissionError as error:
+        raise DeploymentError(
+            f"{error.filename or target}: {error.strerror}", hint="record to another directory"
+        ) from error
     except OSError as error:
         raise RecordingError(f"{target}: {error.strerror or error}") from error
     return count
 
 
-def _fill(fs: HostFs, tar: tarfile.TarFile, extra: Mapping[str, str]) -> int:
+def _fill(
+    fs: HostFs, tar: tarfile.TarFile, extra: Mapping[str, str], gaps: Mapping[str, str]
+) -> int:
     errors: dict[str, int] = {}
     covered = [path for path in paths.MANIFEST if path.recorded and fs.covers(path)]
     interfaces = _interfaces(fs)
@@ -85,6 +95,7 @@ def _fill(fs: HostFs, tar: tarfile.TarFile, extra: Mapping[str, str]) -> int:
         "taken_at": round(time.time()),
         "patterns": [path.pattern for path in covered],
         "errors": errors,
+        "gaps": {each.path: each.error for each in fs.gaps} | dict(gaps),
     }
     _put(tar, RECORDING, json.dumps(described, indent=1))
     for path, text in extra.items():

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Final
 
 from virtirq.cpuset import CpuSet
-from virtirq.errors import CpuSetError, RecordingError
+from virtirq.errors import CpuSetError, DeploymentError, RecordingError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs
 from virtirq.host.paths import KernelPath
 from virtirq.host.tree import ArchiveFs, DirectoryFs, TreeFs
+from virtirq.model import Gap
 
 VECTORS_PER_CPU: Final = 200
 """Of 256, less exceptions and system vectors (arch/x86/include/asm/irq_vectors.h)."""
@@ -71,6 +72,10 @@ class ScratchFs(HostFs):
 
     def mode(self, path: str) -> int:
         return self._base.mode(path)
+
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        return self._base.gaps
 
     def covers(self, path: KernelPath) -> bool:
         return self._base.covers(path)
@@ -181,7 +186,7 @@ class ScratchFs(HostFs):
 def open_host(root: Path) -> TreeFs | ScratchFs:
     """The host recorded in a directory or archive; writable where the directory is a scratch.
 
-    Raises RecordingError where `root` is no such thing.
+    Raises RecordingError where `root` is no such thing, DeploymentError where it may not be read.
     """
     try:
         if root.is_dir():
@@ -192,6 +197,11 @@ def open_host(root: Path) -> TreeFs | ScratchFs:
             return ScratchFs(base, log) if ours else base
         if root.is_file():
             return ArchiveFs(root)
+    except PermissionError as error:
+        where = error.filename or root
+        raise DeploymentError(
+            f"{where}: this user may not read it", hint="run as one who may"
+        ) from error
     except OSError as error:
         raise RecordingError(f"{root}: {error.strerror}") from error
     raise RecordingError(f"{root}: no such directory or archive")

@@ -30,6 +30,7 @@ from typing import Any, Final
 from virtirq.errors import RecordingError
 from virtirq.host.fs import HostFs, decode
 from virtirq.host.paths import KernelPath
+from virtirq.model import Gap
 
 RECORDING: Final = "/virtirq/recording.json"
 FORMAT: Final = 1
@@ -130,6 +131,11 @@ class TreeFs(HostFs):
     def _errors(self) -> Mapping[str, int]:
         errors: Mapping[str, int] = self._description.get("errors", {})
         return errors
+
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        told: Mapping[str, str] = self._description.get("gaps", {})
+        return tuple(Gap(path, error) for path, error in told.items())
 
     def _any(self, base: str, parts: list[str]) -> bool:
         """Whether the tree holds anything that fits the pattern."""
@@ -270,6 +276,8 @@ class ArchiveFs(TreeFs):
                         file = tar.extractfile(member)
                         self._data[path] = file.read(_MAX_FILE) if file else b""
                         self._put(path, Entry(stat.S_IFREG | member.mode))
+        except PermissionError:
+            raise
         except (
             tarfile.TarError,
             EOFError,
@@ -331,6 +339,9 @@ def _checked(told: Any) -> Mapping[str, Any]:
         isinstance(number, int) and number in errno.errorcode for number in errors.values()
     ):
         raise ValueError("errors does not give an errno for each path")
+    gaps = told.get("gaps", {})
+    if not isinstance(gaps, dict) or not all(isinstance(each, str) for each in gaps.values()):
+        raise ValueError("gaps does not give a text for each thing")
     return told
 
 

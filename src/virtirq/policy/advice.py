@@ -71,7 +71,15 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             _WARNING,
             "Someone moves an interrupt as often as the daemon puts it back. After the first few"
             " times it waits longer and longer, so that the two do not spend a CPU on it.",
-            "stop whoever moves it, or leave the device to them: 'virtirq set GUEST DEVICE native'",
+            "stop whoever moves it, or leave the device to them: 'native', by a [[rule]] or by"
+            " 'virtirq set' for a guest of libvirt's",
+        ),
+        "journal-unusable": Advice(
+            _WARNING,
+            "What interrupts had before virtirq moved them is kept in /run/virtirq, and that cannot"
+            " be used as it is. Nothing is moved, and nothing put back, until it can: what it"
+            " remembers would be lost.",
+            "see the message; a file or directory that is not virtirq's is moved away",
         ),
         "events-polled": Advice(
             _NOTE,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from virtirq.errors import ConfigError, DirectiveError
-from virtirq.model import AUTO, Directive, Spread
+from virtirq.model import AUTO, CLASS_WORDS, OTHER_CLASS, Directive, Spread
 from virtirq.policy.listen import parse_listen
 
 if TYPE_CHECKING:
@@ -294,6 +294,7 @@ def _matching(pattern: str, what: str) -> Callable[[Any, Any], str]:
     return check
 
 
+_CLASSES: Final = (*CLASS_WORDS.values(), OTHER_CLASS)
 _FORMS: dict[str, Callable[[Any, Any], Any]] = {
     "node": _node,
     "kind": _matching("machine|process", 'a kind of guest: "machine" or "process"'),
@@ -303,8 +304,8 @@ _FORMS: dict[str, Callable[[Any, Any], Any]] = {
         "vendor:device in hexadecimal, such as 8086:1572 or 8086:*",
     ),
     "class_": _matching(
-        r"[0-9a-fA-F]{1,6}|[a-z][a-z-]*|\*",
-        "a class: a word such as network, or leading hexadecimal digits such as 0200",
+        "|".join((r"[0-9a-fA-F]{1,6}|\*", *_CLASSES)),
+        f"a class: {', '.join(_CLASSES)}, or leading hexadecimal digits such as 0200",
     ),
 }
 

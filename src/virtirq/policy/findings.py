@@ -60,6 +60,11 @@ def irqbalance_untold(pid: int, why: str) -> Finding:
     return _finding("irqbalance-untold", "host", f"irqbalance (pid {pid}) was not told: {why}")
 
 
+def journal_unusable(why: str) -> Finding:
+    """Nothing can be moved, or put back."""
+    return _finding("journal-unusable", "host", why)
+
+
 def events_polled(why: str) -> Finding:
     """The kernel's events are not to be had."""
     return _finding("events-polled", "host", f"no events of the kernel: {why}")

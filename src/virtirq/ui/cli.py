@@ -6,14 +6,17 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from virtirq import __version__
-from virtirq.errors import EXIT_FAILED, VirtirqError
+from virtirq.errors import EXIT_FAILED, UsageError, VirtirqError
 
 _SHELLS: Final = ("bash", "zsh", "fish")
+_RECORDED: Final = ("--sysroot", "--domain")
+"""Options of hosts that are not this one, where nothing can be set."""
 _STORED: Final = """\
 Settings are kept in the guest's <metadata> in libvirt. With neither --live nor --config,
 both are meant where the guest runs, and its definition where it does not."""
@@ -26,7 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code. Only a bug, or ``--debug``, shows a traceback."""
     _prepare_output()
     parser = make_parser()
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        _refuse_unknown_options(parser, words)
+        args = parser.parse_args(words)
+    except UsageError as error:
+        _complain(str(error), error.hint)
+        return error.exit_code
     try:
         code = _run(args)
         sys.stdout.flush()
@@ -78,9 +87,39 @@ def _complain(text: str, hint: str | None = None) -> None:
         print(printable(f"hint: {hint}"), file=sys.stderr)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong as everything else here does: in one line, and what to do in another."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"'{self.prog} --help' shows what there is")
+
+
+def _refuse_unknown_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Raises UsageError for a misspelt option, where argparse would blame the word behind it."""
+    options = {
+        each for made in _parsers(parser) for a in made._actions for each in a.option_strings
+    }
+    for word in words:
+        name = word.partition("=")[0]
+        if word == "--":
+            return
+        if word.startswith("--") and name not in options:
+            alike = get_close_matches(name, sorted(options), n=1)
+            hint = f"did you mean {alike[0]}?" if alike else "'virtirq --help' shows what there is"
+            raise UsageError(f"there is no option {name}", hint=hint)
+
+
+def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parser, and those of its verbs."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.values()
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; shell completions are made from it."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="virtirq",
         description="Pin the host interrupts of passed-through devices to their guests' CPUs.",
         epilog=_EPILOG,
@@ -98,7 +137,12 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
 
     def verb(
-        name: str, help_: str, more: str = "", *, config: bool = True
+        name: str,
+        help_: str,
+        more: str = "",
+        *,
+        config: bool = True,
+        refused: Collection[str] = (),
     ) -> argparse.ArgumentParser:
         made = verbs.add_parser(
             name,
@@ -106,7 +150,7 @@ def make_parser() -> argparse.ArgumentParser:
             description=f"{help_[0].upper()}{help_[1:]}. {more}".strip(),
             allow_abbrev=False,
         )
-        _common(made, top=False, config=config)
+        _common(made, top=False, config=config, refused=refused)
         return made
 
     verb("status", "show guests, devices and vectors, and where each should be (the default)")
@@ -125,12 +169,17 @@ def make_parser() -> argparse.ArgumentParser:
         "show a guest's settings, or what one of its devices is asked for",
         _STORED,
         config=False,
+        refused=_RECORDED,
     )
     _guest(get)
     _device(get)
     _affected(get, "as the guest runs", "as it is defined")
     set_ = verb(
-        "set", "set what a guest, or one of its devices, is asked for", _STORED, config=False
+        "set",
+        "set what a guest, or one of its devices, is asked for",
+        _STORED,
+        config=False,
+        refused=_RECORDED,
     )
     _guest(set_)
     _device(set_)
@@ -142,7 +191,11 @@ def make_parser() -> argparse.ArgumentParser:
     _affected(set_, "change the running guest", "change what it is started from next")
     _force(set_)
     unset = verb(
-        "unset", "take out a guest's own setting, or one of its devices'", _STORED, config=False
+        "unset",
+        "take out a guest's own setting, or one of its devices'",
+        _STORED,
+        config=False,
+        refused=_RECORDED,
     )
     _guest(unset)
     _device(unset)
@@ -153,6 +206,7 @@ def make_parser() -> argparse.ArgumentParser:
         "define a guest from domain XML with the RFC's <hostdev cpuset='…'>",
         "The attribute may stand on <hostdev>, <interface> and <disk type='nvme'>; libvirt does"
         " not know it, so it is moved into the guest's <metadata>.",
+        refused=_RECORDED,
     )
     _path(define.add_argument("file", metavar="FILE", type=Path, help="domain XML; - for stdin"))
     define.add_argument(
@@ -162,6 +216,7 @@ def make_parser() -> argparse.ArgumentParser:
         "dumpxml",
         "print a guest's domain XML with the settings as <hostdev cpuset='…'>",
         "The inverse of define.",
+        refused=_RECORDED,
     )
     _guest(dumpxml)
     dumpxml.add_argument(
@@ -174,8 +229,9 @@ def make_parser() -> argparse.ArgumentParser:
         "daemon",
         "keep interrupts where they belong, in the foreground, until SIGTERM",
         "SIGHUP reads the configuration again.",
+        refused=("--sysroot", "--json"),
     )
-    verb("metrics", "print Prometheus metrics once, for a textfile collector")
+    verb("metrics", "print Prometheus metrics once, for a textfile collector", refused=("--json",))
     record = verb("record", "record this host for --sysroot, bug reports and tests")
     record.add_argument("--keep-names", action="store_true", help="do not rename the guests")
     _path(
@@ -184,8 +240,17 @@ def make_parser() -> argparse.ArgumentParser:
         )
     )
     config = verb("config", "show or check the configuration")
-    config.add_argument("what", choices=("show", "check"), help="effective values, or errors only")
-    demo = verb("demo", "run the main job on a scratch copy of a recorded host")
+    config.add_argument(
+        "what",
+        choices=("show", "check"),
+        metavar="{show,check}",
+        help="effective values, or errors only",
+    )
+    demo = verb(
+        "demo",
+        "run the main job on a scratch copy of a recorded host",
+        refused=("--sysroot", "--domain", "--config", "--connect", "--json"),
+    )
     _path(
         demo.add_argument(
             "dir",
@@ -198,11 +263,22 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _common(parser: argparse.ArgumentParser, *, top: bool, config: bool = True) -> None:
+def _common(
+    parser: argparse.ArgumentParser,
+    *,
+    top: bool,
+    config: bool = True,
+    refused: Collection[str] = (),
+) -> None:
     """Options that may stand before or after the verb.
 
-    `config` is false where --config after the verb is virsh's.
+    `config` is false where --config after the verb is virsh's. The verb's help leaves out those
+    that it has no use for, and says why when they are given all the same: `refused`.
     """
+
+    def told(option: str, text: str) -> str:
+        return argparse.SUPPRESS if option in refused else text
+
     default: dict[str, Any] = {} if top else {"default": argparse.SUPPRESS}
     _path(
         parser.add_argument(
@@ -210,7 +286,7 @@ def _common(parser: argparse.ArgumentParser, *, top: bool, config: bool = True) 
             "--sysroot",
             metavar="DIR",
             type=_some_path,
-            help="a recorded host: a directory tree or tar archive",
+            help=told("--sysroot", "a recorded host: a directory tree or tar archive"),
             **default,
         )
     )
@@ -222,7 +298,7 @@ def _common(parser: argparse.ArgumentParser, *, top: bool, config: bool = True) 
             action="append",
             dest="domains" if top else "more_domains",
             default=[],
-            help="domain XML of a guest; may be repeated",
+            help=told("--domain", "domain XML of a guest; may be repeated"),
         )
     )
     if config:
@@ -231,7 +307,7 @@ def _common(parser: argparse.ArgumentParser, *, top: bool, config: bool = True) 
                 "--config",
                 metavar="FILE",
                 type=Path,
-                help="configuration to use instead of /etc/virtirq/virtirq.toml",
+                help=told("--config", "configuration to use instead of /etc/virtirq/virtirq.toml"),
                 **default,
             )
         )
@@ -239,11 +315,16 @@ def _common(parser: argparse.ArgumentParser, *, top: bool, config: bool = True) 
         "-c",
         "--connect",
         metavar="URI",
-        help="libvirt to ask for guests, else $LIBVIRT_DEFAULT_URI or qemu:///system;"
-        " is not asked where --sysroot or --domain give the guests",
+        help=told(
+            "--connect",
+            "libvirt to ask for guests, else $LIBVIRT_DEFAULT_URI or qemu:///system;"
+            " is not asked where --sysroot or --domain give the guests",
+        ),
         **default,
     )
-    parser.add_argument("-J", "--json", action="store_true", help="print JSON", **default)
+    parser.add_argument(
+        "-J", "--json", action="store_true", help=told("--json", "print JSON"), **default
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only", **default)
     parser.add_argument(
         "-d", "--debug", action="store_true", help="show tracebacks of errors", **default

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtirq.control import cycle, sources
 from virtirq.control.cycle import STATE_DIR, Done
+from virtirq.control.journal import examine
 from virtirq.errors import (
     EXIT_FAILED,
     EXIT_FINDINGS,
@@ -19,12 +20,13 @@ from virtirq.errors import (
     EXIT_PERMISSION,
     BusyError,
     UsageError,
+    VirtirqError,
 )
 from virtirq.host.fs import HostFs
 from virtirq.model import NATIVE, Finding, Gap, Guest, Plan, Snapshot
 from virtirq.policy.config import Config, render_config
 from virtirq.policy.findings import findings as find
-from virtirq.policy.findings import in_order
+from virtirq.policy.findings import in_order, journal_unusable
 from virtirq.policy.placement import plan as make_plan
 from virtirq.ui import report, screens
 from virtirq.ui.document import Document
@@ -153,7 +155,9 @@ def record(args: argparse.Namespace) -> int:
         default=sources.load_config(args.config, args.sysroot).libvirt.uri,
         keep_names=args.keep_names,
     )
-    count = write(fs, args.file, domains)
+    # Not the errors themselves, which may name guests.
+    unread = {"guests": "not all were read when this host was recorded"} if gaps else {}
+    count = write(fs, args.file, domains, unread)
     document = Document()
     document.line(f"{args.file}: {count} files; try: virtirq --sysroot {args.file} status")
     screens.gap_lines(document, gaps)
@@ -318,7 +322,14 @@ def _view(args: argparse.Namespace) -> View:
         daemon = _daemon(args)
     except BusyError as error:
         daemon, gaps = None, (*gaps, Gap("daemon", str(error)))
-    return _seen(fs, guests, config, gaps, daemon)
+    view = _seen(fs, guests, config, gaps, daemon)
+    if not fs.writable:
+        return view
+    try:
+        examine(sources.state_dir(args.sysroot), view.snapshot.boot_id)
+    except VirtirqError as error:
+        return view._replace(findings=in_order((*view.findings, journal_unusable(str(error)))))
+    return view
 
 
 def _seen(
