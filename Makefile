@@ -70,6 +70,11 @@ RULES := $(DATADIR)/virtirq/prometheus/virtirq.rules.yml
 KUBEVIRT := $(DATADIR)/virtirq/kubevirt/virtirq.yaml
 DASHBOARD := $(DATADIR)/virtirq/grafana/virtirq.json
 DOCS := README.md CHANGELOG.md $(wildcard docs/*.md)
+# What links of the documentation lead to, where it is installed.
+LINKS := -e 's|](docs/|](|g' -e 's|](packaging/virtirq.toml)|](examples/virtirq.toml)|' \
+	-e 's|](\.\./packaging/virtirq.rules.yml)|]($(RULES))|' \
+	-e 's|](\.\./packaging/virtirq-dashboard.json)|]($(DASHBOARD))|' \
+	-e 's|](\.\./packaging/kubevirt/virtirq.yaml)|]($(KUBEVIRT))|'
 COMPLETION_bash := $(DATADIR)/bash-completion/completions/virtirq
 COMPLETION_zsh := $(DATADIR)/zsh/site-functions/_virtirq
 COMPLETION_fish := $(DATADIR)/fish/vendor_completions.d/virtirq.fish
@@ -91,6 +96,7 @@ install:
 	install -m 644 packaging/virtirq-dashboard.json '$(DESTDIR)$(DASHBOARD)'
 	install -m 644 packaging/kubevirt/virtirq.yaml '$(DESTDIR)$(KUBEVIRT)'
 	install -m 644 $(DOCS) '$(DESTDIR)$(DOCDIR)'
+	sed -i $(LINKS) $(foreach file,$(notdir $(DOCS)),'$(DESTDIR)$(DOCDIR)/$(file)')
 	set -e; if [ -n '$(VIRTIRQ)' ]; then $(foreach shell,$(SHELLS), \
 		file='$(DESTDIR)$(COMPLETION_$(shell))'; install -d "$${file%/*}"; \
 		'$(VIRTIRQ)' --print-completion $(shell) > "$$file"; chmod 644 "$$file";) \

@@ -70,6 +70,20 @@ def test_exactly_these_files_are_installed(made: Path, repository: Path) -> None
     assert files(made) == expected(repository)
 
 
+def test_their_links_lead_somewhere(made: Path) -> None:
+    docs = made / "usr/share/doc/virtirq"
+    links = [
+        (file.name, link)
+        for file in docs.glob("*.md")
+        for link in re.findall(r"\]\(([^)#]+)", file.read_text())
+        if "://" not in link
+    ]
+    assert len(links) > 10
+    for _, link in links:
+        there = made / link.lstrip("/") if link.startswith("/") else docs / link
+        assert there.is_file(), links
+
+
 def test_all_may_read_them(made: Path) -> None:
     for each in made.rglob("*"):
         assert each.stat().st_mode & 0o7777 == (0o755 if each.is_dir() else 0o644), each

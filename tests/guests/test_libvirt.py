@@ -223,7 +223,7 @@ def test_without_libvirt_python(error: str, told: str) -> None:
     )
     assert done.stdout.startswith(f"{DependencyError.__name__} 6 the Python module libvirt {told}")
     assert "python3-libvirt" in done.stdout
-    assert "pip install 'virtirq[libvirt]'" in done.stdout
+    assert "pip install libvirt-python" in done.stdout
 
 
 def test_vcpus_keep_their_numbers(host: Any, connection: Connection) -> None:

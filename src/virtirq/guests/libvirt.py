@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -339,6 +340,13 @@ def _text(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+_INSTALL: Final = "install the distribution's python3-libvirt, or: pip install libvirt-python"
+_INSTALL_IN_VENV: Final = (
+    f"{sys.prefix}/bin/pip install libvirt-python; or the distribution's python3-libvirt, with a"
+    " virtual environment made with --system-site-packages"
+)
+
+
 def libvirt_module() -> ModuleType:
     """libvirt-python, with its habit of printing errors taken away. Raises DependencyError."""
     try:
@@ -349,7 +357,7 @@ def libvirt_module() -> ModuleType:
             f"the Python module libvirt cannot be imported{why}"
             if why
             else "the Python module libvirt is not installed",
-            hint="install python3-libvirt, or run: pip install 'virtirq[libvirt]'",
+            hint=_INSTALL if sys.prefix == sys.base_prefix else _INSTALL_IN_VENV,
         ) from error
     module: ModuleType = libvirt
     # It prints every error to stderr otherwise (src/util/virerror.c, virDefaultErrorFunc()).

@@ -189,7 +189,7 @@ def _connected(path: str, pid: int) -> Iterator[_Monitor]:
         from qemu.qmp import QMPClient
     except ImportError as error:
         raise UnavailableError(
-            "the Python module qemu.qmp is not installed", hint="pip install 'virtirq[qmp]'"
+            "the Python module qemu.qmp is not installed", hint="pip install qemu.qmp"
         ) from error
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asked:
         try:
