@@ -50,6 +50,7 @@ def test_no_line_is_wider_than_the_terminal(columns: int, verb: str) -> None:
     shown = COLOUR.sub("", on_terminal(columns, verb, NO_COLOR=""))
     assert "0000:41:00.0" in shown
     assert max(len(line.rstrip()) for line in shown.splitlines()) <= columns
+    assert {"status": "wrong CPU", "plan": "to CPU 4 of vCPU 0"}[verb] in " ".join(shown.split())
 
 
 def test_colour_on_a_terminal_unless_told_otherwise() -> None:

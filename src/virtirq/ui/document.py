@@ -23,6 +23,10 @@ _RICH: Final[dict[Style, str]] = {
 }
 
 
+_NARROW: Final = 18
+"""A column of so many characters is not folded."""
+
+
 def printable(text: str) -> str:
     """The text without what would steer a terminal: recordings and guests are not to be trusted."""
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
@@ -128,6 +132,12 @@ def _print_rich(document: Document, out: TextIO) -> None:
         if isinstance(block, Line):
             console.print(Padding(Text.assemble(*map(text, block.cells)), (0, 0, 0, block.indent)))
             continue
+        fixed = [min(width, _NARROW) for width in widths[block.headings][:-1]]
+        if block.indent + sum(fixed) + 2 * len(fixed) + len(block.headings[-1]) > console.width:
+            # Columns would go missing: better that lines are broken.
+            for line in Document([block]).plain().splitlines():
+                console.print(Text(line, overflow="fold"))
+            continue
         table = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
         last = len(block.headings) - 1
         for place, heading in enumerate(block.headings):
@@ -135,8 +145,8 @@ def _print_rich(document: Document, out: TextIO) -> None:
                 heading,
                 justify="right" if place in block.right else "left",
                 overflow="fold",
-                min_width=None if place == last else min(widths[block.headings][place], 18),
-                no_wrap=place != last and widths[block.headings][place] <= 18,
+                min_width=None if place == last else fixed[place],
+                no_wrap=place != last and widths[block.headings][place] <= _NARROW,
             )
         for row in block.rows:
             table.add_row(*map(text, row))
