@@ -48,9 +48,12 @@ class Journal:
     """The journal of one boot, open for appending. Get one from `locked_journal`."""
 
     def __init__(
-        self, directory: StateDirectory, boot_id: str | None, flags: int = os.O_RDWR | os.O_APPEND
+        self, directory: StateDirectory, boot_id: str | None, *, examined: bool = False
     ) -> None:
-        """Raises JournalError when what is there cannot be understood."""
+        """Raises JournalError when what is there cannot be understood.
+
+        One that is only `examined` is not changed, nor made: raises FileNotFoundError, too.
+        """
         self._directory = directory
         self._path = directory.path / _NAME
         self._boot = boot_id or ""
@@ -60,7 +63,8 @@ class Journal:
         self._broken = False
         self._size = 0
         self._lines = 0
-        self._descriptor = directory.open(_NAME, flags)
+        flags = os.O_RDONLY if examined else os.O_RDWR | os.O_APPEND
+        self._descriptor = directory.open(_NAME, flags, make=not examined)
         try:
             self._load()
         except BaseException:
@@ -257,7 +261,7 @@ def examine(directory: Path, boot_id: str | None) -> None:
         return
     state = StateDirectory(directory)
     try:
-        Journal(state, boot_id, os.O_RDONLY).close()
+        Journal(state, boot_id, examined=True).close()
     except FileNotFoundError:
         return
     finally:

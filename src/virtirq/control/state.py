@@ -48,20 +48,18 @@ class StateDirectory:
                 hint="see that what is in it is yours, then 'chmod go-w' it",
             )
 
-    def open(self, name: str, flags: int) -> int:
-        """A regular file there, made if it is to be written; never a link's target.
+    def open(self, name: str, flags: int, *, make: bool = True) -> int:
+        """A regular file there; never a link's target.
 
-        Raises DeploymentError, and FileNotFoundError where it is to be read and is not there.
+        Raises DeploymentError, and FileNotFoundError for one that is not there and not to be made.
         """
         # O_NONBLOCK: opening a FIFO must not wait for its other end.
-        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        if flags & (os.O_WRONLY | os.O_RDWR):
-            flags |= os.O_CREAT
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_CREAT if make else 0)
         where = self.path / name
         try:
             descriptor = os.open(name, flags, 0o600, dir_fd=self.descriptor)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and not flags & os.O_CREAT:
+            if isinstance(error, FileNotFoundError) and not make:
                 raise
             raise _refused(where, error, link=error.errno == errno.ELOOP) from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
