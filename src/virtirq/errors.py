@@ -13,6 +13,7 @@ Tree (exit code of the command in brackets)::
     ├── JournalError             [1]  the journal cannot be read or written
     ├── BusyError                [1]  another virtirq holds the lock
     ├── LibvirtError             [1]  libvirt was asked and refused
+    ├── NoRoomError              [1]  there is no place for a guest's vCPUs
     ├── DeploymentError          [5]  not permitted, or read-only where it must write
     │   └── AccessError               libvirt does not let this user in, or do that
     └── UnavailableError         [6]  something that is needed is not there
@@ -88,6 +89,10 @@ class BusyError(VirtirqError):
 
 class LibvirtError(VirtirqError):
     """libvirt was asked for something and refused; the message is its own."""
+
+
+class NoRoomError(VirtirqError):
+    """There is no place for a guest's vCPUs, or it cannot be told which would be right."""
 
 
 class DeploymentError(VirtirqError):

@@ -302,6 +302,8 @@ class Guest:
     directive_from: str | None = None
     problems: tuple[str, ...] = ()
     domain_id: int | None = None
+    threads: int = 1
+    """vCPUs in a row that the guest takes for threads of one core."""
     kind: Literal["machine", "process"] = "machine"
 
     @property

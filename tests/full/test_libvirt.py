@@ -190,6 +190,53 @@ def test_settings_survive_libvirt_and_the_guest_restarting_and_virsh_edit(
     guest.wait_ready()
 
 
+def test_a_guest_is_placed_next_to_its_devices(host: Host, guest: Guest) -> None:
+    for vcpu, cpus in (("0", "0-7"), ("1", "0-3")):
+        guest.virsh("vcpupin", "--live", "--config", vcpu, cpus)
+    try:
+        proposed = told(host, "place", "router")
+        after = [each["after"] for each in proposed["vcpus"]]
+        assert (proposed["node"], proposed["applied"]) == (1, [])
+        assert len(set(after)) == 2
+        assert set(after) <= {"4", "5", "6", "7"}
+        assert [each["before"] for each in proposed["vcpus"]] == ["0-7", "0-3"], "nothing is done"
+        assert told(host, "place", "router", "--apply")["applied"] == ["live", "config"]
+        for form in ("--live", "--config"):
+            pins = host.run(f"virsh -q vcpupin router {form}").stdout.split()
+            assert pins == ["0", after[0], "1", after[1]]
+        kept = host.run("virsh dumpxml --inactive router").stdout
+        assert re.search(r"<memory mode='preferred' nodeset='1'/>", kept)
+        virtirq(host, "apply")
+        assert set(affinities(host, VF).values()) == set(after)
+        again = told(host, "place", "router")
+        assert [each["before"] for each in again["vcpus"]] == after
+        assert [each["after"] for each in again["vcpus"]] == after
+    finally:
+        for vcpu, cpus in (("0", "4"), ("1", "5")):
+            guest.virsh("vcpupin", "--live", "--config", vcpu, cpus)
+
+
+def test_a_place_is_not_one_that_another_guest_will_want(host: Host, guest: Guest) -> None:
+    """One that does not run now, too; and such a one can be placed."""
+    host.write("/tmp/parked.xml", GuestSpec("parked", pins=("6", "7"), hostdevs=(NIC,)).xml())
+    host.run("virsh define /tmp/parked.xml")
+    guest.virsh("vcpupin", "--live", "1", "6")
+    try:
+        shown = told(host, "place", "router")
+        assert {each["after"] for each in shown["vcpus"]} == {"4", "5"}
+        guest.virsh("vcpupin", "--live", "1", "5")
+        assert told(host, "place", "parked", "--node", "0", "--apply")["applied"] == ["config"]
+        pins = host.run("virsh -q vcpupin parked --config").stdout.split()[1::2]
+        assert len(set(pins)) == 2
+        assert set(pins) <= {"0", "1", "2", "3"}
+        done = host.run(["virtirq", "place", "parked", "--apply", "--live"], check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "is not running" in done.stderr
+    finally:
+        guest.virsh("vcpupin", "--live", "1", "5")
+        host.run("virsh undefine parked")
+
+
 def test_define_and_dumpxml_speak_the_rfcs_syntax(host: Host, disk: str) -> None:
     spec = GuestSpec("written", pins=("4",), hostdevs=(VF, disk))
     text = spec.xml().replace("<hostdev mode", "<hostdev cpuset='2-3' mode", 1)

@@ -303,6 +303,11 @@ def test_a_topology_that_fits(body: str) -> None:
     assert parse_domain(domain(body)).problems == ()
 
 
+def test_how_many_threads_it_takes_a_core_to_have() -> None:
+    body = "<vcpu>4</vcpu><cpu><topology sockets='1' cores='2' threads='2'/></cpu>"
+    assert (parse_domain(domain(body)).threads, parse_domain(domain()).threads) == (2, 1)
+
+
 def test_only_the_qemu_driver_ties_topology_to_vcpus() -> None:
     body = "<vcpu>4</vcpu><cpu><topology sockets='1' cores='1' threads='1'/></cpu>"
     assert len(parse_domain(domain(body, kind="xen")).vcpus) == 4

@@ -12,6 +12,7 @@ import pytest
 from tests.hostmaker import MadeHost
 from tests.libvirtmaker import GPU, NIC, URI, domain_xml, held
 from tests.needs import need_libvirt
+from virtirq.cpuset import CpuSet
 from virtirq.errors import (
     AccessError,
     ConnectionFailedError,
@@ -224,6 +225,17 @@ def test_without_libvirt_python(error: str, told: str) -> None:
     assert done.stdout.startswith(f"{DependencyError.__name__} 6 the Python module libvirt {told}")
     assert "python3-libvirt" in done.stdout
     assert "pip install libvirt-python" in done.stdout
+
+
+def test_guests_that_do_not_run(host: Any, connection: Connection) -> None:
+    host.defineXML(domain_xml("web")).create()
+    host.defineXML(domain_xml("db"))
+    host.defineXML(domain_xml("air"))
+    found, gaps = connection.stopped()[:2]
+    assert [each.name for each in found] == ["air", "db"]
+    assert {each.source for each in found} == {"libvirt"}
+    assert [vcpu.cpus for vcpu in found[0].vcpus] == [CpuSet([2]), CpuSet([4])]
+    assert gaps == ()
 
 
 def test_vcpus_keep_their_numbers(host: Any, connection: Connection) -> None:

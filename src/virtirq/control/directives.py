@@ -87,7 +87,7 @@ def change(
     metadata that cannot be understood is dropped. Raises UsageError, InputError, LibvirtError.
     """
     domain = connection.find(guest)
-    affect = _affected(connection, domain, affect)
+    affect = affected(connection, domain, affect)
     if directive is not None:
         check_cpus(connection, directive)
     name = domain.name()
@@ -136,8 +136,8 @@ def definition(connection: Connection, domain: VirDomain, where: Affect) -> Defi
 
 def which(connection: Connection, domain: VirDomain, affect: Affect | None) -> Affect:
     """The one to look at: as `affect` says, else the running guest, else its definition."""
-    affected = _affected(connection, domain, affect)
-    return Affect.LIVE if affected & Affect.LIVE else Affect.CONFIG
+    concerned = affected(connection, domain, affect)
+    return Affect.LIVE if concerned & Affect.LIVE else Affect.CONFIG
 
 
 def device_names(there: Definition, guest: str, device: str) -> tuple[Selector, ...]:
@@ -160,8 +160,12 @@ def check_cpus(connection: Connection, directive: Directive) -> None:
         raise InputError(f"the host has no {what} {missing}", hint=f"its CPUs are {there}")
 
 
-def _affected(connection: Connection, domain: VirDomain, affect: Affect | None) -> Affect:
-    """As virsh has it: src/conf/virdomainobjlist.c, virDomainObjUpdateModificationImpact()."""
+def affected(connection: Connection, domain: VirDomain, affect: Affect | None) -> Affect:
+    """What a change concerns: as `affect` says, else the running guest and its definition.
+
+    As virsh has it (libvirt, src/conf/virdomainobjlist.c,
+    virDomainObjUpdateModificationImpact()). Raises UsageError for what is not there.
+    """
     with connection.asking(f"look at {domain.name()}"):
         active, persistent = bool(domain.isActive()), bool(domain.isPersistent())
     there = (Affect.LIVE if active else Affect(0)) | (Affect.CONFIG if persistent else Affect(0))

@@ -85,11 +85,15 @@ def _installed_config() -> list[Path]:
 
 
 class Found(NamedTuple):
-    """The guests, and what could not be read of them. `claimed` are to be shown, not acted on."""
+    """The guests, and what could not be read of them. `claimed` are to be shown, not acted on.
+
+    `stopped` are those that libvirt has a definition of, where they were asked for.
+    """
 
     guests: tuple[Guest, ...]
     gaps: tuple[Gap, ...] = ()
     claimed: tuple[Guest, ...] = ()
+    stopped: tuple[Guest, ...] = ()
 
 
 def find_guests(
@@ -100,13 +104,15 @@ def find_guests(
     default: str = "",
     must: bool = False,
     processes: bool = True,
+    defined: bool = False,
 ) -> Found:
     """The guests of this machine: of a recording and files, or those that run.
 
     Those that run are asked of libvirt at `uri`, or at the default URI (`default` is the configured
     one), and with `processes` found by the devices that they hold as well. libvirt may fail and
-    leave a gap, unless with `must` no guest is found at all. Raises what `load_guests` and
-    `guests.libvirt.connected` raise, and UsageError for another machine's libvirt.
+    leave a gap, unless with `must` no guest is found at all. With `defined`, libvirt is asked for
+    those that do not run, too. Raises what `load_guests` and `guests.libvirt.connected` raise, and
+    UsageError for another machine's libvirt.
     """
     known = load_guests(fs, domain_files)
     if uri is None and (fs.recording is not None or domain_files):
@@ -114,9 +120,13 @@ def find_guests(
     refuse_recording(fs, uri)
     guests, gaps, failed = known, list[Gap](), None
     claimed: tuple[Guest, ...] = ()
+    stopped: tuple[Guest, ...] = ()
     try:
         with _this_machines(uri, default) as connection:
             live = connection.guests(fs)
+            if defined:
+                stopped, more = connection.stopped()[:2]
+                gaps += more
         guests = _unique((each.source, each) for each in (*known, *live.guests))
         gaps += live.gaps
     except VirtirqError as error:
@@ -135,7 +145,7 @@ def find_guests(
             raise failed
         text = f"no process here holds a device for a guest, and libvirt: {failed}"
         raise type(failed)(text, hint=failed.hint)
-    return Found(guests, tuple(gaps), claimed)
+    return Found(guests, tuple(gaps), claimed, stopped)
 
 
 def refuse_recording(fs: HostFs, uri: str | None) -> None:

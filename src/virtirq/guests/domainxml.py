@@ -73,6 +73,7 @@ def understand(domain: Element) -> Guest:
         emulator=_emulator(domain, shared),
         iothreads=_iothreads(domain, shared),
         memory_nodes=_memory_nodes(domain),
+        threads=_threads(domain),
         devices=tuple(
             replace(device, directive=for_device[device.address], directive_from="device metadata")
             if device.address in for_device
@@ -188,6 +189,11 @@ def _apics(domain: Element, vcpus: int) -> dict[int, int]:
     if product != vcpus or counts.pop("clusters") != 1:  # x86 has none
         return {}
     return apic_ids(vcpus, counts["dies"], counts["cores"], counts["threads"])
+
+
+def _threads(domain: Element) -> int:
+    topology = domain.find("cpu/topology")
+    return 1 if topology is None else number_of(topology, "threads", default=1) or 1
 
 
 def _emulator(domain: Element, shared: CpuSet | None) -> CpuSet | None:

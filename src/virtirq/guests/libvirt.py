@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import IntFlag
@@ -41,6 +41,7 @@ SOURCE: Final = "libvirt"
 METADATA_ELEMENT: Final = 2  # VIR_DOMAIN_METADATA_ELEMENT
 DEFINE_VALIDATE: Final = 1  # VIR_DOMAIN_DEFINE_VALIDATE
 _LIST_ACTIVE: Final = 1  # VIR_CONNECT_LIST_DOMAINS_ACTIVE
+_LIST_INACTIVE: Final = 2  # VIR_CONNECT_LIST_DOMAINS_INACTIVE
 _XML_SECURE: Final = 1  # VIR_DOMAIN_XML_SECURE
 _XML_INACTIVE: Final = 2  # VIR_DOMAIN_XML_INACTIVE
 _MEMORY_PHYSICAL: Final = 2  # VIR_MEMORY_PHYSICAL
@@ -65,7 +66,11 @@ class VirDomain(Protocol):
     def isPersistent(self) -> int: ...  # noqa: N802
     def XMLDesc(self, flags: int) -> str: ...  # noqa: N802
     def vcpuPinInfo(self, flags: int) -> Sequence[Sequence[bool]]: ...  # noqa: N802
+    def pinVcpuFlags(self, vcpu: int, cpus: Sequence[bool], flags: int, /) -> int: ...  # noqa: N802
     def emulatorPinInfo(self, flags: int) -> Sequence[bool]: ...  # noqa: N802
+    def pinEmulator(self, cpus: Sequence[bool], flags: int, /) -> int: ...  # noqa: N802
+    def numaParameters(self, flags: int) -> Mapping[str, Any]: ...  # noqa: N802
+    def setNumaParameters(self, params: Mapping[str, Any], flags: int, /) -> int: ...  # noqa: N802
     def memoryPeek(self, start: int, size: int, flags: int, /) -> bytes: ...  # noqa: N802
     def setMetadata(  # noqa: N802
         self, kind: int, text: str | None, key: str | None, uri: str | None, flags: int, /
@@ -200,6 +205,21 @@ class Connection:
             if gap is not None:
                 gaps.append(gap)
         return LiveGuests(tuple(found), tuple(gaps), tuple(texts), complete=complete)
+
+    def stopped(self) -> LiveGuests:
+        """The guests that are defined and do not run, as their definitions have them."""
+        with self.asking(f"list the guests of {self.uri}"):
+            domains = self.raw.listAllDomains(_LIST_INACTIVE)
+        found, gaps = [], []
+        for domain in domains:
+            name = domain.name()
+            try:
+                guest = parse_domain(self.xml(domain, inactive=True), where=name)
+            except (DomainXmlError, LibvirtError) as error:  # it may have been undefined since
+                gaps.append(Gap(f"{self.uri}: {name}", str(error).removeprefix(f"{name}: ")))
+            else:
+                found.append(replace(guest, source=SOURCE))
+        return LiveGuests(tuple(sorted(found, key=lambda each: each.name)), tuple(gaps))
 
     def guest(self, uuid: str, fs: HostFs | None) -> LiveGuests:
         """One guest, by UUID, as `guests` gives it; none when it does not run."""

@@ -47,7 +47,7 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             _WARNING,
             "The guest's vCPUs run on another NUMA node than its device. Every DMA and every"
             " interrupt crosses the interconnect, wherever the interrupts are pinned.",
-            "move the guest's vCPUs and memory to the device's node, or give it a device there",
+            "'virtirq place GUEST' shows where it could run; or give it a device on its node",
         ),
         "device-without-node": Advice(
             _NOTE,

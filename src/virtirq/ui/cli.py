@@ -164,6 +164,18 @@ def make_parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "object", metavar="OBJECT", help="a guest, a PCI address, an IRQ number or a finding's code"
     )
+    place = verb(
+        "place",
+        "show where a guest could run next to its devices, or pin it there",
+        "Of CPUs to which no other guest's vCPUs are pinned, be it running or not.",
+        config=False,
+    )
+    _guest(place)
+    place.add_argument(
+        "--node", metavar="N", type=_node, help="on this NUMA node, not that of most of its devices"
+    )
+    place.add_argument("--apply", action="store_true", help="pin it so, through libvirt")
+    _affected(place, "pin the running guest", "pin it from its next start on")
     get = verb(
         "get",
         "show a guest's settings, or what one of its devices is asked for",
@@ -359,6 +371,12 @@ def _force(parser: argparse.ArgumentParser) -> None:
 
 def _guests(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("guests", metavar="GUEST", nargs="*", help="name, UUID or id; all for none")
+
+
+def _node(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 5):
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not the number of a node")
+    return int(text)
 
 
 def _some_path(text: str) -> Path:

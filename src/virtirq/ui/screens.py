@@ -150,7 +150,7 @@ def findings_screen(findings: Sequence[Finding]) -> Document:
 def _host(document: Document, snapshot: Snapshot) -> None:
     topology = snapshot.topology
     parts = [f"Linux {snapshot.kernel}" if snapshot.kernel else "kernel not known"]
-    parts.append(f"CPUs {topology.online} on {_plural(len(topology.nodes) or 1, 'node')}")
+    parts.append(f"CPUs {topology.online} on {plural(len(topology.nodes) or 1, 'node')}")
     if topology.isolated:
         parts.append(f"isolated {topology.isolated}")
     running = snapshot.irqbalance.running
@@ -182,7 +182,7 @@ def _guest(document: Document, snapshot: Snapshot, planned: GuestPlan) -> None:
 
 
 def _vcpus(snapshot: Snapshot, guest: Guest) -> str:
-    count = _plural(len(guest.vcpus), guest.unit)
+    count = plural(len(guest.vcpus), guest.unit)
     topology = snapshot.topology
     pinned = union(vcpu.cpus for vcpu in guest.vcpus if vcpu.cpus and not wide(vcpu.cpus, topology))
     if not pinned:
@@ -262,7 +262,7 @@ def _endnotes(
     worse = sum(each.severity is not Severity.NOTE for each in findings)
     if findings:
         document.line(
-            f"{_plural(len(findings), 'finding')}, {worse} of them warnings: see 'virtirq check'"
+            f"{plural(len(findings), 'finding')}, {worse} of them warnings: see 'virtirq check'"
         )
     gap_lines(document, snapshot.gaps)
 
@@ -296,5 +296,6 @@ def shown(cpus: CpuSet | None) -> str:
     return "-" if cpus is None else str(cpus)
 
 
-def _plural(count: int, what: str) -> str:
+def plural(count: int, what: str) -> str:
+    """``1 vCPU`` or ``4 vCPUs``."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"

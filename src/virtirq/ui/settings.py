@@ -44,7 +44,7 @@ def get(uri: str, args: argparse.Namespace) -> Shown:
     """A guest's settings, or what one of its devices is asked for."""
     with libvirt.connected(uri) as connection:
         domain = connection.find(args.guest)
-        where = directives.which(connection, domain, _affect(args))
+        where = directives.which(connection, domain, affect_of(args))
         xml = connection.xml(domain, inactive=where is Affect.CONFIG)
         there = directives.definition(connection, domain, where)
         guest = parse_domain(xml, where=domain.name())
@@ -154,7 +154,7 @@ def remote_status(uri: str) -> Shown:
 def _change(uri: str, args: argparse.Namespace, directive: Directive | None) -> Shown:
     with libvirt.connected(uri, write=True) as connection:
         changed = directives.change(
-            connection, args.guest, args.device, directive, _affect(args), force=args.force
+            connection, args.guest, args.device, directive, affect_of(args), force=args.force
         )
         hint = changed.is_live and not connection.remote
     document = Document()
@@ -172,7 +172,8 @@ def _apply(changed: Changed) -> str:
     return f"run 'virtirq apply {changed.guest}' to move its interrupts now"
 
 
-def _affect(args: argparse.Namespace) -> Affect | None:
+def affect_of(args: argparse.Namespace) -> Affect | None:
+    """What ``--live`` and ``--config`` ask for; None for neither."""
     affect = (Affect.LIVE if args.live else Affect(0)) | (
         Affect.CONFIG if args.config_ else Affect(0)
     )

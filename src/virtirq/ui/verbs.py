@@ -42,6 +42,7 @@ class Inputs(NamedTuple):
     guests: tuple[Guest, ...]
     config: Config
     gaps: tuple[Gap, ...] = ()
+    stopped: tuple[Guest, ...] = ()
 
 
 class View(NamedTuple):
@@ -86,8 +87,9 @@ def plan(args: argparse.Namespace) -> int:
 def apply(args: argparse.Namespace) -> int:
     if args.dry_run:
         return plan(args)
-    fs, guests, config, _ = _inputs(args, must=True)
-    done = cycle.apply(fs, guests, config, sources.state_dir(args.sysroot), args.guests)
+    inputs = _inputs(args, must=True)
+    state = sources.state_dir(args.sysroot)
+    done = cycle.apply(inputs.fs, inputs.guests, inputs.config, state, args.guests)
     return _done(args, done)
 
 
@@ -98,8 +100,9 @@ def restore(args: argparse.Namespace) -> int:
             f"a daemon runs (pid {daemon.pid}) and would move them again",
             hint="stop it first, or have it leave a guest alone: 'virtirq set GUEST native'",
         )
-    fs, guests, _, _ = _inputs(args, claims=False)
-    done = cycle.restore(fs, guests, sources.state_dir(args.sysroot), args.guests)
+    inputs = _inputs(args, claims=False)
+    state = sources.state_dir(args.sysroot)
+    done = cycle.restore(inputs.fs, inputs.guests, state, args.guests)
     code = _done(args, done)
     return code if args.guests or args.sysroot is not None else _release(code)
 
@@ -142,6 +145,21 @@ def explain(args: argparse.Namespace) -> int:
         advice = explanation.of_object(args.object, view.snapshot, view.plan, view.findings)
     _show(args, lambda: advice.data, lambda: advice.document)
     return EXIT_OK
+
+
+def place(args: argparse.Namespace) -> int:
+    from virtirq.ui import placing
+
+    uri = _uri(args) if args.apply else ""
+    if (args.live or args.config_) and not args.apply:
+        raise UsageError(
+            "--live and --config say what --apply changes: add that, or leave them out"
+        )
+    inputs = _inputs(args, defined=True)
+    snapshot = cycle.observe(inputs.fs, (*inputs.guests, *inputs.stopped), gaps=inputs.gaps)
+    proposal = placing.propose(snapshot, args.guest, args.node)
+    done, notes = placing.do(uri, proposal, args) if args.apply else ([], [])
+    return _shown(args, placing.shown(proposal, inputs.gaps, done, notes))
 
 
 def record(args: argparse.Namespace) -> int:
@@ -293,11 +311,13 @@ def _asks_libvirt(args: argparse.Namespace) -> bool:
     return args.sysroot is None and (args.connect is not None or not args.domains)
 
 
-def _inputs(args: argparse.Namespace, *, must: bool = False, claims: bool = True) -> Inputs:
+def _inputs(
+    args: argparse.Namespace, *, must: bool = False, claims: bool = True, defined: bool = False
+) -> Inputs:
     """`must`: the guests have to be known, so that it cannot be that nothing is done for them.
 
     `claims`: with guests of whom nothing but an unprivileged process's command line tells. They are
-    shown, and left alone.
+    shown, and left alone. `defined`: with those of libvirt's that do not run, as `stopped`.
     """
     config = sources.load_config(args.config, args.sysroot)
     fs = sources.open_fs(args.sysroot)
@@ -308,16 +328,17 @@ def _inputs(args: argparse.Namespace, *, must: bool = False, claims: bool = True
         default=config.libvirt.uri,
         must=must,
         processes=config.processes.find,
+        defined=defined,
     )
     claimed = (
         replace(guest, directive=NATIVE, directive_from="its command line alone tells of it")
         for guest in (found.claimed if claims else ())
     )
-    return Inputs(fs, (*found.guests, *claimed), config, found.gaps)
+    return Inputs(fs, (*found.guests, *claimed), config, found.gaps, found.stopped)
 
 
 def _view(args: argparse.Namespace) -> View:
-    fs, guests, config, gaps = _inputs(args)
+    fs, guests, config, gaps, _ = _inputs(args)
     try:
         daemon = _daemon(args)
     except BusyError as error:

@@ -1,0 +1,115 @@
+"""``place``: where a guest's vCPUs could run next to its devices, and having them run there."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+
+from virtirq.control import directives, pinning
+from virtirq.cpuset import CpuSet
+from virtirq.errors import UsageError
+from virtirq.guests import libvirt
+from virtirq.guests.libvirt import Affect
+from virtirq.model import Gap, Guest, Snapshot
+from virtirq.policy.seating import Seating, seat
+from virtirq.ui import report, screens
+from virtirq.ui.document import Cell, Document, Table
+from virtirq.ui.settings import Shown, affect_of
+
+_WORDS = {Affect.LIVE: "live", Affect.CONFIG: "config"}
+
+
+def propose(snapshot: Snapshot, name: str, node: int | None) -> Seating:
+    """For the guest of this name, UUID or id. Raises UsageError, NoRoomError."""
+    guest = next((each for each in snapshot.guests if name in each.names), None)
+    if guest is None:
+        there = ", ".join(each.name for each in snapshot.guests) or "none"
+        raise UsageError(f"no guest is called {name!r}", hint=f"guests here: {there}")
+    if guest.kind != "machine":
+        raise UsageError(f"{guest.name} has no vCPUs", hint="place it by its own options")
+    return seat(snapshot, guest, node)
+
+
+def do(uri: str, seating: Seating, args: argparse.Namespace) -> tuple[list[str], Sequence[str]]:
+    """Pin the guest as proposed; where that was done, and what is to be known of it."""
+    guest = seating.guest
+    if guest.source != libvirt.SOURCE:
+        raise UsageError(
+            f"{guest.name} is not libvirt's: virtirq pins no threads itself",
+            hint="use what has started it, or taskset(1)",
+        )
+    with libvirt.connected(uri, write=True) as connection:
+        domain = connection.find(guest.uuid or guest.name)
+        affect = directives.affected(connection, domain, affect_of(args))
+        notes = pinning.seat(connection, domain, seating, affect)
+    return [word for flag, word in _WORDS.items() if affect & flag], notes
+
+
+def shown(
+    seating: Seating, gaps: Iterable[Gap], done: Sequence[str], notes: Sequence[str]
+) -> Shown:
+    """The proposal, and where it was carried out (nowhere: it was not)."""
+    guest = seating.guest
+    told = (*seating.notes, *notes)
+    document = Document()
+    count = screens.plural(len(guest.vcpus), "vCPU")
+    where = f"with {seating.near} of its {seating.devices} devices" if seating.devices else ""
+    there = "" if seating.moves else ": they are there already"
+    document.line(
+        Cell(guest.name, "bold"), f"  {count} on node {seating.node} {where}".rstrip() + there
+    )
+    rows = [
+        (f"vCPU {vcpu.index}", _any(vcpu.cpus), str(seating.vcpus[vcpu.index]))
+        for vcpu in guest.vcpus
+    ]
+    rows.append(("emulator", _any(guest.emulator), _any(seating.emulator or guest.emulator)))
+    rows.append(("memory", _nodes(guest), f"node {seating.node}, from its next start on"))
+    document.table(
+        Table(
+            ("", "NOW", "THEN"),
+            tuple(tuple(Cell(each) for each in row) for row in rows),
+            indent=2,
+        )
+    )
+    for note in told:
+        document.line(Cell(f"note: {note}", "warn"), indent=2)
+    if done:
+        document.line(f"pinned so: {', '.join(done)}")
+        document.line(Cell(f"hint: run 'virtirq apply {guest.name}', unless a daemon runs", "dim"))
+    elif guest.source == libvirt.SOURCE:
+        document.line(
+            Cell(f"hint: 'virtirq place {guest.name} --apply' pins it so, through libvirt", "dim")
+        )
+    screens.gap_lines(document, gaps)
+    data = {
+        "schema": report.SCHEMA,
+        "guest": guest.name,
+        "node": seating.node,
+        "devices_near": seating.near,
+        "devices": seating.devices,
+        "vcpus": [
+            {
+                "vcpu": vcpu.index,
+                "before": None if vcpu.cpus is None else str(vcpu.cpus),
+                "after": str(seating.vcpus[vcpu.index]),
+            }
+            for vcpu in guest.vcpus
+        ],
+        "emulator": {
+            "before": None if guest.emulator is None else str(guest.emulator),
+            "after": None if seating.emulator is None else str(seating.emulator),
+        },
+        "memory_nodes": None if guest.memory_nodes is None else sorted(guest.memory_nodes),
+        "notes": list(told),
+        "applied": list(done),
+        "gaps": report.gaps_json(gaps),
+    }
+    return Shown(data, document)
+
+
+def _any(cpus: CpuSet | None) -> str:
+    return "any" if cpus is None else str(cpus)
+
+
+def _nodes(guest: Guest) -> str:
+    return "any node" if guest.memory_nodes is None else f"node {CpuSet(guest.memory_nodes)}"
