@@ -106,6 +106,13 @@ CASES: Final[dict[str, Case]] = {
     "one node, and a device without": Case(
         host("0-3", ("0-3",)), guest(pins=LOOSE), (), 0, (1, 2), "0,3", nodes=(-1,)
     ),
+    "I/O threads elsewhere": Case(
+        host(), guest(pins=LOOSE, iothreads={1: cpus("0"), 2: cpus("6")}), (), 1, (5, 6), "4,7",
+        ("its I/O threads stay on CPUs 0,6",),
+    ),
+    "I/O threads there": Case(
+        host(), guest(pins=LOOSE, iothreads={1: cpus("4")}), (), 1, (5, 6), "4,7"
+    ),
     "offline CPUs": Case(host("0-5,7"), guest(pins=LOOSE), (), 1, (5, 7), "4"),
 }  # fmt: skip
 

@@ -63,6 +63,9 @@ def seat(snapshot: Snapshot, guest: Guest, wanted: int | None = None) -> Seating
     emulator = _emulator(topology, node, taken | CpuSet(seats.values()))
     if emulator is None:
         notes += ("no CPU is left for its emulator, which stays where it is",)
+    iothreads = union(guest.iothreads.values())
+    if iothreads - node.cpus:
+        notes += (f"its I/O threads stay on CPUs {iothreads}",)
     return Seating(
         guest,
         node.number,
