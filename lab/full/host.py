@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from .client import Agent
-from .errors import AgentError, CommandError
+from .errors import AgentError, CommandError, LabError
 from .guest import LIVE_GUEST, Guest, GuestSpec
 from .machine import NVME
 from .qemu import Qemu
@@ -101,6 +102,13 @@ class Job:
         self.host.run(f"kill -{name} {self.pid}", check=False)
 
 
+# Tasks that wait, and where each processor is (Documentation/admin-guide/sysrq.rst).
+_STUCK: Final = (
+    "dmesg -C; for key in w l; do echo $key > /proc/sysrq-trigger; done; sleep 1;"
+    " dmesg | tail -n 200"
+)
+
+
 class Host:
     """A running machine. Its disk and memory are this run's own: do what you like with it."""
 
@@ -133,12 +141,21 @@ class Host:
         reply = self.agent.run(line, timeout=timeout, stdin=data)
         stdout, stderr = (text.decode(errors="replace") for text in (reply.stdout, reply.stderr))
         if reply.timed_out:
-            raise AgentError(f"not done in {timeout:g} seconds: {line}{_quoted(stdout + stderr)}")
+            told = _quoted(stdout + stderr) + _quoted(self._stuck())
+            raise AgentError(f"not done in {timeout:g} seconds: {line}{told}")
         if check and reply.returncode != 0:
             raise CommandError(
                 f"status {reply.returncode}: {line}{_quoted(stderr)}{_quoted(stdout)}"
             )
         return Result(reply.returncode, stdout, stderr)
+
+    def _stuck(self) -> str:
+        """What the kernel waits for, and where its processors are, as far as it can still tell."""
+        try:
+            reply = self.agent.run(_STUCK, timeout=20, stdin=b"")
+        except LabError as error:
+            return f"and the kernel does not tell why: {error}"
+        return reply.stdout.decode(errors="replace")
 
     def put(self, local: Path, remote: str) -> None:
         """Copy a file, or a directory with all below it, into the machine."""

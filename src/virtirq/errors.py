@@ -4,6 +4,7 @@ Tree (exit code of the command in brackets)::
 
     VirtirqError                 [1]  one line for the person, ``hint`` says what to do
     ├── UsageError               [2]  the command line asks for something that cannot be
+    │   └── UnknownGuestError         a guest that is not there
     ├── InputError               [2]  a file or setting that a person wrote is malformed
     │   ├── CpuSetError               a CPU list, cpuset or mask
     │   ├── DirectiveError            a directive word
@@ -49,6 +50,10 @@ class UsageError(VirtirqError):
     """The command line asks for something that cannot be done."""
 
     exit_code = EXIT_USAGE
+
+
+class UnknownGuestError(UsageError):
+    """No guest, or nothing of a guest's, is called so."""
 
 
 class InputError(VirtirqError):
@@ -117,3 +122,11 @@ class DependencyError(UnavailableError):
 
 class ConnectionFailedError(UnavailableError):
     """libvirt cannot be reached; the message names the URI."""
+
+
+def of_file(file: object, error: OSError, otherwise: type[VirtirqError]) -> VirtirqError:
+    """What to raise for a file that a person named: this user may not, or it is `otherwise`."""
+    if isinstance(error, PermissionError):
+        text = f"{error.filename or file}: {error.strerror}"
+        return DeploymentError(text, hint="run as a user who may, or name another")
+    return otherwise(f"{file}: {error.strerror or error}")

@@ -13,7 +13,7 @@ from tests.control.scenes import DISK, FIRST, HOST, IRQS, NIC, NIC_ONLY, WEB, af
 from virtirq.control import cycle
 from virtirq.control.journal import locked_journal
 from virtirq.cpuset import CpuSet
-from virtirq.errors import UsageError
+from virtirq.errors import UnknownGuestError, UsageError
 from virtirq.host import paths
 from virtirq.host.scratch import open_host
 from virtirq.model import Guest, GuestDevice, PciAddress, Status, Vcpu
@@ -117,7 +117,7 @@ def test_only_the_guests_that_are_named(tmp_path: Path) -> None:
     cycle.apply(fs, [NIC_ONLY, other], Config(), tmp_path, ["web"])
     cycle.restore(fs, [NIC_ONLY, other], tmp_path, ["web"])
     assert affinities(fs) == {20: "7", **{FIRST + n: "4-7" for n in range(4)}}
-    with pytest.raises(UsageError, match="no guest is called 'mail'"):
+    with pytest.raises(UnknownGuestError, match="no guest is called 'mail'"):
         cycle.apply(fs, [NIC_ONLY, other], Config(), tmp_path, ["mail"])
 
 

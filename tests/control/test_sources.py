@@ -16,6 +16,7 @@ from virtirq.control import sources
 from virtirq.control.sources import Found, find_guests, load_config, load_guests, open_fs
 from virtirq.errors import (
     AccessError,
+    ConfigError,
     ConnectionFailedError,
     DependencyError,
     DeploymentError,
@@ -23,7 +24,7 @@ from virtirq.errors import (
     VirtirqError,
 )
 from virtirq.guests.libvirt import LiveGuests
-from virtirq.model import Gap, Guest, GuestDevice
+from virtirq.model import NATIVE, Gap, Guest, GuestDevice
 
 FAILED = ConnectionFailedError("cannot connect to libvirt at x:///y: no", hint="start it")
 TOLD = Gap("guests", "cannot connect to libvirt at x:///y: no (start it)")
@@ -43,6 +44,7 @@ class Libvirt:
         self.guests: Sequence[Guest] = ()
         self.gaps: tuple[Gap, ...] = ()
         self.error: VirtirqError | None = None
+        self.complete = True
         self.asked: list[tuple[str | None, str]] = []
 
     @contextmanager
@@ -50,7 +52,9 @@ class Libvirt:
         self.asked.append((uri, default))
         if self.error is not None:
             raise self.error
-        yield SimpleNamespace(guests=lambda _: LiveGuests(tuple(self.guests), self.gaps))
+        yield SimpleNamespace(
+            guests=lambda _: LiveGuests(tuple(self.guests), self.gaps, complete=self.complete)
+        )
 
 
 @pytest.fixture
@@ -106,7 +110,8 @@ class TestLibvirtFails:
 
     def test_nobody_is_found(self, libvirt: Libvirt) -> None:
         libvirt.error = FAILED
-        assert find_guests(NOBODY.fs(), [], None) == Found((), (TOLD,))
+        expected = Found((), (TOLD,), unread=str(FAILED), failed=FAILED)
+        assert find_guests(NOBODY.fs(), [], None) == expected
 
     @pytest.mark.parametrize("processes", [False, True])
     def test_nobody_is_found_and_someone_must_be(
@@ -127,7 +132,7 @@ class TestLibvirtFails:
         libvirt.error = FAILED
         scene = Scene([replace(QEMU, uid=107)], opened=[A], hidden=[100])
         found = find_guests(scene.fs(), [], None)
-        assert found == Found((), (TOLD, DENIED), (WEB,))
+        assert found == Found((), (TOLD, DENIED), (WEB,), unread=str(FAILED), failed=FAILED)
         with pytest.raises(ConnectionFailedError):
             find_guests(scene.fs(), [], None, must=True)
 
@@ -183,6 +188,32 @@ class TestFilesAndRecordings:
             find_guests(fs, [], "x:///y")
 
 
+def test_who_has_no_libvirt_is_not_told_that_guests_are_missing(libvirt: Libvirt) -> None:
+    libvirt.error = DependencyError("the Python module libvirt is not installed")
+    found = find_guests(ALL.fs(), [], None)
+    assert (found.unread, found.failed) == ("", libvirt.error)
+
+
+def test_a_guest_that_libvirt_has_and_nobody_understands(libvirt: Libvirt) -> None:
+    libvirt.gaps, libvirt.complete = (Gap("x", "makes no sense"),), False
+    found = find_guests(ALL.fs(), [], None)
+    assert found.unread == "not all that libvirt has are understood: makes no sense"
+
+
+class TestConfigurationDirectory:
+    def test_what_is_in_it_is_read(self, tmp_path: Path) -> None:
+        (tmp_path / "conf.d").mkdir()
+        (tmp_path / "virtirq.toml").write_text('default = "local"\nrestore_on_stop = true\n')
+        (tmp_path / "conf.d/10.toml").write_text('default = "native"\n')
+        config = load_config(tmp_path)
+        assert (config.default, config.restore_on_stop) == (NATIVE, True)
+        assert load_config(tmp_path / "virtirq.toml").default != NATIVE
+
+    def test_one_without_any(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"holds neither virtirq\.toml nor conf\.d"):
+            load_config(tmp_path)
+
+
 class TestFilesThatMayNotBeRead:
     @pytest.fixture
     def closed(self, tmp_path: Path) -> Path:
@@ -204,5 +235,5 @@ class TestFilesThatMayNotBeRead:
     def test_each_is_told_alike(self, closed: Path, read: Callable[[Path], object]) -> None:
         with unprivileged(), pytest.raises(DeploymentError) as caught:
             read(closed)
-        assert "may not read it" in str(caught.value)
+        assert "Permission denied" in str(caught.value)
         assert str(closed.parent) in str(caught.value)

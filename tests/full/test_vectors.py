@@ -19,7 +19,7 @@ from typing import Final
 import pytest
 
 from lab import full
-from lab.full import E1000E, IGB, Guest, GuestSpec, Host
+from lab.full import E1000E, IGB, Guest, GuestSpec
 from tests.full.test_daemon import CONFIG, WARM, WARM_SOCKET, daemon, findings, told, until
 from tests.full.test_libvirt import (
     virtirq,
@@ -42,8 +42,9 @@ Counts = dict[Place, Counter[int]]
 """Interrupts by vector and vCPU."""
 
 
-@pytest.fixture(scope="module")
-def host(wheels: Path) -> Iterator[Host]:  # noqa: F811 - the fixture
+@pytest.fixture(scope="module", params=["plain", "vtd"])
+def guest(wheels: Path, request: pytest.FixtureRequest) -> Iterator[Guest]:  # noqa: F811
+    """On a host of its own each: the guest is not ended, its host goes."""
     try:
         full.build()
     except full.BuildError as error:
@@ -53,25 +54,19 @@ def host(wheels: Path) -> Iterator[Host]:  # noqa: F811 - the fixture
         host.put(Path(__file__).with_name("warm.py"), WARM)
         host.spawn(f"exec python3 {WARM} {WARM_SOCKET} serve")
         host.run(f"until [ -S {WARM_SOCKET} ]; do sleep 0.1; done")
-        yield host
-
-
-@pytest.fixture(scope="module")
-def disk(host: Host) -> str:
-    return host.plug_nvme(1, VECTORS)
-
-
-@pytest.fixture(scope="module", params=["plain", "vtd"])
-def guest(host: Host, disk: str, request: pytest.FixtureRequest) -> Iterator[Guest]:
-    spec = GuestSpec(
-        request.param,
-        pins=CPUS,
-        hostdevs=(E1000E[1], IGB[1], disk),
-        memory_mib=256,
-        vtd=request.param == "vtd",
-        irqbalance=True,
-    )
-    with host.guest(spec) as guest:
+        disk = host.plug_nvme(1, VECTORS)
+        spec = GuestSpec(
+            request.param,
+            pins=CPUS,
+            hostdevs=(E1000E[1], IGB[1], disk),
+            memory_mib=256,
+            vtd=request.param == "vtd",
+            irqbalance=True,
+        )
+        guest = Guest(host, spec)
+        guest.define()
+        guest.start()
+        guest.wait_ready()
         yield guest
 
 

@@ -296,7 +296,7 @@ class TestNoHost:
 
         with monkeypatch.context() as patched:
             patched.setattr("os.lstat", refuse)
-            with pytest.raises(DeploymentError, match="may not read it"):
+            with pytest.raises(DeploymentError, match="Permission denied"):
                 open_host(root)
 
 

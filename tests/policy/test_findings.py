@@ -46,6 +46,7 @@ from virtirq.policy.findings import (
     events_polled,
     findings,
     followed,
+    guests_not_read,
     irqbalance_untold,
     journal_unusable,
     not_followed,
@@ -188,6 +189,17 @@ CASES: Final[dict[str, Case]] = {
             asked("native", topology=host(isolated="3")),
         ),
     ),
+    "pinned-conflict": Case(
+        snapshot(guests=[UNPINNED, guest("other", pins=("2", "4"), devices=())]),
+        f"vm {NIC}",
+        "its interrupts may go to CPUs 2, to which other guests' vCPUs are pinned",
+        (
+            snapshot(guests=[UNPINNED, guest("other", pins=("4", "5"), devices=())]),
+            snapshot(guests=[UNPINNED, guest("other", pins=(None, None), devices=())]),
+            snapshot(guests=[guest(), guest("other", pins=("0", "1"), devices=())]),
+            snapshot(guests=[guest(directive=Directive.parse("local")), guest("o", ("2",), ())]),
+        ),
+    ),
     "vectors-low": Case(
         snapshot(vectors_on={0: VECTORS_LOW, 1: VECTORS_LOW + 7, 7: 199}),
         "CPU 0-1",
@@ -278,6 +290,7 @@ DAEMONS = {
         "host",
         "irqbalance (pid 7) was not told: it does not answer",
     ),
+    "guests-not-read": (guests_not_read("no socket"), "host", "no socket"),
     "journal-unusable": (journal_unusable("line 1 is malformed"), "host", "line 1 is malformed"),
     "events-polled": (events_polled("locked"), "host", "no events of the kernel: locked"),
     "vectors-followed": (

@@ -121,8 +121,9 @@ def test_help_names_every_verb_and_the_exit_codes() -> None:
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = virtirq("-d", "-s", str(tmp_path / "absent"), "status")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "RecordingError" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("virtirq: error: ")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -291,3 +292,57 @@ def test_a_journal_that_cannot_be_used_is_told_of(tmp_path: Path) -> None:
     (found,) = (f for f in json.loads(done.stdout)["findings"] if f["code"] == "journal-unusable")
     assert done.returncode == 3
     assert found["message"].startswith(f"{state}/journal.jsonl: line 1 is malformed")
+
+
+def test_restore_needs_no_valid_configuration(tmp_path: Path) -> None:
+    root, config = tmp_path / "scratch", tmp_path / "virtirq.toml"
+    assert virtirq("demo", str(root)).returncode == 0
+    config.write_text("default = 7\n")
+    assert virtirq("-s", str(root), "apply", "web").returncode == 0
+    assert virtirq("--config", str(config), "-s", str(root), "apply").returncode == 2
+    done = virtirq("--config", str(config), "-s", str(root), "restore")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "8 applied")
+
+
+def test_restore_can_say_first_what_it_would_do(tmp_path: Path) -> None:
+    root = tmp_path / "scratch"
+    assert virtirq("demo", str(root)).returncode == 0
+    assert virtirq("-s", str(root), "apply", "web").returncode == 0
+    for _ in range(2):  # it was not done
+        shown = virtirq("-s", str(root), "restore", "--dry-run")
+        assert shown.returncode == 0
+        assert shown.stdout.splitlines()[-1] == "8 of 8 interrupts to move, 0 left as they are"
+    told = json.loads(virtirq("-J", "-s", str(root), "restore", "-n", "web").stdout)
+    assert {each["status"] for each in interrupts(told)} == {"restore"}
+    done = virtirq("-s", str(root), "restore")
+    assert done.stdout.startswith(shown.stdout)
+
+
+def test_findings_of_apply_are_those_afterwards(tmp_path: Path) -> None:
+    root = tmp_path / "scratch"
+    assert virtirq("demo", str(root)).returncode == 0
+
+    def codes(*words: str) -> set[str]:
+        told = json.loads(virtirq("-J", "-s", str(root), *words).stdout)
+        return {each["code"] for each in told["findings"]}
+
+    before = codes("status")
+    assert before - codes("apply") == {"wrong-cpu", "affinity-loose"}
+
+
+def test_a_closed_standard_input_is_said() -> None:
+    script = f"{shlex.quote(sys.executable)} -m virtirq --domain - plan <&-"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "virtirq: error: -: the standard input is closed\n",
+    )
+
+
+def test_a_live_tree_is_a_host_and_a_part_of_it_is_not() -> None:
+    done = virtirq("-J", "-s", "/", "status")
+    assert done.returncode == 0
+    assert not [gap for gap in json.loads(done.stdout)["gaps"] if "osrelease" in gap["path"]]
+    done = virtirq("-s", "/proc", "status")
+    assert done.returncode == 2
+    assert "holds neither proc nor sys" in done.stderr

@@ -341,8 +341,11 @@ def test_without_libvirt_verbs_that_look_say_so(
     gap = f"not read: guests: {UNREACHED[len('virtirq: error: ') :].splitlines()[0]} ("
     for verb in ("status", "plan", "check", "apply --dry-run"):
         code, shown, error = run(verb, capsys)
-        assert (code, error) == (0, ""), verb
+        assert (code, error) == (3 if verb == "check" else 0, ""), verb
         assert gap in shown, verb
+    assert "warning: guests-not-read: host: cannot connect" in run("check", capsys)[1]
+    for verb in ("plan web", "explain web", "place web", "apply --dry-run web"):
+        assert run(verb, capsys) == (6, "", UNREACHED), verb
     assert {"guests"} <= {gap["path"] for gap in json.loads(run("plan -J", capsys)[1])["gaps"]}
     said = "virtirq: error: no process here holds a device for a guest, and libvirt: "
     assert run("apply", capsys) == (6, "", UNREACHED.replace("virtirq: error: ", said))

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from virtirq.control.executor import Executor
 from virtirq.control.journal import Journal, locked_journal
 from virtirq.cpuset import CpuSet
-from virtirq.errors import JournalError, UsageError
+from virtirq.errors import JournalError, UnknownGuestError, UsageError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.interrupts import read_interrupts, read_vector_load
@@ -115,8 +115,8 @@ def observe_devices(
 def chosen(whole: Plan, names: Sequence[str], known: Iterable[Guest] = ()) -> Plan:
     """The part of a plan that concerns the named guests (name, UUID or id); all for no names.
 
-    The whole is planned first, so that a part of it comes out the same. Raises UsageError for a
-    name that neither the plan nor `known` has.
+    The whole is planned first, so that a part of it comes out the same. Raises
+    UnknownGuestError for a name that neither the plan nor `known` has.
     """
     if not names:
         return whole
@@ -124,7 +124,7 @@ def chosen(whole: Plan, names: Sequence[str], known: Iterable[Guest] = ()) -> Pl
     for name in names:
         if not any(name in guest.names for guest in guests):
             there = ", ".join(dict.fromkeys(guest.name for guest in guests)) or "none"
-            raise UsageError(f"no guest is called {name!r}", hint=f"guests here: {there}")
+            raise UnknownGuestError(f"no guest is called {name!r}", hint=f"guests here: {there}")
     wanted = set(names)
     return Plan(tuple(each for each in whole.guests if wanted & each.guest.names))
 
@@ -140,7 +140,9 @@ def apply(
             return _carry_out(fs, journal, snapshot, chosen_plan, interrupted, restoring=False)
 
 
-def restore(fs: HostFs, guests: Sequence[Guest], state: Path, names: Sequence[str]) -> Done:
+def restore(
+    fs: HostFs, guests: Sequence[Guest], state: Path, names: Sequence[str], *, dry_run: bool = False
+) -> Done:
     """Put back what virtirq moved: another plan through the same executor."""
     with _journal(fs, state) as journal:
         remembered = journal.remembered()
@@ -151,6 +153,8 @@ def restore(fs: HostFs, guests: Sequence[Guest], state: Path, names: Sequence[st
             lines={each.key.device for each in remembered if each.kind is InterruptKind.INTX},
         )
         them = [*guests, *(remembered_guest(each.guest, each.name) for each in remembered)]
+        if dry_run:
+            return Done(snapshot, chosen(restore_plan(snapshot, remembered), names, them))
         with _interruption() as interrupted:
             return put_back(
                 fs,
@@ -193,7 +197,7 @@ def _journal(fs: HostFs, state: Path) -> Iterator[Journal]:
     if not fs.writable:
         raise UsageError(
             f"{fs.recording} is a recording: nothing can be moved there",
-            hint="use --dry-run; to try writing, 'virtirq demo DIR' makes a scratch host",
+            hint="'virtirq plan' says what would be; 'virtirq demo DIR' makes a host to try it on",
         )
     with locked_journal(state, Reader(fs).text(paths.BOOT_ID)) as journal:
         fs.refresh()  # until now another virtirq may have been at work

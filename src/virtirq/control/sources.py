@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from virtirq.control.cycle import STATE_DIR
 from virtirq.errors import (
     ConfigError,
-    DeploymentError,
+    DependencyError,
     DomainXmlError,
     InputError,
     RecordingError,
     UsageError,
     VirtirqError,
+    of_file,
 )
 from virtirq.host.fs import HostFs, LiveFs
 from virtirq.model import Gap, Guest
@@ -57,43 +59,50 @@ def state_dir(sysroot: Path | None) -> Path:
 
 
 def load_config(path: Path | None, sysroot: Path | None = None) -> Config:
-    """The configuration from `path`, else from where it is installed.
+    """The configuration from `path`, a file or a directory, else from where it is installed.
 
     Raises ConfigError, and DeploymentError where it may not be read.
 
-    The installed file need not be there, and ``conf.d/*.toml`` beside it is read after it, by
-    name. A recorded host's configuration is not recorded, so only `path` counts with a
-    `sysroot`.
+    In a directory, ``virtirq.toml`` need not be there, and ``conf.d/*.toml`` is read after it, by
+    name; beside a file that is named itself nothing else is read. A recorded host's configuration
+    is not recorded, so only `path` counts with a `sysroot`.
     """
-    files = [path] if path is not None else [] if sysroot is not None else _installed_config()
+    if path is None:
+        files = [] if sysroot is not None else _config_in(CONFIG_FILE.parent)
+    else:
+        files = _config_in(path) if os.path.isdir(path) else [path]
+        if not files:
+            raise ConfigError(f"{path}: holds neither {CONFIG_FILE.name} nor conf.d/*.toml")
     sources = [(str(file), _text(file, ConfigError)) for file in files]
     return parse_config(sources) if sources else Config()
 
 
-def _installed_config() -> list[Path]:
-    """The installed files that there are; one that may not be looked for is an error."""
+def _config_in(directory: Path) -> list[Path]:
+    """The files that there are; one that may not be looked for is an error."""
+    more, main = directory / "conf.d", directory / CONFIG_FILE.name
     try:
-        names = sorted(os.listdir(CONFIG_FILE.parent / "conf.d"))
+        names = sorted(os.listdir(more))
     except FileNotFoundError:
         names = []
-    except PermissionError as error:
-        raise _closed(CONFIG_FILE.parent / "conf.d") from error
     except OSError as error:
-        raise ConfigError(f"{CONFIG_FILE.parent}/conf.d: {error.strerror}") from error
-    main = [CONFIG_FILE] if os.path.lexists(CONFIG_FILE) else []
-    return main + [CONFIG_FILE.parent / "conf.d" / each for each in names if each.endswith(".toml")]
+        raise of_file(more, error, ConfigError) from error
+    found = [main] if os.path.lexists(main) else []
+    return found + [more / each for each in names if each.endswith(".toml")]
 
 
 class Found(NamedTuple):
     """The guests, and what could not be read of them. `claimed` are to be shown, not acted on.
 
-    `stopped` are those that libvirt has a definition of, where they were asked for.
+    `stopped` are those that libvirt has a definition of, where they were asked for. `unread` says
+    why more may run, if so; `failed` is why libvirt could not be asked.
     """
 
     guests: tuple[Guest, ...]
     gaps: tuple[Gap, ...] = ()
     claimed: tuple[Guest, ...] = ()
     stopped: tuple[Guest, ...] = ()
+    unread: str = ""
+    failed: VirtirqError | None = None
 
 
 def find_guests(
@@ -116,9 +125,9 @@ def find_guests(
     """
     known = load_guests(fs, domain_files)
     if uri is None and (fs.recording is not None or domain_files):
-        return Found(known, fs.gaps)
+        return Found(known, fs.gaps, unread="; ".join(gap.error for gap in fs.gaps))
     refuse_recording(fs, uri)
-    guests, gaps, failed = known, list[Gap](), None
+    guests, gaps, failed, unread = known, list[Gap](), None, ""
     claimed: tuple[Guest, ...] = ()
     stopped: tuple[Guest, ...] = ()
     try:
@@ -129,10 +138,14 @@ def find_guests(
                 gaps += more
         guests = _unique((each.source, each) for each in (*known, *live.guests))
         gaps += live.gaps
+        if not live.complete:
+            unread = f"not all that libvirt has are understood: {live.gaps[0].error}"
     except VirtirqError as error:
         if uri is not None:
             raise
         failed = error
+        if not isinstance(error, DependencyError):  # a host without libvirt may be meant to be
+            unread = str(error)
         gaps.append(_guests_gap(error))
     if processes:
         from virtirq.guests.vfio_process import find_processes
@@ -145,7 +158,7 @@ def find_guests(
             raise failed
         text = f"no process here holds a device for a guest, and libvirt: {failed}"
         raise type(failed)(text, hint=failed.hint)
-    return Found(guests, tuple(gaps), claimed, stopped)
+    return Found(guests, tuple(gaps), claimed, stopped, unread, failed)
 
 
 def refuse_recording(fs: HostFs, uri: str | None) -> None:
@@ -248,30 +261,33 @@ def _domain_texts(fs: HostFs, domain_files: Sequence[Path]) -> list[tuple[str, s
     if fs.recording is not None:
         try:
             names = sorted(fs.listdir(DOMAINS_DIR))
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             names = []
+        except OSError as error:
+            raise of_file(f"{fs.recording}{DOMAINS_DIR}", error, RecordingError) from error
         texts = [(name, fs.read(f"{DOMAINS_DIR}/{name}")) for name in names]
     return texts + [(str(file), _text(file, DomainXmlError)) for file in domain_files]
+
+
+def standard_input(most: int = -1) -> bytes:
+    """What comes from there, which may be closed. Raises OSError."""
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "the standard input is closed")
+    return sys.stdin.buffer.read(most)
 
 
 def _text(file: Path, problem: type[InputError]) -> str:
     """The text of a file that a person wrote, or of the standard input for ``-``."""
     try:
         if str(file) == "-":
-            data = sys.stdin.buffer.read(_MAX_TEXT + 1)
+            data = standard_input(_MAX_TEXT + 1)
         else:
             with file.open("rb") as opened:
                 data = opened.read(_MAX_TEXT + 1)
         if len(data) > _MAX_TEXT:
             raise problem(f"{file}: larger than {_MAX_TEXT >> 20} MiB")
         return data.decode()
-    except PermissionError as error:
-        raise _closed(file) from error
     except OSError as error:
-        raise problem(f"{file}: {error.strerror}") from error
+        raise of_file(file, error, problem) from error
     except UnicodeDecodeError as error:
         raise problem(f"{file}: not UTF-8 text: {error.reason}") from error
-
-
-def _closed(file: Path) -> DeploymentError:
-    return DeploymentError(f"{file}: this user may not read it", hint="run as one who may")

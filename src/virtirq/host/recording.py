@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from virtirq import __version__
-from virtirq.errors import DeploymentError, RecordingError, UsageError
+from virtirq.errors import RecordingError, UsageError, of_file
 from virtirq.host import paths
 from virtirq.host.fs import HostFs
 from virtirq.host.paths import KernelPath
@@ -65,12 +65,8 @@ def record(
         except BaseException:
             os.unlink(name)
             raise
-    except PermissionError as error:
-        raise DeploymentError(
-            f"{error.filename or target}: {error.strerror}", hint="record to another directory"
-        ) from error
     except OSError as error:
-        raise RecordingError(f"{target}: {error.strerror or error}") from error
+        raise of_file(target, error, RecordingError) from error
     return count
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from virtirq.cpuset import CpuSet
-from virtirq.errors import CpuSetError, DeploymentError, RecordingError
+from virtirq.errors import CpuSetError, RecordingError, of_file
 from virtirq.host import paths
 from virtirq.host.fs import HostFs
 from virtirq.host.paths import KernelPath
@@ -197,13 +197,8 @@ def open_host(root: Path) -> TreeFs | ScratchFs:
             return ScratchFs(base, log) if ours else base
         if root.is_file():
             return ArchiveFs(root)
-    except PermissionError as error:
-        where = error.filename or root
-        raise DeploymentError(
-            f"{where}: this user may not read it", hint="run as one who may"
-        ) from error
     except OSError as error:
-        raise RecordingError(f"{root}: {error.strerror}") from error
+        raise of_file(root, error, RecordingError) from error
     raise RecordingError(f"{root}: no such directory or archive")
 
 

@@ -38,6 +38,7 @@ _MAX_LINKS: Final = 40  # as MAXSYMLINKS in include/linux/namei.h
 _MAX_MEMBERS: Final = 2_000_000
 _MAX_BYTES: Final = 1 << 30
 _MAX_FILE: Final = 1 << 24
+_PIECE: Final = 1 << 16
 _MAX_DEPTH: Final = 64
 _MAX_PATH: Final = 4096  # PATH_MAX in include/uapi/linux/limits.h
 
@@ -194,16 +195,22 @@ class TreeFs(HostFs):
         self._real[path] = real or "/"
         return self._real[path]
 
+    def _is_root(self, path: str) -> bool:
+        """Whether proc or sys is there, and it is not /proc itself, which has a sys of its own."""
+        if self._entry(f"{path}/proc") is not None:
+            return True
+        return self._entry(f"{path}/sys") is not None and self._entry(f"{path}/sys/vm") is None
+
     def _find_prefix(self) -> None:
         """Archives often hold one top folder; the host's root is where proc or sys is."""
-        if self._entry("/proc") is not None or self._entry("/sys") is not None:
+        if self._is_root(""):
             return
         tops = sorted(name for name in self._names("/") if not name.startswith("."))
         for top in tops:
             entry = self._entry(f"/{top}")
             if entry is None or not stat.S_ISDIR(entry.mode):
                 continue  # a link would lead out of the tree
-            if any(self._entry(f"/{top}/{name}") is not None for name in ("proc", "sys")):
+            if self._is_root(f"/{top}"):
                 self._prefix = f"/{top}"
                 self._real.clear()
                 return
@@ -237,7 +244,12 @@ class DirectoryFs(TreeFs):
 
     def _content(self, path: str) -> bytes:
         with open(self._at(path), "rb") as file:
-            return file.read(_MAX_FILE)
+            # In pieces: a sysctl of a live tree refuses a read of that size with ENOMEM
+            # (fs/proc/proc_sysctl.c, proc_sys_call_handler()).
+            pieces: list[bytes] = []
+            while (piece := file.read(_PIECE)) and len(pieces) * _PIECE < _MAX_FILE:
+                pieces.append(piece)
+            return b"".join(pieces)
 
 
 class ArchiveFs(TreeFs):

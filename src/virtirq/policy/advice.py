@@ -81,6 +81,12 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             " remembers would be lost.",
             "see the message; a file or directory that is not virtirq's is moved away",
         ),
+        "guests-not-read": Advice(
+            _WARNING,
+            "Guests may run of which nothing is known, so nothing can be said of their interrupts."
+            " They are left as they are.",
+            "see to what keeps libvirt from telling; a host without it needs no libvirt-python",
+        ),
         "events-polled": Advice(
             _NOTE,
             "The kernel's events on interrupts cannot be had (tracefs is not mounted, or closed by"
@@ -119,6 +125,12 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             "The target holds isolated or nohz_full CPUs that are not the guest's own: its"
             " interrupts would disturb what those CPUs are kept free for.",
             "take those CPUs out of the CPU list, or pin the guest's vCPUs or emulator elsewhere",
+        ),
+        "pinned-conflict": Advice(
+            _WARNING,
+            "Interrupts of one guest may be taken on CPUs to which vCPUs of others are pinned, and"
+            " take time from those. An unpinned guest's go to any CPU local to its device.",
+            "pin the guest's vCPUs, or ask for other CPUs: 'local' keeps off all pinned vCPUs",
         ),
         "vectors-low": Advice(
             _WARNING,

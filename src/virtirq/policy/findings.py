@@ -65,6 +65,11 @@ def journal_unusable(why: str) -> Finding:
     return _finding("journal-unusable", "host", why)
 
 
+def guests_not_read(why: str) -> Finding:
+    """There may be guests that nothing is known of."""
+    return _finding("guests-not-read", "host", why)
+
+
 def events_polled(why: str) -> Finding:
     """The kernel's events are not to be had."""
     return _finding("events-polled", "host", f"no events of the kernel: {why}")
@@ -159,10 +164,21 @@ def _of_device(snapshot: Snapshot, guest: Guest, plan: DevicePlan) -> Iterator[F
         if foreign:
             text = f"its interrupts may go to isolated CPUs {foreign}, not its {guest.unit}s'"
             yield _finding("isolated-conflict", subject, text)
+        beyond = plan.target - pinned
+        theirs = beyond & pinned_cpus(_others(snapshot, guest), topology) if beyond else beyond
+        if theirs:
+            text = (
+                f"its interrupts may go to CPUs {theirs}, to which other guests' vCPUs are pinned"
+            )
+            yield _finding("pinned-conflict", subject, text)
     if "intx-shared" in reasons:
         shared = next(a for a in plan.actions if a.reason.code == "intx-shared")
         yield _finding("intx-shared", subject, f"IRQ {shared.irq}: {shared.reason.text}")
     yield from _misplaced(subject, plan)
+
+
+def _others(snapshot: Snapshot, guest: Guest) -> Iterator[Guest]:
+    return (each for each in snapshot.guests if each.key != guest.key)
 
 
 _MISPLACED: Final = (

@@ -63,6 +63,8 @@ def seat(snapshot: Snapshot, guest: Guest, wanted: int | None = None) -> Seating
     emulator = _emulator(topology, node, taken | CpuSet(seats.values()))
     if emulator is None:
         notes += ("no CPU is left for its emulator, which stays where it is",)
+    elif not emulator <= node.cpus:
+        notes += (f"node {node.number} has no CPU left for its emulator",)
     iothreads = union(guest.iothreads.values())
     if iothreads - node.cpus:
         notes += (f"its I/O threads stay on CPUs {iothreads}",)

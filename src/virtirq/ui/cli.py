@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,8 +18,9 @@ from virtirq.errors import EXIT_FAILED, UsageError, VirtirqError
 _SHELLS: Final = ("bash", "zsh", "fish")
 _RECORDED: Final = ("--sysroot", "--domain")
 """Options of hosts that are not this one, where nothing can be set."""
-_STORED: Final = """\
-Settings are kept in the guest's <metadata> in libvirt. With neither --live nor --config,
+_KEPT: Final = "Settings are kept in the guest's <metadata> in libvirt."
+_STORED: Final = f"""\
+{_KEPT} With neither --live nor --config,
 both are meant where the guest runs, and its definition where it does not."""
 _EPILOG: Final = """\
 exit codes: 0 ok, 1 failed, 2 usage or bad input, 3 findings, 4 applied in part,
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except VirtirqError as error:
         if args.debug:
-            raise
+            traceback.print_exc()
         _complain(str(error), error.hint)
         return error.exit_code
     except BrokenPipeError:
@@ -158,7 +160,9 @@ def make_parser() -> argparse.ArgumentParser:
     apply = verb("apply", "pin the interrupts: plan, write, read back")
     apply.add_argument("-n", "--dry-run", action="store_true", help="stop at the plan")
     _guests(apply)
-    _guests(verb("restore", "put affinities back as they were found"))
+    restore = verb("restore", "put affinities back as they were found")
+    restore.add_argument("-n", "--dry-run", action="store_true", help="stop at the plan")
+    _guests(restore)
     verb("check", "report findings", "Exits 3 if any is a warning or worse.")
     explain = verb("explain", "say why an object is where it is, or what a finding means")
     explain.add_argument(
@@ -179,7 +183,8 @@ def make_parser() -> argparse.ArgumentParser:
     get = verb(
         "get",
         "show a guest's settings, or what one of its devices is asked for",
-        _STORED,
+        _KEPT
+        + " With neither --live nor --config, as it runs; of one that does not, its definition.",
         config=False,
         refused=_RECORDED,
     )
@@ -319,7 +324,9 @@ def _common(
                 "--config",
                 metavar="FILE",
                 type=Path,
-                help=told("--config", "configuration to use instead of /etc/virtirq/virtirq.toml"),
+                help=told(
+                    "--config", "configuration, a file or a directory, instead of /etc/virtirq"
+                ),
                 **default,
             )
         )

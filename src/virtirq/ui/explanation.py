@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from virtirq.errors import InputError, UsageError
+from virtirq.errors import InputError, UnknownGuestError
 from virtirq.model import (
     DevicePlan,
     Finding,
@@ -50,10 +50,10 @@ def of_code(code: str) -> Explanation | None:
 def of_object(
     name: str, snapshot: Snapshot, plan: Plan, findings: Sequence[Finding]
 ) -> Explanation:
-    """Why a guest's, device's or single interrupt is where it is. Raises UsageError."""
+    """Why a guest's, device's or single interrupt is where it is. Raises UnknownGuestError."""
     part = _part(name, plan)
     if not part.guests:
-        raise UsageError(
+        raise UnknownGuestError(
             f"{name!r} is no guest, guest's device, IRQ of one, or code of a finding",
             hint="see 'virtirq status' for guests, devices and IRQs; codes: "
             + ", ".join(sorted(ADVICE)),

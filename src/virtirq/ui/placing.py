@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from virtirq.control import directives, pinning
 from virtirq.cpuset import CpuSet
-from virtirq.errors import UsageError
+from virtirq.errors import UnknownGuestError, UsageError
 from virtirq.guests import libvirt
 from virtirq.guests.libvirt import Affect
 from virtirq.model import Gap, Guest, Snapshot
@@ -20,11 +20,11 @@ _WORDS = {Affect.LIVE: "live", Affect.CONFIG: "config"}
 
 
 def propose(snapshot: Snapshot, name: str, node: int | None) -> Seating:
-    """For the guest of this name, UUID or id. Raises UsageError, NoRoomError."""
+    """For the guest of this name, UUID or id. Raises UnknownGuestError, NoRoomError, UsageError."""
     guest = next((each for each in snapshot.guests if name in each.names), None)
     if guest is None:
         there = ", ".join(each.name for each in snapshot.guests) or "none"
-        raise UsageError(f"no guest is called {name!r}", hint=f"guests here: {there}")
+        raise UnknownGuestError(f"no guest is called {name!r}", hint=f"guests here: {there}")
     if guest.kind != "machine":
         raise UsageError(f"{guest.name} has no vCPUs", hint="place it by its own options")
     return seat(snapshot, guest, node)
@@ -99,7 +99,10 @@ def shown(
             "before": None if guest.emulator is None else str(guest.emulator),
             "after": None if seating.emulator is None else str(seating.emulator),
         },
-        "memory_nodes": None if guest.memory_nodes is None else sorted(guest.memory_nodes),
+        "memory_nodes": {
+            "before": None if guest.memory_nodes is None else sorted(guest.memory_nodes),
+            "after": [seating.node],
+        },
         "notes": list(told),
         "applied": list(done),
         "gaps": report.gaps_json(gaps),

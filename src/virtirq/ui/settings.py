@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from virtirq.control import directives
+from virtirq.control import directives, sources
 from virtirq.control.directives import Changed, Definition
-from virtirq.errors import DomainXmlError
+from virtirq.errors import DomainXmlError, of_file
 from virtirq.guests import libvirt
 from virtirq.guests.devices import Selector
 from virtirq.guests.domainxml import parse_domain
@@ -89,9 +88,9 @@ def define(uri: str, args: argparse.Namespace) -> Shown:
     """Define a domain from XML in the RFC's syntax."""
     file: Path = args.file
     try:
-        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        data = sources.standard_input() if str(file) == "-" else file.read_bytes()
     except OSError as error:
-        raise DomainXmlError(f"{file}: {error.strerror}") from error
+        raise of_file(file, error, DomainXmlError) from error
     try:
         text = decode_document(data)
         with libvirt.connected(uri, write=True) as connection:

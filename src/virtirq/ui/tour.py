@@ -15,7 +15,7 @@ from typing import Final
 
 from virtirq.control import cycle, sources
 from virtirq.control.cycle import Done
-from virtirq.errors import EXIT_FAILED, EXIT_OK, UsageError
+from virtirq.errors import EXIT_FAILED, EXIT_OK, UsageError, of_file
 from virtirq.host.scratch import LOG
 from virtirq.policy.config import Config
 from virtirq.policy.findings import findings as find
@@ -36,7 +36,7 @@ def copy_to(directory: Path) -> int:
         directory.mkdir(parents=True, exist_ok=True)
         _unpack(directory)
     except OSError as error:
-        raise UsageError(f"{directory}: {error.strerror}") from error
+        raise of_file(directory, error, UsageError) from error
     document = Document()
     where = shlex.quote(str(directory))
     document.line(f"a scratch copy of the recorded host is in {directory}; try:")

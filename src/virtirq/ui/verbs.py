@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,8 @@ from virtirq.errors import (
     EXIT_PARTIAL,
     EXIT_PERMISSION,
     BusyError,
+    ConfigError,
+    UnknownGuestError,
     UsageError,
     VirtirqError,
 )
@@ -26,7 +29,7 @@ from virtirq.host.fs import HostFs
 from virtirq.model import NATIVE, Finding, Gap, Guest, Plan, Snapshot
 from virtirq.policy.config import Config, render_config
 from virtirq.policy.findings import findings as find
-from virtirq.policy.findings import in_order, journal_unusable
+from virtirq.policy.findings import guests_not_read, in_order, journal_unusable
 from virtirq.policy.placement import plan as make_plan
 from virtirq.ui import report, screens
 from virtirq.ui.document import Document
@@ -43,6 +46,8 @@ class Inputs(NamedTuple):
     config: Config
     gaps: tuple[Gap, ...] = ()
     stopped: tuple[Guest, ...] = ()
+    unread: str = ""
+    failed: VirtirqError | None = None
 
 
 class View(NamedTuple):
@@ -50,6 +55,17 @@ class View(NamedTuple):
     plan: Plan
     findings: tuple[Finding, ...]
     daemon: Presence | None
+
+
+@contextmanager
+def _naming(inputs: Inputs) -> Iterator[None]:
+    """A guest that is not there may be one that libvirt was not asked for: then that is said."""
+    try:
+        yield
+    except UnknownGuestError as error:
+        if inputs.failed is not None:
+            raise inputs.failed from error
+        raise
 
 
 def status(args: argparse.Namespace) -> int:
@@ -61,7 +77,7 @@ def status(args: argparse.Namespace) -> int:
             from virtirq.ui import settings
 
             return _shown(args, settings.remote_status(uri))
-    view = _view(args)
+    view = _view(_inputs(args), args)
     _show(
         args,
         lambda: {
@@ -74,8 +90,10 @@ def status(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace) -> int:
-    view = _view(args)
-    part = cycle.chosen(view.plan, args.guests)
+    inputs = _inputs(args)
+    view = _view(inputs, args)
+    with _naming(inputs):
+        part = cycle.chosen(view.plan, args.guests)
     _show(
         args,
         lambda: report.as_json(view.snapshot, part, view.findings),
@@ -89,20 +107,33 @@ def apply(args: argparse.Namespace) -> int:
         return plan(args)
     inputs = _inputs(args, must=True)
     state = sources.state_dir(args.sysroot)
-    done = cycle.apply(inputs.fs, inputs.guests, inputs.config, state, args.guests)
-    return _done(args, done)
+    with _naming(inputs):
+        done = cycle.apply(inputs.fs, inputs.guests, inputs.config, state, args.guests)
+
+    def found() -> Sequence[Finding]:
+        inputs.fs.refresh()
+        return _seen(inputs.fs, inputs.guests, inputs.config, inputs.gaps, None).findings
+
+    return _done(args, done, found)
 
 
 def restore(args: argparse.Namespace) -> int:
-    daemon = _daemon(args)
+    daemon = None if args.dry_run else _daemon(args)
     if daemon is not None:
         raise BusyError(
             f"a daemon runs (pid {daemon.pid}) and would move them again",
             hint="stop it first, or have it leave a guest alone: 'virtirq set GUEST native'",
         )
-    inputs = _inputs(args, claims=False)
+    inputs = _inputs(args, claims=False, undoing=True)
     state = sources.state_dir(args.sysroot)
-    done = cycle.restore(inputs.fs, inputs.guests, state, args.guests)
+    done = cycle.restore(inputs.fs, inputs.guests, state, args.guests, dry_run=args.dry_run)
+    if args.dry_run:
+        _show(
+            args,
+            lambda: report.as_json(done.snapshot, done.plan, ()),
+            lambda: screens.plan_screen(done.snapshot, done.plan),
+        )
+        return EXIT_OK
     code = _done(args, done)
     return code if args.guests or args.sysroot is not None else _release(code)
 
@@ -123,7 +154,7 @@ def _release(code: int) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    view = _view(args)
+    view = _view(_inputs(args), args)
     _show(
         args,
         lambda: {
@@ -141,8 +172,10 @@ def explain(args: argparse.Namespace) -> int:
 
     advice = explanation.of_code(args.object)
     if advice is None:
-        view = _view(args)
-        advice = explanation.of_object(args.object, view.snapshot, view.plan, view.findings)
+        inputs = _inputs(args)
+        view = _view(inputs, args)
+        with _naming(inputs):
+            advice = explanation.of_object(args.object, view.snapshot, view.plan, view.findings)
     _show(args, lambda: advice.data, lambda: advice.document)
     return EXIT_OK
 
@@ -157,7 +190,8 @@ def place(args: argparse.Namespace) -> int:
         )
     inputs = _inputs(args, defined=True)
     snapshot = cycle.observe(inputs.fs, (*inputs.guests, *inputs.stopped), gaps=inputs.gaps)
-    proposal = placing.propose(snapshot, args.guest, args.node)
+    with _naming(inputs):
+        proposal = placing.propose(snapshot, args.guest, args.node)
     done, notes = placing.do(uri, proposal, args) if args.apply else ([], [])
     return _shown(args, placing.shown(proposal, inputs.gaps, done, notes))
 
@@ -251,7 +285,7 @@ def metrics(args: argparse.Namespace) -> int:
 
     if args.json:
         raise UsageError("metrics are Prometheus text: leave out --json")
-    page = pages.render(*_view(args))
+    page = pages.render(*_view(_inputs(args), args))
     if not args.quiet:
         sys.stdout.write(page)
     return EXIT_OK
@@ -312,14 +346,25 @@ def _asks_libvirt(args: argparse.Namespace) -> bool:
 
 
 def _inputs(
-    args: argparse.Namespace, *, must: bool = False, claims: bool = True, defined: bool = False
+    args: argparse.Namespace,
+    *,
+    must: bool = False,
+    claims: bool = True,
+    defined: bool = False,
+    undoing: bool = False,
 ) -> Inputs:
     """`must`: the guests have to be known, so that it cannot be that nothing is done for them.
 
     `claims`: with guests of whom nothing but an unprivileged process's command line tells. They are
     shown, and left alone. `defined`: with those of libvirt's that do not run, as `stopped`.
+    `undoing`: a configuration that is not valid is no reason to stop.
     """
-    config = sources.load_config(args.config, args.sysroot)
+    try:
+        config = sources.load_config(args.config, args.sysroot)
+    except ConfigError:
+        if not undoing:
+            raise
+        config = Config()
     fs = sources.open_fs(args.sysroot)
     found = sources.find_guests(
         fs,
@@ -334,23 +379,24 @@ def _inputs(
         replace(guest, directive=NATIVE, directive_from="its command line alone tells of it")
         for guest in (found.claimed if claims else ())
     )
-    return Inputs(fs, (*found.guests, *claimed), config, found.gaps, found.stopped)
+    guests = (*found.guests, *claimed)
+    return Inputs(fs, guests, config, found.gaps, found.stopped, found.unread, found.failed)
 
 
-def _view(args: argparse.Namespace) -> View:
-    fs, guests, config, gaps, _ = _inputs(args)
+def _view(inputs: Inputs, args: argparse.Namespace) -> View:
+    fs, gaps = inputs.fs, inputs.gaps
     try:
         daemon = _daemon(args)
     except BusyError as error:
         daemon, gaps = None, (*gaps, Gap("daemon", str(error)))
-    view = _seen(fs, guests, config, gaps, daemon)
-    if not fs.writable:
-        return view
-    try:
-        examine(sources.state_dir(args.sysroot), view.snapshot.boot_id)
-    except VirtirqError as error:
-        return view._replace(findings=in_order((*view.findings, journal_unusable(str(error)))))
-    return view
+    view = _seen(fs, inputs.guests, inputs.config, gaps, daemon)
+    more = [guests_not_read(inputs.unread)] if inputs.unread else []
+    if fs.writable:
+        try:
+            examine(sources.state_dir(args.sysroot), view.snapshot.boot_id)
+        except VirtirqError as error:
+            more.append(journal_unusable(str(error)))
+    return view._replace(findings=in_order((*view.findings, *more)))
 
 
 def _seen(
@@ -381,15 +427,18 @@ def _daemon(args: argparse.Namespace) -> Presence | None:
     return ask(STATE_DIR)
 
 
-def _done(args: argparse.Namespace, done: Done) -> int:
+def _done(
+    args: argparse.Namespace, done: Done, found: Callable[[], Sequence[Finding]] = tuple
+) -> int:
+    """Tell what was done; `found` is asked for what is to be said afterwards."""
+
     def document() -> Document:
         shown = screens.plan_screen(done.snapshot, done.plan)
         shown.blocks += screens.outcome_screen(done).blocks
         return shown
 
     def data() -> Mapping[str, Any]:
-        found = find(done.snapshot, done.plan)
-        return report.as_json(done.snapshot, done.plan, found, done.outcomes)
+        return report.as_json(done.snapshot, done.plan, found(), done.outcomes)
 
     _show(args, data, document)
     return exit_code(done)
