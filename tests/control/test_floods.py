@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from virtirq.control.floods import FLOOD, Floods
+from virtirq.control.floods import FLOOD, LONGEST, Floods
 from virtirq.host.events import EventKind, KernelEvent
-from virtirq.policy.pace import LONGEST, SHORTEST
+from virtirq.policy.pace import SHORTEST
 
 
 class Kernel:
@@ -14,6 +14,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.muted: set[EventKind] = set()
+        self.refuses = False
         self.looks: list[EventKind] = []
         self.now = 1000.0
         self.timers: list[tuple[float, Callable[[], object]]] = []
@@ -25,12 +26,13 @@ class Kernel:
         self.timers.append((self.now + delay, call))
 
     def looked(self, kind: EventKind) -> None:
-        assert kind not in self.muted
         self.looks.append(kind)
 
-    def mute(self, kind: EventKind, mute: bool) -> None:
+    def mute(self, kind: EventKind, mute: bool) -> bool:
         assert (kind in self.muted) != mute
-        (self.muted.add if mute else self.muted.discard)(kind)
+        if not self.refuses:
+            (self.muted.add if mute else self.muted.discard)(kind)
+        return not self.refuses
 
     def hear(self, *kinds: EventKind, times: int = FLOOD) -> None:
         self.floods.seen([KernelEvent(kind, self.now) for kind in kinds] * times, self.mute)
@@ -48,7 +50,7 @@ def test_a_flood_is_shut_out_and_then_looked_at() -> None:
     kernel = Kernel()
     kernel.hear(EventKind.ROUTED, times=FLOOD - 1)
     assert kernel.muted == set()
-    kernel.hear(EventKind.ROUTED)
+    kernel.hear(EventKind.ROUTED, times=1)
     kernel.hear(EventKind.ROUTED)  # what had come before the filter
     assert (kernel.muted, kernel.looks) == ({EventKind.ROUTED}, [])
     assert kernel.run_out() == SHORTEST
@@ -61,7 +63,7 @@ def test_who_keeps_at_it_is_shut_out_for_longer() -> None:
     for _ in range(9):
         kernel.hear(EventKind.REPINNED)
         waits.append(kernel.run_out())
-    assert waits == [1, 2, 4, 8, 16, 32, LONGEST, LONGEST, LONGEST]
+    assert waits == [1, 2, 4, 8, *[LONGEST] * 5]
     kernel.now += 5 * LONGEST
     kernel.hear(EventKind.REPINNED)
     assert kernel.run_out() == SHORTEST
@@ -71,7 +73,7 @@ def test_one_kind_does_not_shut_out_another() -> None:
     kernel = Kernel()
     kernel.hear(EventKind.ROUTED, EventKind.REPINNED, times=FLOOD - 1)
     assert kernel.muted == set()
-    kernel.hear(EventKind.REPINNED, EventKind.FREED)
+    kernel.hear(EventKind.REPINNED, EventKind.FREED, times=1)
     assert kernel.muted == {EventKind.REPINNED}
 
 
@@ -79,3 +81,26 @@ def test_interrupts_are_never_shut_out() -> None:
     kernel = Kernel()
     kernel.hear(EventKind.REQUESTED, EventKind.MOVED, EventKind.FREED, times=10 * FLOOD)
     assert kernel.muted == set()
+
+
+def test_a_steady_stream_is_a_flood_and_a_slow_one_is_not() -> None:
+    kernel = Kernel()
+    for _ in range(2 * FLOOD):
+        kernel.hear(EventKind.ROUTED, times=1)
+        kernel.now += 0.01
+    assert kernel.muted == set()
+    for _ in range(2 * FLOOD):
+        kernel.hear(EventKind.ROUTED, times=1)
+        kernel.now += 0.001
+    assert kernel.muted == {EventKind.ROUTED}
+
+
+def test_what_the_kernel_does_not_take_back_is_tried_again() -> None:
+    kernel = Kernel()
+    kernel.hear(EventKind.ROUTED)
+    kernel.refuses = True
+    kernel.run_out()
+    assert (kernel.muted, kernel.looks) == ({EventKind.ROUTED}, [EventKind.ROUTED])
+    kernel.refuses = False
+    assert kernel.run_out() == LONGEST
+    assert (kernel.muted, len(kernel.looks)) == (set(), 2)

@@ -43,12 +43,51 @@ def test_later_and_later_and_all_of_it_each_time() -> None:
     assert not retries.waiting
 
 
-def test_a_lock_is_tried_again_soon_whatever_else_fails_for_long() -> None:
-    clock = Clock()
-    retries = Retries(clock.later, lambda postponed: retries.postpone(back=postponed.back))
+def failing(clock: Clock) -> tuple[Retries, list[float]]:
+    """What has failed for so long that it is tried every 30 seconds; the times of each try."""
+    tries: list[float] = []
+
+    def retry(postponed: Postponed) -> None:
+        tries.append(clock.now)
+        retries.postpone(back=postponed.back)
+
+    retries = Retries(clock.later, retry)
     retries.postpone(back={NIC})
     for _ in range(7):
         clock.step()
+    return retries, tries
+
+
+def test_a_lock_is_tried_again_soon_whatever_else_fails_for_long() -> None:
+    clock = Clock()
+    retries, _ = failing(clock)
     retries.tried(blocked=True)
     assert retries.waiting
     assert clock.step() == 0.5
+
+
+def test_a_lock_that_the_retry_itself_meets_is_tried_again_soon() -> None:
+    clock, held = Clock(), [False] * 7 + [True, True, False, False]
+
+    def retry(postponed: Postponed) -> None:
+        retries.tried(blocked=held.pop(0))
+        retries.postpone(back=postponed.back)
+
+    retries = Retries(clock.later, retry)
+    retries.postpone(back={NIC})
+    assert [clock.step() for _ in range(11)] == [0.5, 1, 2, 4, 8, 16, 30, 30, 0.5, 1, 2]
+    assert not retries.waiting
+
+
+def test_there_is_one_next_try_however_often_a_lock_is_met() -> None:
+    clock = Clock()
+    retries, tries = failing(clock)
+    for _ in range(6):
+        retries.tried(blocked=True)
+        clock.step()
+        retries.tried(blocked=False)
+    del tries[:]
+    end = clock.now + 300
+    while min(timer[0] for timer in clock.timers) < end:
+        clock.step()
+    assert len(tries) <= 15

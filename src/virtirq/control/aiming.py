@@ -42,7 +42,7 @@ _FIRST: Final = 5.0
 
 
 class _Turns:
-    """A reader, and so many readings by it at a time.
+    """A reader, and so many readings by it at a time, of each guest one.
 
     One that hangs (libvirt does when QEMU does) keeps its place: there are never more than those.
     """
@@ -50,18 +50,25 @@ class _Turns:
     def __init__(self, reader: VectorReader) -> None:
         self.reader = reader
         self._free = asyncio.Semaphore(_AT_ONCE)
+        self._under_way: dict[str, asyncio.Future[Learned]] = {}
+        """By guest."""
 
     async def read(self, guest: Guest, wanted: Wanted) -> Learned:
         """Raises TimeoutError, and what the reader raises."""
         async with asyncio.timeout(_PATIENCE):
+            earlier = self._under_way.get(guest.key)
+            if earlier is not None:
+                await asyncio.wait([earlier])  # given up, and what it tells is old
             await self._free.acquire()
             reading = asyncio.ensure_future(
                 beside(partial(self.reader.read, guest, wanted), "vectors")
             )
-            reading.add_done_callback(self._done)
+            self._under_way[guest.key] = reading
+            reading.add_done_callback(partial(self._done, guest.key))
             return await asyncio.shield(reading)
 
-    def _done(self, reading: asyncio.Future[Learned]) -> None:
+    def _done(self, key: str, reading: asyncio.Future[Learned]) -> None:
+        del self._under_way[key]
         self._free.release()
         if not reading.cancelled():
             reading.exception()  # nobody may be waiting for it any more
@@ -201,10 +208,11 @@ class Aiming:
         guest = next((each for each in self._keeper.guests if each.key == key), None)
         if guest is None or not self._on:
             return
-        self._met[key] = self._run(guest)
+        run = self._met[key] = self._run(guest)
         learned = await self._settled(guest, self._keeper.followable(key))
-        if not self._on:
-            return  # since it was asked
+        now = next((each for each in self._keeper.guests if each.key == key), None)
+        if not self._on or now is None or self._run(now) != run:
+            return  # it is another by now, which `known` has looked at
         wait = None if learned is None else self._take(guest, learned)
         if wait is not None:
             self._later(key, wait)
@@ -243,12 +251,16 @@ class Aiming:
                 continue
             except Exception as error:
                 # What one guest makes a reader stumble over must not end the daemon.
-                self._log.exception(f"{guest.name}: {name}: {error}")
-                why_not.append(f"{name}: {type(error).__name__}")
+                why_not.append(f"{name}: {type(error).__name__}: {error}")
+                if why_not[-1] not in self._why_not.get(guest.key, ()):
+                    self._log.exception(f"{guest.name}: {name}: {error}")
                 continue
-            self._reader[guest.key] = name
-            self._why_not[guest.key] = tuple(why_not)
+            if self._on:
+                self._reader[guest.key] = name
+                self._why_not[guest.key] = tuple(why_not)
             return learned
+        if not self._on:
+            return None
         self._why_not[guest.key] = tuple(why_not)
         if self._reader.pop(guest.key, None) is not None:
             self._log.debug(f"{guest.name}: its vectors cannot be read now: {'; '.join(why_not)}")

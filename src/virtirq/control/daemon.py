@@ -173,6 +173,8 @@ class Daemon:
         self._stop: asyncio.Future[None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._soon: set[str] = set()
+        self._comparing = False
+        """Whether threads are just being compared with what is known of them."""
         self._threads: frozenset[int] = frozenset()
 
     # Its life.
@@ -204,8 +206,8 @@ class Daemon:
             tried.cancel()
             if self._following.given_up:
                 self._keeper.know(self._keeper.guests)
-        if self._following is None or self._following.given_up:
-            await self._aiming.prepare()
+        if self._following is None or not self._following.prepared:
+            await self._aiming.prepare()  # those found by their process
         self._keeper.look_at_all()
         self._known()
         if self._events is None:
@@ -492,11 +494,18 @@ class Daemon:
 
     def _confined(self) -> None:
         """Threads may run elsewhere now, by a cpuset say: whose those are, the threads tell."""
-        self._task(self._look_at_threads(self._keeper.guests))
+        if self._comparing:
+            self._later_once("confined", _CONFINED, self._confined)
+        else:
+            self._comparing = True
+            self._task(self._look_at_threads(self._keeper.guests))
 
     async def _look_at_threads(self, guests: Iterable[Guest]) -> None:
-        """Look again at those of these guests whose threads run elsewhere now."""
-        moved = await beside(partial(_moved, self._fs, guests), "threads")
+        """Look again at those of these guests whose threads may run elsewhere now."""
+        try:
+            moved = await beside(partial(_moved, self._fs, guests), "threads")
+        finally:
+            self._comparing = False
         for guest in moved:
             self._look_again(guest)
 
@@ -536,4 +545,11 @@ class Daemon:
 
 
 def _moved(fs: HostFs, guests: Iterable[Guest]) -> tuple[Guest, ...]:
-    return tuple(guest for guest in guests if runs_elsewhere(fs, guest))
+    """The guests whose threads may run elsewhere than is known."""
+    return tuple(guest for guest in guests if _in_part(guest) or runs_elsewhere(fs, guest))
+
+
+def _in_part(guest: Guest) -> bool:
+    """Whether not all threads of it that count are known one by one."""
+    by_process = guest.source == PROCESS
+    return by_process and (guest.kind == "process" or any(v.tid is None for v in guest.vcpus))

@@ -17,9 +17,14 @@ from virtirq.control.attempts import Later
 from virtirq.host.events import EventKind, KernelEvent
 from virtirq.policy.pace import Pace
 
-Mute = Callable[[EventKind, bool], object]
-FLOOD: Final = 100
-"""Events of a kind in one go: a device with as many vectors makes some dozens."""
+Mute = Callable[[EventKind, bool], bool]
+"""Has the kernel keep a kind of event to itself, or tell it again; whether that was done."""
+FLOOD: Final = 300
+"""Events of a kind within `_WINDOW`. A device with a hundred vectors makes some hundred."""
+_WINDOW: Final = 1.0
+"""Seconds."""
+LONGEST: Final = 10.0
+"""Seconds that a kind is shut out at most: others than who causes it are not heard, either."""
 
 
 class Floods:
@@ -36,21 +41,31 @@ class Floods:
     ) -> None:
         self._looks = looks
         self._later = later
-        self._pace: Pace[EventKind] = Pace(clock)
+        self._clock = clock
+        self._pace: Pace[EventKind] = Pace(clock, LONGEST)
+        self._since = float("-inf")
+        self._counts: Counter[EventKind] = Counter()
         self._muted: set[EventKind] = set()
 
     def seen(self, events: Sequence[KernelEvent], mute: Mute) -> None:
-        """These came in one go; `mute` has the kernel keep a kind to itself, or tell it again."""
-        if len(events) < FLOOD:
-            return
-        for kind, count in Counter(event.kind for event in events).items():
-            if kind in self._looks and count >= FLOOD and kind not in self._muted:
+        """These came."""
+        if self._clock() >= self._since + _WINDOW:
+            self._since = self._clock()
+            self._counts.clear()
+        for event in events:
+            if event.kind in self._looks:
+                self._counts[event.kind] += 1
+        for kind, count in self._counts.items():
+            if count >= FLOOD and kind not in self._muted and mute(kind, True):
                 self._muted.add(kind)
-                mute(kind, True)
                 self._pace.changed(kind)
                 self._later(self._pace.wait(kind), partial(self._over, kind, mute))
 
     def _over(self, kind: EventKind, mute: Mute) -> None:
-        self._muted.discard(kind)
-        mute(kind, False)  # first: what happens during the look is not missed
+        # First: what happens during the look is not missed.
+        if mute(kind, False):
+            self._muted.discard(kind)
+        else:
+            self._later(LONGEST, partial(self._over, kind, mute))
+        del self._counts[kind]
         self._looks[kind]()

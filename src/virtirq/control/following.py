@@ -53,6 +53,8 @@ class Following:
         self._known = known
         self._prepare = prepare
         self._must = must
+        self.prepared = False
+        """Whether `prepare` was called."""
         self.given_up = False
         """Whether libvirt can never be asked here."""
         self._watch: Watch | None = None
@@ -146,6 +148,7 @@ class Following:
             apart_from=vfio_process.SOURCE,
         )
         await self._prepare()
+        self.prepared = True
         self._keeper.look_at_all()
         there = {guest.key for guest in live.guests}
         for guest in self._keeper.guests:

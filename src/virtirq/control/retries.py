@@ -34,6 +34,8 @@ class Retries:
         self._postponed = Postponed()
         self._delay = 0.0
         """Seconds that the next try was put off; 0: none is due. Below: it is under way."""
+        self._due = object()
+        """The timer that counts: one that was set before has nothing to do any more."""
         self._blocked = False
         """Whether nothing could be done the last time: another virtirq held the lock, say."""
 
@@ -63,14 +65,17 @@ class Retries:
 
     def _put_off(self, delay: float) -> None:
         self._delay = delay
-        self._later(delay, self._again)
+        self._due = due = object()
+        self._later(delay, lambda: self._again() if self._due is due else None)
 
     def _again(self) -> None:
         postponed, self._postponed = self._postponed, Postponed()
         delay, self._delay = self._delay, -1.0  # no timer is made meanwhile
+        was_blocked = self._blocked
         try:
             self._retry(postponed)
         finally:
             self._delay = 0.0
         if self._postponed:
-            self._put_off(min(2 * delay, _AGAIN[1]))
+            soon = self._blocked and not was_blocked
+            self._put_off(_AGAIN[0] if soon else min(2 * delay, _AGAIN[1]))

@@ -112,18 +112,26 @@ def _vectors(pid: int) -> tuple[_Event, ...]:
     )
 
 
-def _about(tids: Sequence[int]) -> str:
-    """A filter for these threads. Who means itself may say 0 to sched_setaffinity(2)."""
+def _about(tids: Collection[int], *, own: bool) -> str:
+    """A filter for these threads; `own`: who means itself says 0 (sched_setaffinity(2))."""
     if not tids:
         return _NONE
+    runs: list[list[int]] = []  # a guest's vCPUs have numbers in a row, as a rule
+    for tid in sorted(tids):
+        if runs and tid == runs[-1][1] + 1:
+            runs[-1][1] = tid
+        else:
+            runs.append([tid, tid])
+    text = _in_any(runs, own=own)
+    return text if len(text) <= _LONGEST_FILTER else _in_any([[min(tids), max(tids)]], own=own)
 
-    def both(test: str) -> str:
-        return f"{test} || tid == 0 && ({test.replace('tid', 'common_pid')})"
 
-    text = both(" || ".join(f"tid == {tid}" for tid in tids))
-    if len(text) > _LONGEST_FILTER:
-        text = both(f"tid >= {tids[0]} && tid <= {tids[-1]}")
-    return text
+def _in_any(runs: Iterable[Sequence[int]], *, own: bool) -> str:
+    text = " || ".join(
+        f"tid == {first}" if first == last else f"tid >= {first} && tid <= {last}"
+        for first, last in runs
+    )
+    return f"{text} || tid == 0 && ({text.replace('tid', 'common_pid')})" if own else text
 
 
 class KernelEvents:
@@ -138,6 +146,8 @@ class KernelEvents:
         self._pairing = Pairing()
         self._watched = _NONE
         self._muted: set[EventKind] = set()
+        self._by_number = False
+        """Whether threads are told of by the number that the caller has used."""
         self.lost = False
         self.described = ""
         self.tells_routes = False
@@ -166,13 +176,13 @@ class KernelEvents:
             self.described = f"vector events of x86 (no kernel probes: {error.strerror})"
         with suppress(OSError):  # of use, but not needed
             self._start([_STARTED])
-        self._start_one_of(_REPINNED)
+        self._by_number = self._start_one_of(_REPINNED) is _REPINNED[1]
         for event in _CPUSETS:  # one event, of all the functions that this kernel has
             with suppress(OSError):
                 self._define(event.probe)
         with suppress(OSError):
             self._set(f"events/{_CPUSETS[0].path}/enable", "1")
-        self.tells_routes = self._start_one_of(_ROUTED)
+        self.tells_routes = self._start_one_of(_ROUTED) is not None
         self._pipe = os.open(
             self._instance / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         )
@@ -216,28 +226,30 @@ class KernelEvents:
 
     def watch_threads(self, tids: Collection[int]) -> None:
         """Tell of these threads alone when somebody sets their affinity."""
-        text = _about(sorted(tids))
+        text = _about(tids, own=self._by_number)
         if text == self._watched:
             return  # the kernel waits for all CPUs when a filter is replaced
-        self._watched = text
-        if EventKind.REPINNED not in self._muted:
-            self._filter(EventKind.REPINNED, text)
+        if EventKind.REPINNED in self._muted or self._filter(EventKind.REPINNED, text):
+            self._watched = text
 
-    def mute(self, kind: EventKind, mute: bool) -> None:
-        """Whether the kernel is to keep events of a kind to itself: routes, threads, cpusets.
+    def mute(self, kind: EventKind, mute: bool) -> bool:
+        """Have the kernel keep events of a kind (routes, threads, cpusets) to itself, or tell them.
 
-        By a filter, not by taking the probe away: that would interrupt every CPU.
+        By a filter, not by taking the probe away: that would interrupt every CPU. Returns whether
+        it was done.
         """
-        if mute:
-            self._muted.add(kind)
-            self._filter(kind, _NOBODY)
-        else:
-            self._muted.discard(kind)
-            self._filter(kind, self._watched if kind is EventKind.REPINNED else _EVERYBODY)
+        told = self._watched if kind is EventKind.REPINNED else _EVERYBODY
+        done = self._filter(kind, _NOBODY if mute else told)
+        if done:
+            (self._muted.add if mute else self._muted.discard)(kind)
+        return done
 
-    def _filter(self, kind: EventKind, text: str) -> None:
-        with suppress(OSError):
+    def _filter(self, kind: EventKind, text: str) -> bool:
+        try:
             self._set(f"events/{_NAME}/{kind.value}/filter", text)
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         """Take everything away again that was made."""
@@ -257,13 +269,13 @@ class KernelEvents:
         for event in events:
             self._set(f"events/{event.path}/enable", "1")
 
-    def _start_one_of(self, events: Iterable[_Event]) -> bool:
-        """Start the first that this kernel has; whether it has any."""
+    def _start_one_of(self, events: Iterable[_Event]) -> _Event | None:
+        """Start the first that this kernel has; None where it has none."""
         for event in events:
             with suppress(OSError):
                 self._start([event])
-                return True
-        return False
+                return event
+        return None
 
     def _remove(self) -> None:
         with suppress(FileNotFoundError):

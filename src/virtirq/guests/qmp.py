@@ -142,8 +142,8 @@ class _Monitor:
 
     def close(self) -> None:
         if self._number >= 0:
-            with suppress(UnavailableError):
-                self.ask("remove-fd", **{"fdset-id": _FDSET})
+            with suppress(UnavailableError):  # however long it has taken already
+                wait(self._loop, self._client.execute("remove-fd", {"fdset-id": _FDSET}))
         os.close(self._memory)
 
     def ask(self, command: str, **arguments: Any) -> Any:

@@ -27,10 +27,14 @@ class _Step:
 
 
 class Pace(Generic[Key]):
-    """When each may change again. `clock` gives seconds that never go back."""
+    """When each may change again, `longest` seconds later at most.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    `clock` gives seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float], longest: float = LONGEST) -> None:
         self._clock = clock
+        self._longest = longest
         self._steps: dict[Key, _Step] = {}
 
     def wait(self, key: Key) -> float:
@@ -49,7 +53,7 @@ class Pace(Generic[Key]):
             interval = SHORTEST
         else:
             interval = step.interval * 2 if step.pressed else step.interval / 2
-        self._steps[key] = _Step(now, min(max(interval, SHORTEST), LONGEST))
+        self._steps[key] = _Step(now, min(max(interval, SHORTEST), self._longest))
 
     def keep(self, wanted: Callable[[Key], bool]) -> None:
         """Forget all but those."""
