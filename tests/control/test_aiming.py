@@ -88,7 +88,8 @@ class Stage:
         self.keeper = Keeper(
             self.fs, self.journal, Config(), Log(), Tally(), loop.call_later, loop.time
         )
-        self.aiming = Aiming(readers, self.keeper, Log())
+        self.reread: list[Guest] = []
+        self.aiming = Aiming(readers, self.keeper, Log(), self.reread.append)
         self.aiming.told = True
         self.aiming.follow(on=on)
         self.keeper.know([WEB])
@@ -172,7 +173,10 @@ def test_a_choice_counts_when_it_was_read_twice_alike(play: Play) -> None:
     play(act, reader)
 
 
-def test_a_guest_that_never_agrees_with_itself_is_given_up(play: Play) -> None:
+def test_a_guest_that_never_agrees_with_itself_is_given_up(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RETRY", 2 * ENOUGH)
     different = [nic(n % 3, 0, 0) for n in range(40)]
     reader = FakeReader("peek", *different)
 
@@ -565,3 +569,18 @@ def test_what_was_read_of_one_guest_is_not_the_next_ones(play: Play) -> None:
 
     reader = FakeReader("one", nic(2, 1, 0))
     play(act, reader)
+
+
+def test_who_aims_at_a_vcpu_that_nobody_knows_may_have_been_given_one(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        stage.aiming.look(WEB.key)
+        await stage.until(lambda: stage.reread == [WEB])
+        await stage.looked()
+        grown = replace(WEB, vcpus=(*WEB.vcpus, Vcpu(3, CpuSet([7]), apic=3)))
+        stage.keeper.update(grown)
+        stage.aiming.known()
+        await stage.until(lambda: stage.places() == ["6", "5", "7"])
+        await stage.looked()
+        assert stage.reread == [WEB], "once is enough"
+
+    play(act, FakeReader("one", nic(2, 1, None), nic(2, 1, None), nic(2, 1, 3)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -75,12 +75,23 @@ class _Turns:
 
 
 class Aiming:
-    """Has the Keeper follow its guests, by the first of `readers` that can read each."""
+    """Has the Keeper follow its guests, by the first of `readers` that can read each.
 
-    def __init__(self, readers: Sequence[VectorReader], keeper: Keeper, log: Log) -> None:
+    `reread` is called for a guest that may have other vCPUs than are known: libvirt tells nobody of
+    one that is plugged in.
+    """
+
+    def __init__(
+        self,
+        readers: Sequence[VectorReader],
+        keeper: Keeper,
+        log: Log,
+        reread: Callable[[Guest], object] = lambda _: None,
+    ) -> None:
         self._turns = [_Turns(reader) for reader in readers]
         self._keeper = keeper
         self._log = log
+        self._reread = reread
         self._pace: Pace[tuple[PciAddress, int]] = Pace(time.monotonic)
         self._looks: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
@@ -92,7 +103,7 @@ class Aiming:
         """By guest and device: why nothing can be learned of that one."""
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._met: dict[str, object] = {}
-        """By guest: the run of it that was looked at, and the devices that it had then."""
+        """By guest: the run of it that was looked at, with the vCPUs and devices it had then."""
         self._on = False
         self.told = False
         """Whether the kernel tells when a guest has chosen anew."""
@@ -219,8 +230,9 @@ class Aiming:
         elif not self.told and key in self._reader:
             self._later(key, _POLL)
 
-    def _run(self, guest: Guest) -> tuple[int | None, frozenset[PciAddress]]:
-        return guest.pid, frozenset(self._keeper.followable(guest.key))
+    def _run(self, guest: Guest) -> object:
+        vcpus = frozenset(vcpu.index for vcpu in guest.vcpus)
+        return guest.pid, vcpus, frozenset(self._keeper.followable(guest.key))
 
     async def _settled(self, guest: Guest, wanted: Wanted) -> Learned | None:
         """What two readings agree on."""
@@ -270,6 +282,7 @@ class Aiming:
     def _take(self, guest: Guest, learned: Learned) -> float | None:
         """Follow what was learned, as far as the pace allows; when to look again, if so."""
         waits = []
+        unknown = False
         for address, each in learned.items():
             self._hidden[guest.key, address] = each.why
             before = self._keeper.aimed.get(address, {})
@@ -282,8 +295,11 @@ class Aiming:
                     waits.append(wait)
                     continue
                 after[vector] = aimed
+                unknown |= aimed.vcpu is None
                 self._pace.changed((address, vector))
             self._keeper.aim(address, after)
+        if unknown:
+            self._reread(guest)
         return min(waits, default=None)
 
     def _later(self, key: str, delay: float) -> None:

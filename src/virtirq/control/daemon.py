@@ -139,7 +139,7 @@ class Daemon:
         self._sparing = Sparing(Bans(setup.state, self._fs), log)
         peek = [] if setup.uri is None else [PeekReader(setup.uri)]
         readers: list[VectorReader] = [*peek, QmpReader(self._fs), RoutesReader()]
-        self._aiming = Aiming(readers, self._keeper, log)
+        self._aiming = Aiming(readers, self._keeper, log, self._look_again)
         self._aiming.follow(on=config.guest_vectors.follow)
         self._following = (
             None

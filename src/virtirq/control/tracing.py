@@ -90,7 +90,6 @@ _CPUSETS: Final = tuple(
         "sched_partition_write",  # its name until 2025
     )
 )
-# Not a path with a line feed: it would be printed as it is, and what follows could be any line.
 _ROUTED: Final = (
     # Where KVM is built in, its functions are in no module.
     _probe(EventKind.ROUTED, "kvm_set_irq_routing"),
@@ -98,6 +97,7 @@ _ROUTED: Final = (
 )
 _NOBODY: Final = "common_pid == 0 && common_pid == 1"
 _EVERYBODY: Final = "0"  # takes a filter away (Documentation/trace/events.rst)
+# Not a path with a line feed: it would be printed as it is, and what follows could be any line.
 _STARTED: Final = _Event(
     f"sched/{EventKind.STARTED.value}",
     'filename ~ "*/irqbalance" && !(filename ~ "*\n*")',
