@@ -100,6 +100,7 @@ def test_an_alias_that_a_person_chose_is_not_told() -> None:
 def test_a_running_guest() -> None:
     assert stored("running-nfv.xml") == Guest(
         name="nfv-router-01",
+        threads=2,
         source="domain-xml",
         uuid="6f0b9be0-6f0c-4c6b-9e0a-8f2f3a6f2d11",
         vcpus=(

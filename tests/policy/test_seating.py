@@ -54,7 +54,10 @@ CASES: Final[dict[str, Case]] = {
     "all but the first core": Case(host(), guest(pins=LOOSE), (), 1, (5, 6), "4,7"),
     "as many as there are": Case(
         host(), guest(pins=FOUR), (), 1, (4, 5, 6, 7), "0-3",
-        ("it leaves no core of node 1 to the host alone",),
+        (
+            "it leaves no core of node 1 to the host alone",
+            "node 1 has no CPU left for its emulator",
+        ),
     ),
     "beside another guest": Case(host(), guest(pins=LOOSE), (other("5"),), 1, (6, 7), "4"),
     "an unpinned guest takes nothing": Case(
