@@ -216,12 +216,12 @@ class Aiming:
             del self._looks[key]
 
     async def _look_once(self, key: str) -> None:
-        guest = next((each for each in self._keeper.guests if each.key == key), None)
+        guest = self._keeper.guest(key)
         if guest is None or not self._on:
             return
         run = self._met[key] = self._run(guest)
         learned = await self._settled(guest, self._keeper.followable(key))
-        now = next((each for each in self._keeper.guests if each.key == key), None)
+        now = self._keeper.guest(key)
         if not self._on or now is None or self._run(now) != run:
             return  # it is another by now, which `known` has looked at
         wait = None if learned is None else self._take(guest, learned)

@@ -122,11 +122,18 @@ def chosen(whole: Plan, names: Sequence[str], known: Iterable[Guest] = ()) -> Pl
         return whole
     guests = [*(each.guest for each in whole.guests), *known]
     for name in names:
-        if not any(name in guest.names for guest in guests):
-            there = ", ".join(dict.fromkeys(guest.name for guest in guests)) or "none"
-            raise UnknownGuestError(f"no guest is called {name!r}", hint=f"guests here: {there}")
+        named(name, guests)
     wanted = set(names)
     return Plan(tuple(each for each in whole.guests if wanted & each.guest.names))
+
+
+def named(name: str, guests: Sequence[Guest]) -> Guest:
+    """The first guest of this name, UUID or id. Raises UnknownGuestError."""
+    for guest in guests:
+        if name in guest.names:
+            return guest
+    there = ", ".join(dict.fromkeys(guest.name for guest in guests)) or "none"
+    raise UnknownGuestError(f"no guest is called {name!r}", hint=f"guests here: {there}")
 
 
 def apply(

@@ -207,7 +207,7 @@ class Daemon:
             if self._following.given_up:
                 self._keeper.know(self._keeper.guests)
         if self._following is None or not self._following.prepared:
-            await self._aiming.prepare()  # those found by their process
+            await self._aiming.prepare()  # guests that libvirt has not told of
         self._keeper.look_at_all()
         self._known()
         if self._events is None:

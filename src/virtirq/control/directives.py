@@ -26,7 +26,6 @@ from virtirq.guests.settings import Settings, read_settings
 from virtirq.model import Directive
 
 _PREFIX: Final = "virtirq"
-_WORDS: Final = {Affect.LIVE: "live", Affect.CONFIG: "config"}
 
 
 class Change(NamedTuple):
@@ -100,7 +99,7 @@ def change(
         there = definition(connection, domain, where)
         if there.settings.problems and not force:
             raise InputError(
-                f"{name}: not all of its virtirq metadata ({_WORDS[where]}) is understood:"
+                f"{name}: not all of its virtirq metadata ({where.words[0]}) is understood:"
                 f" {there.settings.problems[0].removeprefix('metadata: ')}",
                 hint="correct it with 'virsh edit', update virtirq, or drop that part by --force",
             )
@@ -199,7 +198,7 @@ def _changed(
     after = None if directive is None else str(directive)
     if device is None:
         before = None if old.for_all is None else str(old.for_all.directive)
-        return old.with_all(directive), Change(_WORDS[there.where], "", before, after)
+        return old.with_all(directive), Change(there.where.words[0], "", before, after)
     found = _find(there, device)
     if found is None:
         selector = Selector.guess(device)
@@ -208,7 +207,7 @@ def _changed(
         found = _Device(selector, (selector,))  # the setting of a device that is gone
     was = old.of_device(found.names)
     change = Change(
-        _WORDS[there.where], found.store.name, None if was is None else str(was.directive), after
+        there.where.words[0], found.store.name, None if was is None else str(was.directive), after
     )
     return old.with_device(found.store, directive, found.names), change
 
@@ -266,7 +265,7 @@ def _write(
             if done:
                 raise LibvirtError(f"{error} (live); written: {_listed(done)}") from error
             raise
-        done += [word for flag, word in _WORDS.items() if flag & where]
+        done += where.words
 
 
 def _listed(words: Iterable[str]) -> str:

@@ -115,6 +115,10 @@ class Keeper:
         found = {vcpu.tid for guest in self.guests for vcpu in guest.vcpus if vcpu.tid is not None}
         return frozenset(found | {guest.pid for guest in self.guests if guest.pid is not None})
 
+    def guest(self, key: str) -> Guest | None:
+        """The guest of this key, if it is known."""
+        return self._guests.get(key)
+
     def guest_of_thread(self, tid: int) -> Guest | None:
         """The guest that one of `threads` belongs to."""
         for guest in self.guests:

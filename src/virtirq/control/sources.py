@@ -134,8 +134,9 @@ def find_guests(
         with _this_machines(uri, default) as connection:
             live = connection.guests(fs)
             if defined:
-                stopped, more = connection.stopped()[:2]
-                gaps += more
+                others = connection.stopped()
+                stopped = others.guests
+                gaps += others.gaps
         guests = _unique((each.source, each) for each in (*known, *live.guests))
         gaps += live.gaps
         if not live.complete:

@@ -56,6 +56,12 @@ class Affect(IntFlag):
     LIVE = 1  # VIR_DOMAIN_AFFECT_LIVE
     CONFIG = 2  # VIR_DOMAIN_AFFECT_CONFIG
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """``live`` and ``config``, as far as each is meant."""
+        both = ((Affect.LIVE, "live"), (Affect.CONFIG, "config"))
+        return tuple(word for flag, word in both if self & flag)
+
 
 class VirDomain(Protocol):
     """What is used of libvirt-python's virDomain."""
@@ -69,7 +75,6 @@ class VirDomain(Protocol):
     def pinVcpuFlags(self, vcpu: int, cpus: Sequence[bool], flags: int, /) -> int: ...  # noqa: N802
     def emulatorPinInfo(self, flags: int) -> Sequence[bool]: ...  # noqa: N802
     def pinEmulator(self, cpus: Sequence[bool], flags: int, /) -> int: ...  # noqa: N802
-    def numaParameters(self, flags: int) -> Mapping[str, Any]: ...  # noqa: N802
     def setNumaParameters(self, params: Mapping[str, Any], flags: int, /) -> int: ...  # noqa: N802
     def memoryPeek(self, start: int, size: int, flags: int, /) -> bytes: ...  # noqa: N802
     def setMetadata(  # noqa: N802

@@ -8,7 +8,7 @@ where there are any, and else all but the node's first core, which the host need
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,15 +51,14 @@ def seat(snapshot: Snapshot, guest: Guest, wanted: int | None = None) -> Seating
     if not guest.vcpus:
         raise NoRoomError(f"{guest.name}: how many vCPUs it has is not known")
     topology = snapshot.topology
-    others = [each for each in snapshot.guests if each.key != guest.key]
-    taken = pinned_cpus(others, topology)
+    taken = pinned_cpus((each for each in snapshot.guests if each.key != guest.key), topology)
     at = [
         pci.node
         for device in guest.devices
         if (pci := snapshot.pci.get(device.address)) is not None and pci.node in topology.nodes
     ]
     node = _node(topology, guest, at, wanted)
-    seats, notes = _seats(topology, guest, node, taken, others)
+    seats, notes = _seats(topology, guest, node, taken)
     emulator = _emulator(topology, node, taken | CpuSet(seats.values()))
     if emulator is None:
         notes += ("no CPU is left for its emulator, which stays where it is",)
@@ -103,7 +102,7 @@ def _node(topology: Topology, guest: Guest, at: Sequence[int | None], wanted: in
 
 
 def _seats(
-    topology: Topology, guest: Guest, node: Node, taken: CpuSet, others: Iterable[Guest]
+    topology: Topology, guest: Guest, node: Node, taken: CpuSet
 ) -> tuple[dict[int, int], tuple[str, ...]]:
     """A CPU for each vCPU, and what is to be said of that."""
     pool, reserve = _pool(topology, node, taken)
@@ -122,7 +121,7 @@ def _seats(
     cpus, split = _dealt(cores, guest.threads, count)
     if split:
         notes += ("vCPUs that it takes for threads of one core are not on one core",)
-    strangers = _strangers(topology, CpuSet(cpus), others)
+    strangers = _strangers(topology, CpuSet(cpus), taken)
     if strangers:
         notes += (f"another guest's vCPUs run on siblings of CPUs {strangers}",)
     return dict(zip(numbers, cpus, strict=True)), notes
@@ -189,10 +188,9 @@ def _dealt(cores: Sequence[CpuSet], threads: int, count: int) -> tuple[list[int]
     return cpus[:count], threads > 1
 
 
-def _strangers(topology: Topology, mine: CpuSet, others: Iterable[Guest]) -> CpuSet:
+def _strangers(topology: Topology, mine: CpuSet, taken: CpuSet) -> CpuSet:
     """Those of my CPUs that have a sibling to which another guest's vCPU is pinned."""
-    theirs = pinned_cpus(others, topology)
-    cores = [core for core in topology.siblings if core & mine and core & theirs]
+    cores = [core for core in topology.siblings if core & mine and core & taken]
     return union(core & mine for core in cores)
 
 

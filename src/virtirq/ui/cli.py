@@ -6,9 +6,7 @@ import argparse
 import io
 import os
 import sys
-import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -44,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except VirtirqError as error:
         if args.debug:
+            import traceback
+
             traceback.print_exc()
         _complain(str(error), error.hint)
         return error.exit_code
@@ -106,6 +106,8 @@ def _refuse_unknown_options(parser: argparse.ArgumentParser, words: Sequence[str
         if word == "--":
             return
         if word.startswith("--") and name not in options:
+            from difflib import get_close_matches
+
             alike = get_close_matches(name, sorted(options), n=1)
             hint = f"did you mean {alike[0]}?" if alike else "'virtirq --help' shows what there is"
             raise UsageError(f"there is no option {name}", hint=hint)
@@ -171,7 +173,7 @@ def make_parser() -> argparse.ArgumentParser:
     place = verb(
         "place",
         "show where a guest could run next to its devices, or pin it there",
-        "Of CPUs to which no other guest's vCPUs are pinned, be it running or not.",
+        "It is given CPUs that no other guest's vCPUs, running or not, are pinned to.",
         config=False,
     )
     _guest(place)
@@ -179,7 +181,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--node", metavar="N", type=_node, help="on this NUMA node, not that of most of its devices"
     )
     place.add_argument("--apply", action="store_true", help="pin it so, through libvirt")
-    _affected(place, "pin the running guest", "pin it from its next start on")
+    _affected(
+        place,
+        "with --apply: the running guest, and not its definition",
+        "with --apply: its definition, and not the running guest",
+    )
     get = verb(
         "get",
         "show a guest's settings, or what one of its devices is asked for",

@@ -5,32 +5,26 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 
-from virtirq.control import directives, pinning
+from virtirq.control import cycle, directives, pinning
 from virtirq.cpuset import CpuSet
-from virtirq.errors import UnknownGuestError, UsageError
+from virtirq.errors import UsageError
 from virtirq.guests import libvirt
-from virtirq.guests.libvirt import Affect
 from virtirq.model import Gap, Guest, Snapshot
 from virtirq.policy.seating import Seating, seat
 from virtirq.ui import report, screens
 from virtirq.ui.document import Cell, Document, Table
 from virtirq.ui.settings import Shown, affect_of
 
-_WORDS = {Affect.LIVE: "live", Affect.CONFIG: "config"}
-
 
 def propose(snapshot: Snapshot, name: str, node: int | None) -> Seating:
     """For the guest of this name, UUID or id. Raises UnknownGuestError, NoRoomError, UsageError."""
-    guest = next((each for each in snapshot.guests if name in each.names), None)
-    if guest is None:
-        there = ", ".join(each.name for each in snapshot.guests) or "none"
-        raise UnknownGuestError(f"no guest is called {name!r}", hint=f"guests here: {there}")
+    guest = cycle.named(name, snapshot.guests)
     if guest.kind != "machine":
         raise UsageError(f"{guest.name} has no vCPUs", hint="place it by its own options")
     return seat(snapshot, guest, node)
 
 
-def do(uri: str, seating: Seating, args: argparse.Namespace) -> tuple[list[str], Sequence[str]]:
+def do(uri: str, seating: Seating, args: argparse.Namespace) -> tuple[Sequence[str], Sequence[str]]:
     """Pin the guest as proposed; where that was done, and what is to be known of it."""
     guest = seating.guest
     if guest.source != libvirt.SOURCE:
@@ -42,7 +36,7 @@ def do(uri: str, seating: Seating, args: argparse.Namespace) -> tuple[list[str],
         domain = connection.find(guest.uuid or guest.name)
         affect = directives.affected(connection, domain, affect_of(args))
         notes = pinning.seat(connection, domain, seating, affect)
-    return [word for flag, word in _WORDS.items() if affect & flag], notes
+    return affect.words, notes
 
 
 def shown(

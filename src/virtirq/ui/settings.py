@@ -19,7 +19,6 @@ from virtirq.model import Directive, Gap, Guest
 from virtirq.ui import report, screens
 from virtirq.ui.document import Cell, Document, Table
 
-_WHERE: Final = {Affect.LIVE: "live", Affect.CONFIG: "config"}
 _NOT_SET: Final = "not set"
 
 
@@ -54,7 +53,7 @@ def get(uri: str, args: argparse.Namespace) -> Shown:
     data = {
         "schema": report.SCHEMA,
         "guest": guest.name,
-        "where": _WHERE[where],
+        "where": where.words[0],
         "directive": _text(guest.directive),
         "directive_from": guest.directive_from,
         "devices": [row._asdict() for row in rows],
@@ -68,7 +67,7 @@ def get(uri: str, args: argparse.Namespace) -> Shown:
             setting = there.settings.of_device(only)
             document.line(_told(_text(setting and setting.directive), "of a device that is gone"))
         return Shown(data, document)
-    document.line(Cell(guest.name, "bold"), f" ({_WHERE[where]})")
+    document.line(Cell(guest.name, "bold"), f" ({where.words[0]})")
     document.line(f"guest: {_told(_text(guest.directive), guest.directive_from)}", indent=2)
     document.table(_table(rows))
     for problem in guest.problems:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from virtirq.control import cycle, sources
 from virtirq.control.cycle import STATE_DIR, Done
 from virtirq.control.journal import examine
+from virtirq.control.sources import Found
 from virtirq.errors import (
     EXIT_FAILED,
     EXIT_FINDINGS,
@@ -41,13 +42,12 @@ if TYPE_CHECKING:
 
 
 class Inputs(NamedTuple):
+    """`guests` are those that were `found`, and those that are claimed, to be left alone."""
+
     fs: HostFs
     guests: tuple[Guest, ...]
     config: Config
-    gaps: tuple[Gap, ...] = ()
-    stopped: tuple[Guest, ...] = ()
-    unread: str = ""
-    failed: VirtirqError | None = None
+    found: Found
 
 
 class View(NamedTuple):
@@ -63,8 +63,8 @@ def _naming(inputs: Inputs) -> Iterator[None]:
     try:
         yield
     except UnknownGuestError as error:
-        if inputs.failed is not None:
-            raise inputs.failed from error
+        if inputs.found.failed is not None:
+            raise inputs.found.failed from error
         raise
 
 
@@ -112,7 +112,7 @@ def apply(args: argparse.Namespace) -> int:
 
     def found() -> Sequence[Finding]:
         inputs.fs.refresh()
-        return _seen(inputs.fs, inputs.guests, inputs.config, inputs.gaps, None).findings
+        return _seen(inputs.fs, inputs.guests, inputs.config, inputs.found.gaps, None).findings
 
     return _done(args, done, found)
 
@@ -189,11 +189,12 @@ def place(args: argparse.Namespace) -> int:
             "--live and --config say what --apply changes: add that, or leave them out"
         )
     inputs = _inputs(args, defined=True)
-    snapshot = cycle.observe(inputs.fs, (*inputs.guests, *inputs.stopped), gaps=inputs.gaps)
+    guests = (*inputs.guests, *inputs.found.stopped)
+    snapshot = cycle.observe(inputs.fs, guests, gaps=inputs.found.gaps)
     with _naming(inputs):
         proposal = placing.propose(snapshot, args.guest, args.node)
     done, notes = placing.do(uri, proposal, args) if args.apply else ([], [])
-    return _shown(args, placing.shown(proposal, inputs.gaps, done, notes))
+    return _shown(args, placing.shown(proposal, inputs.found.gaps, done, notes))
 
 
 def record(args: argparse.Namespace) -> int:
@@ -379,18 +380,18 @@ def _inputs(
         replace(guest, directive=NATIVE, directive_from="its command line alone tells of it")
         for guest in (found.claimed if claims else ())
     )
-    guests = (*found.guests, *claimed)
-    return Inputs(fs, guests, config, found.gaps, found.stopped, found.unread, found.failed)
+    return Inputs(fs, (*found.guests, *claimed), config, found)
 
 
 def _view(inputs: Inputs, args: argparse.Namespace) -> View:
-    fs, gaps = inputs.fs, inputs.gaps
+    fs, gaps = inputs.fs, inputs.found.gaps
     try:
         daemon = _daemon(args)
     except BusyError as error:
         daemon, gaps = None, (*gaps, Gap("daemon", str(error)))
     view = _seen(fs, inputs.guests, inputs.config, gaps, daemon)
-    more = [guests_not_read(inputs.unread)] if inputs.unread else []
+    unread = inputs.found.unread
+    more = [guests_not_read(unread)] if unread else []
     if fs.writable:
         try:
             examine(sources.state_dir(args.sysroot), view.snapshot.boot_id)
