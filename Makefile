@@ -17,7 +17,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 # The labs' tests one after the other, beside all the others.
-BESIDE := --numprocesses=2 --dist=loadscope --no-loadscope-reorder
+BESIDE := --numprocesses=2 --dist=loadscope --no-loadscope-reorder --durations=30 --durations-min=5
 
 .PHONY: run test lint lab quick-lab demo-host corpus bench bench-lab golden install uninstall clean
 

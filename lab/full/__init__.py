@@ -19,14 +19,13 @@ from . import cache, snapshots
 from .errors import AgentError, BootError, BuildError, CommandError, GuestError, LabError
 from .guest import LIVE_GUEST, Guest, GuestSpec, hostdev_xml
 from .host import Host, Job, Result, Vector
-from .machine import E1000E, IGB, IGB_VFS, LASTING, NVME, VIRTIO, Machine
+from .machine import E1000E, IGB, IGB_VFS, NVME, VIRTIO, Machine
 from .snapshots import Parts
 
 __all__ = [
     "E1000E",
     "IGB",
     "IGB_VFS",
-    "LASTING",
     "LIVE_GUEST",
     "NVME",
     "VIRTIO",

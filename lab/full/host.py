@@ -218,8 +218,7 @@ class Host:
         guest = Guest(self, spec)
         guest.define()
         try:
-            guest.start()
-            guest.wait_ready()
+            guest.boot()
             yield guest
         finally:
             guest.remove()

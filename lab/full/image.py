@@ -1,7 +1,7 @@
-"""Builds the machine's parts: a Debian root tree becomes a disk image, a kernel and a QEMU.
+"""Builds the machine's parts: Debian's packages become a disk image, a kernel and a QEMU.
 
-The QEMU that runs the lab is the tree's own. SR-IOV in the igb model needs version 8, which
-this machine may not have; and snapshots load only into the QEMU that wrote them.
+The QEMU that runs the lab is not this machine's, which may be older than the lab needs; and
+snapshots load only into the QEMU that wrote them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import platform
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,28 +81,33 @@ def _build(work: Path) -> None:
         raise BuildError("the full lab emulates an x86_64 host and runs its programs: x86_64 only")
     process.need("mmdebstrap", "mke2fs", "unshare", "setpriv")
     tree = work / "tree"
-    _debootstrap(tree)
+    # the lab has initramfs files of its own
+    rest = '--customize-hook=rm -f "$1"/boot/initrd.img*; echo lab > "$1"/etc/hostname'
+    _debootstrap(tree, "--variant=minbase", recipe.PACKAGES, rest)
     _take_kernel(tree, work)
-    _take_qemu(tree, work / "qemu")
     _make_disk(tree, work / "root.img")
+    cache.remove(tree)
+    # Unpacked, not installed: nothing but QEMU is ever run from it.
+    newest = f'--aptopt=APT::Default-Release "{recipe.EMULATOR_SUITE}"'
+    _debootstrap(tree, "--variant=extract", recipe.EMULATOR, newest)
+    _take_qemu(tree, work / "qemu")
     cache.remove(tree)
 
 
-def _debootstrap(tree: Path) -> None:
+def _debootstrap(tree: Path, variant: str, packages: Iterable[str], *options: str) -> None:
     excludes = [f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.EXCLUDES]
     process.call(
         process.as_root(
             [
                 "mmdebstrap",
                 "--mode=root",
-                "--variant=minbase",
+                variant,
                 "--format=directory",
                 *excludes,
                 '--aptopt=APT::Install-Recommends "false"',
                 '--aptopt=Acquire::Languages "none"',
-                f"--include={','.join(recipe.PACKAGES)}",
-                # the lab has initramfs files of its own
-                '--customize-hook=rm -f "$1"/boot/initrd.img*; echo lab > "$1"/etc/hostname',
+                f"--include={','.join(packages)}",
+                *options,
                 recipe.SUITE,
                 str(tree),
                 *sources.entries(recipe.SUITE),

@@ -59,17 +59,12 @@ class Machine:
             "console=ttyS0 quiet panic=-1 audit=0 intel_iommu=on iommu=pt mitigations=off nokaslr"
             # Many emulated boots hang while they start more processors: l1-init does it later.
             " net.ifnames=0 maxcpus=1"
+            # All processors have one TSC here, though on a busy machine the kernel comes to doubt
+            # it. It would take the HPET then, each reading of which takes QEMU's one lock.
+            " tsc=reliable"
         )
         init = " lab.init=/sbin/init" if self.systemd else ""
         return f"{line}{init} {self.kernel_args}".rstrip()
-
-
-LASTING = Machine(kernel_args="nohz=off highres=off")
-"""One for much traffic, or for hours.
-
-An emulated CPU then loses its one-shot timer now and then ("Possible timer handling issue"): no
-grace period of RCU ends after that, and whatever waits for one hangs. A periodic timer lasts.
-"""
 
 
 def _node(node: int, bus: str, chassis: int) -> list[str]:

@@ -30,6 +30,12 @@ PACKAGES = (
     "irqbalance",
 )
 
+# What the lab's host runs in. QEMU before 10.2 changes interrupt_request without a lock where a
+# nested guest is entered and left (helper_vmrun(), do_vmexit()): an interrupt that comes
+# meanwhile, such as a timer's, is lost, and a processor or the whole host hangs. igb needs 8.
+EMULATOR = ("qemu-system-x86", "qemu-utils")
+EMULATOR_SUITE = f"{SUITE}-backports"
+
 # Nothing that is only for reading: it would double the image.
 EXCLUDES = (
     "/usr/share/man/*",

@@ -89,8 +89,7 @@ def with_guest(parts: Parts, form: Machine) -> Snapshot:
         with resume(parts, form, base, work) as host:
             guest = Guest(host, LIVE_GUEST)
             guest.define()
-            guest.start()
-            guest.wait_ready()
+            guest.boot()
             _save(host, work)
 
     guest_key = _key(parts, form, "guest", inspect.getsource(guest_module))

@@ -37,7 +37,6 @@ pytestmark = pytest.mark.lab
 FULL: Final = os.environ.get("VIRTIRQ_CHURN") == "full"
 REBOOTS, RELOADS, PLUGS, KILLS = (20, 50, 10, 100) if FULL else (1, 3, 1, 4)
 SEED: Final = int(os.environ.get("VIRTIRQ_SEED") or secrets.randbits(32))
-MACHINE: Final = full.LASTING if FULL else full.Machine()
 IN_A_ROW: Final = 4
 """Kills between two looks at what `restore` gives back."""
 
@@ -66,7 +65,7 @@ def host(wheels: Path) -> Iterator[Host]:  # noqa: F811 - the fixture
         full.build()
     except full.BuildError as error:
         not_run(f"the tests of the daemon: {error}")
-    with full.lab("guest", MACHINE) as host:
+    with full.lab("guest") as host:
         host.install_wheels(wheels)
         for script in (ADVERSARY, WARM):
             host.put(Path(__file__).with_name(Path(script).name), script)

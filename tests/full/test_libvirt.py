@@ -60,8 +60,7 @@ def guest(host: Host, disk: str) -> Iterator[Guest]:
         virtirq(host, "set", "router", VF, "auto")
         virtirq(host, "set", "router", disk, DISK_CPUS)
         virtirq(host, "set", "router", NIC, "native")
-        guest.start()
-        guest.wait_ready()
+        guest.boot()
         yield guest
     finally:
         guest.remove()
@@ -179,7 +178,7 @@ def test_settings_survive_libvirt_and_the_guest_restarting_and_virsh_edit(
     assert told(host, "get", "router") == expected
     host.run("EDITOR='sed -i s/192/200/' virsh edit router")
     guest.virsh("destroy")
-    guest.start()
+    guest.boot()
     assert told(host, "get", "router") == expected
     for form in ("", "--inactive"):
         host.run(
@@ -187,7 +186,6 @@ def test_settings_survive_libvirt_and_the_guest_restarting_and_virsh_edit(
         )
     virtirq(host, "set", "router", VF, "auto")
     virtirq(host, "set", "router", NIC, "native")
-    guest.wait_ready()
 
 
 def test_a_guest_is_placed_next_to_its_devices(host: Host, guest: Guest) -> None:

@@ -19,7 +19,7 @@ from typing import Final
 import pytest
 
 from lab import full
-from lab.full import E1000E, IGB, Guest, GuestError, GuestSpec, Host
+from lab.full import E1000E, IGB, Guest, GuestSpec, Host
 from tests.full.test_daemon import CONFIG, WARM, WARM_SOCKET, daemon, findings, told, until
 from tests.full.test_libvirt import (
     virtirq,
@@ -32,8 +32,6 @@ pytestmark = pytest.mark.lab
 CPUS: Final = ("4", "5", "6", "7")  # of vCPUs 0 to 3
 VECTORS: Final = 9  # of the disk
 RUN: Final = 24.0
-BOOT: Final = 120.0  # seconds; it takes some 20
-ATTEMPTS: Final = 3
 RIGHT: Final = 0.99
 KICKS: Final = "/sys/kernel/tracing/instances/kicks"
 READINGS: Final = 60
@@ -44,46 +42,37 @@ Counts = dict[Place, Counter[int]]
 """Interrupts by vector and vCPU."""
 
 
-@pytest.fixture(scope="module", params=["plain", "vtd"])
-def guest(wheels: Path, request: pytest.FixtureRequest) -> Iterator[Guest]:  # noqa: F811
-    """On a host of its own each: the guest is not ended, its host goes."""
+@pytest.fixture(scope="module")
+def host(wheels: Path) -> Iterator[Host]:  # noqa: F811 - the fixture
     try:
         full.build()
     except full.BuildError as error:
         not_run(f"the tests of guest-exact vectors: {error}")
-    for attempt in range(1, ATTEMPTS + 1):
-        with full.lab(machine=full.LASTING) as host:
-            guest = started(host, vtd=request.param == "vtd")
-            try:
-                guest.wait_ready(BOOT)
-            except GuestError:
-                # The processor that is emulated twice over stands still now and then, before
-                # anything of virtirq's is there. Another host is another chance.
-                print(f"{guest.name}: attempt {attempt} has not booted", flush=True)
-                if attempt == ATTEMPTS:
-                    raise
-                continue
-            host.install_wheels(wheels)
-            host.put(Path(__file__).with_name("warm.py"), WARM)
-            host.spawn(f"exec python3 {WARM} {WARM_SOCKET} serve")
-            host.run(f"until [ -S {WARM_SOCKET} ]; do sleep 0.1; done")
-            yield guest
-            return
+    with full.lab() as host:
+        host.install_wheels(wheels)
+        host.put(Path(__file__).with_name("warm.py"), WARM)
+        host.spawn(f"exec python3 {WARM} {WARM_SOCKET} serve")
+        host.run(f"until [ -S {WARM_SOCKET} ]; do sleep 0.1; done")
+        yield host
 
 
-def started(host: Host, *, vtd: bool) -> Guest:
+@pytest.fixture(scope="module")
+def disk(host: Host) -> str:
+    return host.plug_nvme(1, VECTORS)
+
+
+@pytest.fixture(scope="module", params=["plain", "vtd"])
+def guest(host: Host, disk: str, request: pytest.FixtureRequest) -> Iterator[Guest]:
     spec = GuestSpec(
-        "vtd" if vtd else "plain",
+        request.param,
         pins=CPUS,
-        hostdevs=(E1000E[1], IGB[1], host.plug_nvme(1, VECTORS)),
+        hostdevs=(E1000E[1], IGB[1], disk),
         memory_mib=256,
-        vtd=vtd,
+        vtd=request.param == "vtd",
         irqbalance=True,
     )
-    guest = Guest(host, spec)
-    guest.define()
-    guest.start()
-    return guest
+    with host.guest(spec) as guest:
+        yield guest
 
 
 def devices(guest: Guest) -> dict[str, str]:
