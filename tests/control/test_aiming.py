@@ -113,7 +113,10 @@ class Stage:
 
     async def looked(self) -> None:
         """Whatever was to be looked at has been."""
-        await self.until(lambda: not self.aiming._looks)
+        looks = self.aiming._looks
+        await self.until(
+            lambda: not looks._under_way and ("u-web", module._BURST) not in looks._due
+        )
 
 
 Act = Callable[[Stage], Awaitable[None]]
@@ -121,8 +124,8 @@ Act = Callable[[Stage], Awaitable[None]]
 
 @pytest.fixture
 def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    for name in ("_BURST", "_APART", "_RETRY", "_POLL"):
-        monkeypatch.setattr(module, name, 0.002)
+    for name, seconds in {"_BURST": 1, "_APART": 2, "_RETRY": 3, "_POLL": 4}.items():
+        monkeypatch.setattr(module, name, seconds / 1000)
 
     def run(act: Act, *readers: FakeReader, **more: Any) -> None:
         async def main() -> None:
@@ -404,7 +407,6 @@ def test_a_guest_that_is_gone_is_forgotten(play: Play) -> None:
             stage.aiming._reader,
             stage.aiming._why_not,
             stage.aiming._hidden,
-            stage.aiming._timers,
             stage.aiming._pace._steps,
         ]
         assert not any(books)

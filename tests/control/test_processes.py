@@ -229,7 +229,7 @@ class Stage:
 
     @property
     def at_rest(self) -> bool:
-        return not (self.processes._looks or self.processes._tasks)
+        return self.processes._looks.idle and self.processes._all.idle
 
     async def rest(self) -> None:
         """Whatever was to be looked at has been."""
@@ -687,7 +687,7 @@ class TestRequested:
             await held.wait()
             for _ in range(5):
                 stage.processes.look(pid)
-                await stage.until(lambda: not stage.processes._looks)
+                await stage.until(lambda: not stage.processes._looks._due)
             held.go.set()
             await stage.rest()
             assert stage.fs.calls.count(("listdir", f"/proc/{pid}/fd")) == 2
@@ -746,8 +746,8 @@ class TestRequested:
             monkeypatch.setattr(module, "_GROWN", 60.0)
             stage.processes.look(pid)
             stage.processes.requested([requested(pid)])
-            assert {delay for _, delay in stage.processes._looks} == {module._BURST, 60.0}
-            stage.processes._looks.discard((pid, 60.0))
+            assert stage.processes._looks._due.keys() == {(pid, module._BURST), (pid, 60.0)}
+            stage.processes._looks.stop()
 
         play(act, qemu(pid))
 
@@ -780,8 +780,7 @@ class TestRequested:
             stage.add(other_qemu(second))
             stage.processes.requested([requested(second)])
             await stage.until(lambda: stage.names == {"web", "next"})
-            stage.processes._looks.discard((first, 60.0))
-            await stage.rest()
+            stage.processes._looks.stop()
             held = {g.name: [d.address for d in g.devices] for g in stage.keeper.guests}
             assert held == {"web": [D], "next": [A]}
             assert (stage.places(), stage.places(D)) == (["6", "7"], PINNED)

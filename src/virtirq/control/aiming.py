@@ -17,6 +17,7 @@ from typing import Final
 from virtirq.control.beside import beside
 from virtirq.control.keeper import Keeper
 from virtirq.control.log import Log
+from virtirq.control.looks import Looks
 from virtirq.errors import VirtirqError
 from virtirq.guests.peeking import Learned, VectorReader, Wanted
 from virtirq.model import Finding, Guest, PciAddress
@@ -93,15 +94,14 @@ class Aiming:
         self._log = log
         self._reread = reread
         self._pace: Pace[tuple[PciAddress, int]] = Pace(time.monotonic)
-        self._looks: dict[str, asyncio.Task[None]] = {}
-        self._again: set[str] = set()
+        self._looks = Looks(self._look, _BURST)
+        """By guest."""
         self._reader: dict[str, str] = {}
         """By guest: what it is read by."""
         self._why_not: dict[str, tuple[str, ...]] = {}
         """By guest: why not by each of the readers that would come first."""
         self._hidden: dict[tuple[str, PciAddress], str] = {}
         """By guest and device: why nothing can be learned of that one."""
-        self._timers: dict[str, asyncio.TimerHandle] = {}
         self._met: dict[str, object] = {}
         """By guest: the run of it that was looked at, with the vCPUs and devices it had then."""
         self._on = False
@@ -136,7 +136,7 @@ class Aiming:
         """
         try:
             async with asyncio.timeout(_FIRST):
-                await asyncio.gather(*(self._look_once(g.key) for g in self._keeper.guests))
+                await asyncio.gather(*(self._look(g.key) for g in self._keeper.guests))
         except TimeoutError:
             self.look_at_all()
 
@@ -156,12 +156,8 @@ class Aiming:
 
     def look(self, key: str) -> None:
         """This guest may have chosen anew."""
-        if not self._on or not self._keeper.followable(key):
-            return
-        if key in self._looks:
-            self._again.add(key)
-        else:
-            self._looks[key] = asyncio.ensure_future(self._look(key))
+        if self._on and self._keeper.followable(key):
+            self._looks.ask(key)
 
     def look_at_all(self) -> None:
         for guest in self._keeper.guests:
@@ -179,8 +175,6 @@ class Aiming:
         for books in (self._reader, self._why_not):
             for key in books.keys() - guests:
                 del books[key]
-        for key in self._timers.keys() - guests:
-            self._timers.pop(key).cancel()
         devices = {(g.key, device.address) for g in self._keeper.guests for device in g.devices}
         for each in self._hidden.keys() - devices:
             del self._hidden[each]
@@ -194,10 +188,7 @@ class Aiming:
     def stop(self) -> None:
         """Look at nobody any more."""
         self._on = False
-        for task in tuple(self._looks.values()):
-            task.cancel()
-        for timer in self._timers.values():
-            timer.cancel()
+        self._looks.stop()
 
     async def close(self) -> None:
         self.stop()
@@ -205,17 +196,6 @@ class Aiming:
             await beside(turns.reader.close, "vectors")
 
     async def _look(self, key: str) -> None:
-        try:
-            while True:
-                self._again.discard(key)
-                await asyncio.sleep(_BURST)
-                await self._look_once(key)
-                if key not in self._again:
-                    return
-        finally:
-            del self._looks[key]
-
-    async def _look_once(self, key: str) -> None:
         guest = self._keeper.guest(key)
         if guest is None or not self._on:
             return
@@ -226,9 +206,9 @@ class Aiming:
             return  # it is another by now, which `known` has looked at
         wait = None if learned is None else self._take(guest, learned)
         if wait is not None:
-            self._later(key, wait)
+            self._looks.ask(key, wait)
         elif not self.told and key in self._reader:
-            self._later(key, _POLL)
+            self._looks.ask(key, _POLL)
 
     def _run(self, guest: Guest) -> object:
         vcpus = frozenset(vcpu.index for vcpu in guest.vcpus)
@@ -245,7 +225,7 @@ class Aiming:
                 return now
             before = now
             await asyncio.sleep(_APART)
-        self._later(guest.key, _RETRY)
+        self._looks.ask(guest.key, _RETRY)
         return None
 
     async def _read(self, guest: Guest, wanted: Wanted) -> Learned | None:
@@ -259,7 +239,7 @@ class Aiming:
                 continue
             except TimeoutError:
                 why_not.append(f"{name}: no answer within {_PATIENCE:g} seconds")
-                self._later(guest.key, _RETRY)
+                self._looks.ask(guest.key, _RETRY)
                 continue
             except Exception as error:
                 # What one guest makes a reader stumble over must not end the daemon.
@@ -276,7 +256,7 @@ class Aiming:
         self._why_not[guest.key] = tuple(why_not)
         if self._reader.pop(guest.key, None) is not None:
             self._log.debug(f"{guest.name}: its vectors cannot be read now: {'; '.join(why_not)}")
-            self._later(guest.key, _RETRY)
+            self._looks.ask(guest.key, _RETRY)
         return None
 
     def _take(self, guest: Guest, learned: Learned) -> float | None:
@@ -301,13 +281,3 @@ class Aiming:
         if unknown:
             self._reread(guest)
         return min(waits, default=None)
-
-    def _later(self, key: str, delay: float) -> None:
-        def now() -> None:
-            self._timers.pop(key, None)
-            self.look(key)
-
-        earlier = self._timers.pop(key, None)
-        if earlier is not None:
-            earlier.cancel()
-        self._timers[key] = asyncio.get_running_loop().call_later(delay, now)

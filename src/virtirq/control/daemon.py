@@ -28,6 +28,7 @@ from virtirq.control.following import Following
 from virtirq.control.journal import SharedJournal
 from virtirq.control.keeper import Keeper
 from virtirq.control.log import Log
+from virtirq.control.looks import Looks
 from virtirq.control.presence import Lock, Presence
 from virtirq.control.processes import Processes
 from virtirq.control.routing import RoutesReader
@@ -173,8 +174,9 @@ class Daemon:
         self._stop: asyncio.Future[None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._soon: set[str] = set()
-        self._comparing = False
-        """Whether threads are just being compared with what is known of them."""
+        self._comparing: Looks[None] = Looks(
+            lambda _: self._look_at_threads(self._keeper.guests), _CONFINED
+        )
         self._threads: frozenset[int] = frozenset()
 
     # Its life.
@@ -227,6 +229,7 @@ class Daemon:
         # First: nothing is to be pinned anew while it is put back.
         self._processes.close()
         self._aiming.stop()
+        self._comparing.stop()
         for task in self._tasks:
             task.cancel()
         for each in (self._events, self._uevents):
@@ -488,25 +491,17 @@ class Daemon:
                     # Told of at the entry: it is done by then.
                     self._later_once(f"guest {guest.key}", _BURST, partial(self._look_again, guest))
             case EventKind.CONFINED:
-                self._later_once("confined", _CONFINED, self._confined)
+                self._confined()
             case EventKind.STARTED:
                 self._sparing.restarted()
 
     def _confined(self) -> None:
         """Threads may run elsewhere now, by a cpuset say: whose those are, the threads tell."""
-        if self._comparing:
-            self._later_once("confined", _CONFINED, self._confined)
-        else:
-            self._comparing = True
-            self._task(self._look_at_threads(self._keeper.guests))
+        self._comparing.ask(None)
 
     async def _look_at_threads(self, guests: Iterable[Guest]) -> None:
         """Look again at those of these guests whose threads may run elsewhere now."""
-        try:
-            moved = await beside(partial(_moved, self._fs, guests), "threads")
-        finally:
-            self._comparing = False
-        for guest in moved:
+        for guest in await beside(partial(_moved, self._fs, guests), "threads"):
             self._look_again(guest)
 
     def _hear_devices(self, uevents: Uevents) -> None:

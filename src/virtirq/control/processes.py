@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -17,6 +17,7 @@ from typing import Final
 from virtirq.control.beside import beside
 from virtirq.control.keeper import Keeper
 from virtirq.control.log import Log
+from virtirq.control.looks import Looks
 from virtirq.guests.vfio_process import SOURCE, Found, find_processes, read_process
 from virtirq.host.events import KernelEvent
 from virtirq.host.fs import HostFs
@@ -58,16 +59,12 @@ class Processes:
         self._loop = asyncio.get_running_loop()
         self._ends: dict[int, int] = {}
         """The pidfd of each guest's process, by pid."""
-        self._looks: set[tuple[int, float]] = set()
-        """Processes that are looked at soon, and how soon."""
-        self._under_way: dict[int, bool] = {}
-        """Processes that are just being looked at, and whether that is to be done once more."""
+        self._looks = Looks(self._look, _BURST)
+        """By the process, or one of its threads."""
+        self._all = Looks(self._look_at_all, 0.0)
         self._said: set[Gap] = set()
-        self._anew = self._looking = False
-        """Whether all processes are to be looked through, and whether that is under way."""
         self._meanwhile: set[int] = set()
-        """Processes that were looked at since that began: it has older news of them."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        """Processes looked at since all are looked through: that has older news of them."""
         self.on = False
         self.complete = False
         """Whether the last look through all processes has seen every holder of a device."""
@@ -105,10 +102,7 @@ class Processes:
     def look_at_all(self) -> None:
         """Anything may have happened to processes."""
         if self.on:
-            self._anew = True  # one that is under way may be past what has happened
-            if not self._looking:
-                self._looking = True
-                self._task(self._look_at_all())
+            self._all.ask(None)
 
     def requested(self, events: Iterable[KernelEvent]) -> None:
         """These tasks have had interrupts set up."""
@@ -141,33 +135,19 @@ class Processes:
             if others.have(guest):
                 self._keeper.gone(guest.key)
 
-    def look(self, pid: int, delay: float = _BURST) -> None:
-        """Look at the process that this is a thread of, soon."""
-        if self.on and (pid, delay) not in self._looks:
-            self._looks.add((pid, delay))
-            self._loop.call_later(delay, self._begin, pid, delay)
+    def look(self, pid: int, delay: float | None = None) -> None:
+        """Look at the process that this is a thread of, soon or after so many seconds."""
+        if self.on:
+            self._looks.ask(pid, delay)
 
     def close(self) -> None:
         self.on = False
-        for task in self._tasks:
-            task.cancel()
+        self._all.stop()
+        self._looks.stop()
         for descriptor in self._ends.values():
             self._loop.remove_reader(descriptor)
             os.close(descriptor)
         self._ends.clear()
-
-    def _begin(self, pid: int, delay: float) -> None:
-        self._looks.discard((pid, delay))
-        if pid in self._under_way:
-            self._under_way[pid] = True  # it may be past what has happened
-        elif self.on:
-            self._under_way[pid] = False
-            self._task(self._look(pid))
-
-    def _task(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)  # the loop alone would not keep it
-        task.add_done_callback(self._tasks.discard)
 
     async def _find(self) -> Found:
         found = await beside(partial(find_processes, self._fs, self._keeper.guests), "processes")
@@ -176,15 +156,11 @@ class Processes:
             self._keeper.hidden = not self.complete
         return found
 
-    async def _look_at_all(self) -> None:
-        try:
-            while self._anew and self.on:
-                self._anew = False
-                self._meanwhile.clear()
-                before = self._guests()
-                self._take_all(before, await self._find())
-        finally:
-            self._looking = False
+    async def _look_at_all(self, _: None) -> None:
+        if self.on:
+            self._meanwhile.clear()
+            before = self._guests()
+            self._take_all(before, await self._find())
 
     def _take_all(self, before: Iterable[Guest], found: Found) -> None:
         """`before` were known when these were looked for."""
@@ -197,13 +173,8 @@ class Processes:
         self._take(found._replace(guests=newest))
 
     async def _look(self, pid: int) -> None:
-        try:
-            await self._look_once(pid)
-        finally:
-            if self._under_way.pop(pid):
-                self.look(pid)
-
-    async def _look_once(self, pid: int) -> None:
+        if not self.on:
+            return
         found = await beside(partial(read_process, self._fs, pid, self._keeper.guests), "process")
         self._meanwhile |= {guest.pid for guest in found.guests if guest.pid is not None}
         if not found.guests and any(guest.pid == pid for guest in self._guests()):
