@@ -8,8 +8,6 @@ from typing import Final
 
 import pytest
 from hypothesis import HealthCheck, settings
-from xdist.remote import Producer
-from xdist.scheduler import LoadScopeScheduling
 
 # The same examples on every run, and no deadline: a busy machine must not fail a test.
 settings.register_profile(
@@ -22,7 +20,8 @@ settings.register_profile(
 settings.load_profile("virtirq")
 
 REPOSITORY = Path(__file__).parent.parent
-LABS: Final = ("tests/full", "tests/kernel")
+LABS: Final = ("tests/kernel", "tests/full")
+"""The quick one first: meanwhile the other is built."""
 
 
 @pytest.fixture(scope="session")
@@ -39,29 +38,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The labs first, since they take longest."""
-    items.sort(key=lambda item: _group(item.nodeid) not in LABS)
+    items.sort(key=lambda item: _lab(item.nodeid))
 
 
-def _group(nodeid: str) -> str:
-    """What a test belongs to that shares what it made: its lab, or its module."""
-    module = nodeid.partition("::")[0]
-    directory = os.path.dirname(module)
-    return directory if directory in LABS else module
-
-
-class BesideLabs(LoadScopeScheduling):
-    """Each lab's tests one after the other, beside all that need none.
-
-    A lab's host takes most of a small machine. ``--dist=loadgroup`` would do, but xdist 3.8 forgets
-    the groups under pytest 9.2.
-    """
-
-    def _split_scope(self, nodeid: str) -> str:
-        return _group(nodeid)
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> BesideLabs:
-    return BesideLabs(config, log)
+def _lab(nodeid: str) -> int:
+    """Which of the labs a test needs; their number, where it needs none."""
+    directory = os.path.dirname(nodeid.partition("::")[0])
+    return LABS.index(directory) if directory in LABS else len(LABS)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

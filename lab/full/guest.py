@@ -43,6 +43,7 @@ class GuestSpec:
     name: str = "guest"
     # One cpuset of the host for each vCPU, as <vcpupin> takes it; "" leaves the vCPU unpinned.
     pins: tuple[str, ...] = ("4", "5")
+    spare_vcpus: int = 0  # so many, the last, are not plugged in
     hostdevs: tuple[str, ...] = ()  # PCI addresses
     memory_mib: int = 192
     kind: Literal["kvm", "qemu"] = "kvm"
@@ -59,6 +60,7 @@ class GuestSpec:
             for vcpu, cpus in enumerate(self.pins)
             if cpus
         )
+        vcpus = len(self.pins)
         tune = f"<cputune>{pins}</cputune>" if pins else ""
         # What libvirt would pick by itself for "kvm", QEMU refuses on an emulated host
         cpu = "<cpu mode='host-passthrough' check='none'/>" if self.kind == "kvm" else ""
@@ -66,7 +68,7 @@ class GuestSpec:
 <domain type='{self.kind}'>
   <name>{escape(self.name)}</name>
   <memory unit='MiB'>{self.memory_mib}</memory>
-  <vcpu placement='static'>{len(self.pins)}</vcpu>
+  <vcpu placement='static' current='{vcpus - self.spare_vcpus}'>{vcpus}</vcpu>
   {tune}
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>

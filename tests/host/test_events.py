@@ -47,6 +47,10 @@ REAL = [
         f"{HEAD}confined: (cgroup_file_write+0x89/0x1c0 <- cpuset_write_resmask)",
         KernelEvent(EventKind.CONFINED, 123.456789, pid=1234),
     ),
+    (  # a thread may call itself anything
+        f"{HEAD}sched_process_exit: comm=x pid=5 prio=1 pid=1234 prio=120 group_dead=false",
+        KernelEvent(EventKind.ENDED, 123.456789, pid=1234),
+    ),
     (
         f"{HEAD}vector_alloc: irq=45 vector=36 reserved=1 ret=0",
         KernelEvent(EventKind.ALLOCATED, 123.456789, 45, pid=1234),

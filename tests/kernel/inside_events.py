@@ -111,6 +111,22 @@ def test_threads_are_told_of_when_they_are_watched(events: KernelEvents) -> None
             each.wait()
 
 
+def test_the_end_of_a_watched_thread_is_told(events: KernelEvents) -> None:
+    script = "import threading; threading.Thread(target=input).start(); input()"
+    child, other = (
+        subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) for _ in range(2)
+    )
+    tasks = f"/proc/{child.pid}/task"
+    while len(os.listdir(tasks)) < 2:
+        time.sleep(0.01)
+    (thread,) = {int(name) for name in os.listdir(tasks)} - {child.pid}
+    events.watch_threads({thread})
+    for each in (child, other):
+        each.communicate(b"\n\n")
+    found = [each.pid for each in gather(events) if each.kind is EventKind.ENDED]
+    assert found == [thread]
+
+
 def test_a_thread_that_pins_itself_is_told_of(events: KernelEvents) -> None:
     script = "import os; input(); os.sched_setaffinity(0, {1})"
     child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE)

@@ -57,6 +57,8 @@ _BURST: Final = 0.05
 """Seconds to wait for more of the same where one look does for all."""
 _CONFINED: Final = 0.5
 """The same for cpusets: a look is at all guests' threads, and containers come and go."""
+_ENDED: Final = 1.0
+"""Seconds until a guest is read again of which a thread has ended: its VMM is to know of it."""
 _POLL: Final = (1.0, 30.0)
 """Seconds between looks without events: after a change, and when nothing changes."""
 _IRQBALANCE: Final = "irqbalance"
@@ -490,6 +492,10 @@ class Daemon:
                 if guest is not None:
                     # Told of at the entry: it is done by then.
                     self._later_once(f"guest {guest.key}", _BURST, partial(self._look_again, guest))
+            case EventKind.ENDED:
+                guest = self._keeper.guest_of_thread(event.pid)
+                if guest is not None:  # of a vCPU that was taken out libvirt tells nobody
+                    self._later_once(f"end {guest.key}", _ENDED, partial(self._look_again, guest))
             case EventKind.CONFINED:
                 self._confined()
             case EventKind.STARTED:

@@ -97,6 +97,7 @@ _ROUTED: Final = (
 )
 _NOBODY: Final = "common_pid == 0 && common_pid == 1"
 _EVERYBODY: Final = "0"  # takes a filter away (Documentation/trace/events.rst)
+_ENDED: Final = _Event(f"sched/{EventKind.ENDED.value}", _NOBODY)
 # Not a path with a line feed: it would be printed as it is, and what follows could be any line.
 _STARTED: Final = _Event(
     f"sched/{EventKind.STARTED.value}",
@@ -112,26 +113,37 @@ def _vectors(pid: int) -> tuple[_Event, ...]:
     )
 
 
-def _about(tids: Collection[int], *, own: bool) -> str:
-    """A filter for these threads; `own`: who means itself says 0 (sched_setaffinity(2))."""
+def _about(tids: Collection[int], *, own: bool) -> tuple[str, str]:
+    """Filters for what is done to these threads, and for what they do.
+
+    `own`: who does it to itself says 0 (sched_setaffinity(2)).
+    """
     if not tids:
-        return _NONE
-    runs: list[list[int]] = []  # a guest's vCPUs have numbers in a row, as a rule
+        return _NONE, _NOBODY
+    found = _in_any(_runs(tids), own=own)
+    if max(map(len, found)) <= _LONGEST_FILTER:
+        return found
+    return _in_any([(min(tids), max(tids))], own=own)
+
+
+def _runs(tids: Collection[int]) -> list[tuple[int, int]]:
+    """The same as first and last of each run: a guest's vCPUs have numbers in a row, as a rule."""
+    runs: list[tuple[int, int]] = []
     for tid in sorted(tids):
         if runs and tid == runs[-1][1] + 1:
-            runs[-1][1] = tid
+            runs[-1] = (runs[-1][0], tid)
         else:
-            runs.append([tid, tid])
-    text = _in_any(runs, own=own)
-    return text if len(text) <= _LONGEST_FILTER else _in_any([[min(tids), max(tids)]], own=own)
+            runs.append((tid, tid))
+    return runs
 
 
-def _in_any(runs: Iterable[Sequence[int]], *, own: bool) -> str:
-    text = " || ".join(
+def _in_any(runs: Iterable[tuple[int, int]], *, own: bool) -> tuple[str, str]:
+    done_to = " || ".join(
         f"tid == {first}" if first == last else f"tid >= {first} && tid <= {last}"
         for first, last in runs
     )
-    return f"{text} || tid == 0 && ({text.replace('tid', 'common_pid')})" if own else text
+    done_by = done_to.replace("tid", "common_pid")
+    return f"{done_to} || tid == 0 && ({done_by})" if own else done_to, done_by
 
 
 class KernelEvents:
@@ -174,8 +186,9 @@ class KernelEvents:
         except OSError as error:
             self._start(_vectors(pid))
             self.described = f"vector events of x86 (no kernel probes: {error.strerror})"
-        with suppress(OSError):  # of use, but not needed
-            self._start([_STARTED])
+        for event in (_STARTED, _ENDED):  # of use, but not needed
+            with suppress(OSError):
+                self._start([event])
         self._by_number = self._start_one_of(_REPINNED) is _REPINNED[1]
         for event in _CPUSETS:  # one event, of all the functions that this kernel has
             with suppress(OSError):
@@ -225,12 +238,13 @@ class KernelEvents:
         return self._pairing.flush(time.monotonic() - age)
 
     def watch_threads(self, tids: Collection[int]) -> None:
-        """Tell of these threads alone when somebody sets their affinity."""
-        text = _about(tids, own=self._by_number)
-        if text == self._watched:
+        """Tell of these threads alone when somebody sets their affinity, and when they end."""
+        done_to, done_by = _about(tids, own=self._by_number)
+        if done_to == self._watched:
             return  # the kernel waits for all CPUs when a filter is replaced
-        if EventKind.REPINNED in self._muted or self._filter(EventKind.REPINNED, text):
-            self._watched = text
+        self._filter(_ENDED.path, done_by)
+        if EventKind.REPINNED in self._muted or self._filter(_REPINNED[0].path, done_to):
+            self._watched = done_to
 
     def mute(self, kind: EventKind, mute: bool) -> bool:
         """Have the kernel keep events of a kind (routes, threads, cpusets) to itself, or tell them.
@@ -239,14 +253,14 @@ class KernelEvents:
         it was done.
         """
         told = self._watched if kind is EventKind.REPINNED else _EVERYBODY
-        done = self._filter(kind, _NOBODY if mute else told)
+        done = self._filter(f"{_NAME}/{kind.value}", _NOBODY if mute else told)
         if done:
             (self._muted.add if mute else self._muted.discard)(kind)
         return done
 
-    def _filter(self, kind: EventKind, text: str) -> bool:
+    def _filter(self, event: str, text: str) -> bool:
         try:
-            self._set(f"events/{_NAME}/{kind.value}/filter", text)
+            self._set(f"events/{event}/filter", text)
         except OSError:
             return False
         return True

@@ -18,7 +18,8 @@ class EventKind(Enum):
     has come back from that, and the action is there. FREED: it gives it up. MOVED: `comm` sets the
     affinity of `irq`; SETTLED: it is set. ALLOCATED: `irq` gets a vector on some CPU, be it new or
     moved. REPINNED: `comm` sets the affinity, or the policy, of the thread `tid`. CONFINED: the
-    task `pid` has changed a cpuset, or what is in one. STARTED: the program `name` was started.
+    task `pid` has changed a cpuset, or what is in one. ENDED: the thread `pid` has ended. STARTED:
+    the program `name` was started.
     ROUTED: the task `pid`, a thread of a VM's process, gives KVM new routes for its interrupts.
     """
 
@@ -31,6 +32,7 @@ class EventKind(Enum):
     TORN_DOWN = "vector_teardown"
     REPINNED = "repinned"
     CONFINED = "confined"
+    ENDED = "sched_process_exit"
     STARTED = "sched_process_exec"
     ROUTED = "routed"
 
@@ -55,7 +57,7 @@ class KernelEvent:
     pid: int = 0
 
 
-_BY_TASK: Final = (EventKind.ROUTED, EventKind.CONFINED)
+_BY_TASK: Final = (EventKind.ROUTED, EventKind.CONFINED, EventKind.ENDED)
 _KINDS: Final = {kind.value.encode(): kind for kind in EventKind}
 # Linux kernel, kernel/trace/trace_output.c, trace_print_context(), with the option irq-info off:
 # 16 columns for a name that is not recorded, then this.
@@ -81,7 +83,7 @@ def parse(line: bytes) -> KernelEvent | None:
         return None
     at, pid = float(head[2]), int(head[1])
     if kind in ENDS or kind in _BY_TASK:
-        return KernelEvent(kind, at, pid=pid)  # the task tells whose end it is, or whose routes
+        return KernelEvent(kind, at, pid=pid)  # the task tells all
     if kind is EventKind.STARTED:
         program = _PROGRAM.match(line, head.end())
         return KernelEvent(kind, at, name=_text(program), pid=pid) if program else None
