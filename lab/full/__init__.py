@@ -67,6 +67,8 @@ def lab(start: Start = "booted", machine: Machine | None = None) -> Iterator[Hos
             take = snapshots.booted if start == "booted" else snapshots.with_guest
             running = snapshots.resume(parts, form, take(parts, form), scratch)
         with running as host:
+            if start == "guest":
+                Guest(host, LIVE_GUEST).virsh("resume")
             yield host
 
 
