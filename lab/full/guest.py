@@ -165,7 +165,7 @@ class Guest:
         self.virsh("start")
 
     def boot(self) -> None:
-        """Start it and wait until it is ready; start it anew if it hangs, as the machine is."""
+        """Start it and wait until it is ready; end it and start it anew where it hangs."""
         for attempt in range(1, _ATTEMPTS + 1):
             self.start()
             try:

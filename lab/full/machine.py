@@ -31,7 +31,6 @@ class Machine:
     """One form of the host."""
 
     systemd: bool = False  # full Debian boot instead of the lab's own, several times slower
-    kernel_args: str = ""
 
     def arguments(self, kernel: Path, initramfs: Path, token: str) -> list[str]:
         """Everything but the disk, which differs from run to run."""
@@ -64,7 +63,7 @@ class Machine:
             " tsc=reliable"
         )
         init = " lab.init=/sbin/init" if self.systemd else ""
-        return f"{line}{init} {self.kernel_args}".rstrip()
+        return f"{line}{init}"
 
 
 def _node(node: int, bus: str, chassis: int) -> list[str]:

@@ -407,6 +407,7 @@ def test_a_guest_that_is_gone_is_forgotten(play: Play) -> None:
             stage.aiming._reader,
             stage.aiming._why_not,
             stage.aiming._hidden,
+            stage.aiming._looks._put_off,
             stage.aiming._pace._steps,
         ]
         assert not any(books)

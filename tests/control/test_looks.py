@@ -95,6 +95,30 @@ def test_one_that_is_due_soon_is_not_one_that_is_due_later() -> None:
     play(act)
 
 
+def test_one_that_is_put_off_is_not_looked_at_before() -> None:
+    async def act(scene: Scene) -> None:
+        scene.go.set()
+        scene.looks.put_off("a", SOON)
+        for _ in range(5):
+            scene.looks.put_off("a", 20 * SOON)
+        scene.looks.ask("a")
+        await scene.until(lambda: scene.looks.idle)
+        assert scene.seen == ["a", "a"]
+
+    play(act)
+
+
+def test_what_is_not_wanted_any_more_is_not_looked_at() -> None:
+    async def act(scene: Scene) -> None:
+        for key in "ab":
+            scene.looks.put_off(key, SOON)
+        scene.looks.keep(lambda key: key == "b")
+        await scene.until(lambda: scene.seen)
+        assert scene.seen == ["b"]
+
+    play(act)
+
+
 def test_a_look_that_fails_ends_alone(caplog: pytest.LogCaptureFixture) -> None:
     async def act(scene: Scene) -> None:
         scene.looks.ask("bad")
@@ -118,6 +142,7 @@ def test_stopped_nothing_is_looked_at_any_more() -> None:
         scene.looks.ask("a", 0)
         await asyncio.sleep(2 * SOON)
         scene.looks.ask("b", ENOUGH)
+        scene.looks.put_off("b", ENOUGH)
         scene.looks.stop()
         await scene.until(lambda: scene.looks.idle)
         assert (scene.seen, scene.at_once) == (["a"], 0)

@@ -231,6 +231,10 @@ class Stage:
     def at_rest(self) -> bool:
         return self.processes._looks.idle and self.processes._all.idle
 
+    def forget(self, pid: int, delay: float) -> None:
+        """What was asked for after so many seconds is not waited for."""
+        self.processes._looks._due.pop((pid, delay)).cancel()
+
     async def rest(self) -> None:
         """Whatever was to be looked at has been."""
         await self.until(lambda: self.at_rest)
@@ -747,7 +751,7 @@ class TestRequested:
             stage.processes.look(pid)
             stage.processes.requested([requested(pid)])
             assert stage.processes._looks._due.keys() == {(pid, module._BURST), (pid, 60.0)}
-            stage.processes._looks.stop()
+            stage.forget(pid, 60.0)
 
         play(act, qemu(pid))
 
@@ -780,7 +784,8 @@ class TestRequested:
             stage.add(other_qemu(second))
             stage.processes.requested([requested(second)])
             await stage.until(lambda: stage.names == {"web", "next"})
-            stage.processes._looks.stop()
+            stage.forget(first, 60.0)
+            await stage.rest()
             held = {g.name: [d.address for d in g.devices] for g in stage.keeper.guests}
             assert held == {"web": [D], "next": [A]}
             assert (stage.places(), stage.places(D)) == (["6", "7"], PINNED)

@@ -24,13 +24,13 @@ import pytest
 
 from lab import full
 from lab.full import E1000E, IGB_VFS, Guest, Host, Job, hostdev_xml
+from tests.full.hosts import WARM, WARM_SOCKET, install, need_full_lab
 from tests.full.test_irqbalance import Irqbalance
 from tests.full.test_irqbalance import start as start_irqbalance
 from tests.full.test_libvirt import (
     virtirq,
     wheels,  # noqa: F401 - a fixture
 )
-from tests.needs import not_run
 
 pytestmark = pytest.mark.lab
 
@@ -49,8 +49,6 @@ WITNESS: Final = f"{TRACEFS}/instances/witness"
 ADVERSARY: Final = "/opt/lab/adversary.py"
 MOVE: Final = r"^[\d.]+ \d+ (vfio-\S+) (\d+)$"  # what the adversary prints of one
 STOP: Final = "/run/lab/stop"
-WARM: Final = "/opt/lab/warm.py"
-WARM_SOCKET: Final = "/run/lab/warm.sock"
 GROWTH_KB: Final = 4096
 JOURNAL_BYTES: Final = 2 << 20
 PATIENCE: Final = 120.0
@@ -61,16 +59,10 @@ Vectors = dict[tuple[int, str], str]
 
 @pytest.fixture(scope="module")
 def host(wheels: Path) -> Iterator[Host]:  # noqa: F811 - the fixture
-    try:
-        full.build()
-    except full.BuildError as error:
-        not_run(f"the tests of the daemon: {error}")
+    need_full_lab("the tests of the daemon")
     with full.lab("guest") as host:
-        host.install_wheels(wheels)
-        for script in (ADVERSARY, WARM):
-            host.put(Path(__file__).with_name(Path(script).name), script)
-        host.spawn(f"exec python3 {WARM} {WARM_SOCKET} serve")
-        host.run(f"until [ -S {WARM_SOCKET} ]; do sleep 0.1; done")
+        install(host, wheels)
+        host.put(Path(__file__).with_name(Path(ADVERSARY).name), ADVERSARY)
         print(f"VIRTIRQ_SEED={SEED}")
         yield host
 

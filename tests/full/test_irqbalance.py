@@ -18,8 +18,8 @@ import pytest
 from lab import full
 from lab.full import Host
 from lab.full.host import Job
+from tests.full.hosts import need_full_lab
 from tests.full.test_libvirt import wheels  # noqa: F401 - a fixture
-from tests.needs import not_run
 
 pytestmark = pytest.mark.lab
 
@@ -76,10 +76,7 @@ class Irqbalance:
 
 @pytest.fixture(scope="module")
 def host(wheels: Path) -> Iterator[Host]:  # noqa: F811 - the fixture
-    try:
-        full.build()
-    except full.BuildError as error:
-        not_run(f"the tests with irqbalance: {error}")
+    need_full_lab("the tests with irqbalance")
     with full.lab("guest") as host:
         host.install_wheels(wheels)
         yield host

@@ -16,7 +16,7 @@ import pytest
 from lab import full, record_demo
 from lab.full import E1000E, IGB_VFS, Guest, GuestSpec, Host
 from lab.full.host import Vector
-from tests.needs import not_run
+from tests.full.hosts import need_full_lab
 
 pytestmark = pytest.mark.lab
 
@@ -34,10 +34,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def host(wheels: Path) -> Iterator[Host]:
-    try:
-        full.build()
-    except full.BuildError as error:
-        not_run(f"the tests with libvirt: {error}")
+    need_full_lab("the tests with libvirt")
     with full.lab() as host:
         host.install_wheels(wheels)
         yield host

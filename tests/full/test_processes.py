@@ -16,12 +16,12 @@ import pytest
 
 from lab import full
 from lab.full import E1000E, IGB_VFS, Host, Job
-from tests.full.test_daemon import CONFIG, WARM, WARM_SOCKET, daemon, heard, told, until
+from tests.full.hosts import install, need_full_lab
+from tests.full.test_daemon import CONFIG, daemon, heard, told, until
 from tests.full.test_libvirt import (
     virtirq,
     wheels,  # noqa: F401 - a fixture
 )
-from tests.needs import not_run
 
 pytestmark = pytest.mark.lab
 
@@ -42,16 +42,10 @@ QEMU: Final = (
 
 @pytest.fixture(scope="module")
 def host(wheels: Path) -> Iterator[Host]:  # noqa: F811 - the fixture
-    try:
-        full.build()
-    except full.BuildError as error:
-        not_run(f"the tests of guests without libvirt: {error}")
+    need_full_lab("the tests of guests without libvirt")
     with full.lab("guest") as host:
-        host.install_wheels(wheels)
-        host.put(Path(__file__).with_name("warm.py"), WARM)
+        install(host, wheels)
         host.put(Path(full.__file__).parents[1] / "vfio.py", HOLD)
-        host.spawn(f"exec python3 {WARM} {WARM_SOCKET} serve")
-        host.run(f"until [ -S {WARM_SOCKET} ]; do sleep 0.1; done")
         for device in (NIC, VF, PLANE):
             sysfs = f"/sys/bus/pci/devices/{device}"
             host.run(

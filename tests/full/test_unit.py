@@ -19,7 +19,8 @@ import pytest
 
 from lab import full, record_demo
 from lab.full import E1000E, GuestSpec, Host, Job
-from tests.needs import need_program, not_run
+from tests.full.hosts import need_full_lab
+from tests.needs import need_program
 
 pytestmark = pytest.mark.lab
 
@@ -331,10 +332,7 @@ def probe() -> str:
 def host(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Host]:
     need_program("make")
     wheels, made = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("made")
-    try:
-        full.build()
-    except full.BuildError as error:
-        not_run(f"the tests with systemd: {error}")
+    need_full_lab("the tests with systemd")
     record_demo.wheels(wheels, "3.13")
     places = [f"DESTDIR={made}", "PREFIX=/usr", "BINDIR=/usr/local/bin", "VIRTIRQ="]
     subprocess.run(["make", "-s", "-C", str(repository), "install", *places], check=True)

@@ -175,6 +175,7 @@ class Aiming:
         for books in (self._reader, self._why_not):
             for key in books.keys() - guests:
                 del books[key]
+        self._looks.keep(guests.__contains__)
         devices = {(g.key, device.address) for g in self._keeper.guests for device in g.devices}
         for each in self._hidden.keys() - devices:
             del self._hidden[each]
@@ -206,9 +207,9 @@ class Aiming:
             return  # it is another by now, which `known` has looked at
         wait = None if learned is None else self._take(guest, learned)
         if wait is not None:
-            self._looks.ask(key, wait)
+            self._looks.put_off(key, wait)
         elif not self.told and key in self._reader:
-            self._looks.ask(key, _POLL)
+            self._looks.put_off(key, _POLL)
 
     def _run(self, guest: Guest) -> object:
         vcpus = frozenset(vcpu.index for vcpu in guest.vcpus)
@@ -225,7 +226,7 @@ class Aiming:
                 return now
             before = now
             await asyncio.sleep(_APART)
-        self._looks.ask(guest.key, _RETRY)
+        self._looks.put_off(guest.key, _RETRY)
         return None
 
     async def _read(self, guest: Guest, wanted: Wanted) -> Learned | None:
@@ -239,7 +240,7 @@ class Aiming:
                 continue
             except TimeoutError:
                 why_not.append(f"{name}: no answer within {_PATIENCE:g} seconds")
-                self._looks.ask(guest.key, _RETRY)
+                self._looks.put_off(guest.key, _RETRY)
                 continue
             except Exception as error:
                 # What one guest makes a reader stumble over must not end the daemon.
@@ -256,7 +257,7 @@ class Aiming:
         self._why_not[guest.key] = tuple(why_not)
         if self._reader.pop(guest.key, None) is not None:
             self._log.debug(f"{guest.name}: its vectors cannot be read now: {'; '.join(why_not)}")
-            self._looks.ask(guest.key, _RETRY)
+            self._looks.put_off(guest.key, _RETRY)
         return None
 
     def _take(self, guest: Guest, learned: Learned) -> float | None:

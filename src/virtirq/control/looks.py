@@ -20,7 +20,8 @@ class Looks(Generic[Key]):
         self._look = look
         self._soon = soon
         self._due: dict[tuple[Key, float], asyncio.TimerHandle] = {}
-        """By what is looked at, and how many seconds that was put off."""
+        """By what is looked at, and how many seconds after it was asked for."""
+        self._put_off: dict[Key, asyncio.TimerHandle] = {}
         self._under_way: dict[Key, asyncio.Task[None]] = {}
         self._again: set[Key] = set()
         """What is looked at just now, and once more: that look may be past what has happened."""
@@ -28,17 +29,29 @@ class Looks(Generic[Key]):
     @property
     def idle(self) -> bool:
         """Whether nothing is looked at, and nothing is to be."""
-        return not (self._due or self._under_way)
+        return not (self._due or self._put_off or self._under_way)
 
     def ask(self, key: Key, delay: float | None = None) -> None:
         """Look at it in so many seconds; asked the same until then, it is the same look."""
         delay = self._soon if delay is None else delay
         if (key, delay) not in self._due:
-            timer = asyncio.get_running_loop().call_later(delay, self._begin, key, delay)
+            timer = asyncio.get_running_loop().call_later(delay, self._asked_for_now, key, delay)
             self._due[key, delay] = timer
+
+    def put_off(self, key: Key, delay: float) -> None:
+        """Look at it in so many seconds, and not when it was put off to before."""
+        self._forget(key)
+        timer = asyncio.get_running_loop().call_later(delay, self._put_off_to_now, key)
+        self._put_off[key] = timer
+
+    def keep(self, wanted: Callable[[Key], bool]) -> None:
+        """Forget what was put off but is not wanted any more."""
+        for key in [each for each in self._put_off if not wanted(each)]:
+            self._forget(key)
 
     def stop(self) -> None:
         """Let go of all that was asked for."""
+        self.keep(lambda _: False)
         for timer in self._due.values():
             timer.cancel()
         self._due.clear()
@@ -46,8 +59,20 @@ class Looks(Generic[Key]):
         for task in self._under_way.values():
             task.cancel()
 
-    def _begin(self, key: Key, delay: float) -> None:
+    def _forget(self, key: Key) -> None:
+        timer = self._put_off.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _put_off_to_now(self, key: Key) -> None:
+        del self._put_off[key]
+        self._begin(key)
+
+    def _asked_for_now(self, key: Key, delay: float) -> None:
         del self._due[key, delay]
+        self._begin(key)
+
+    def _begin(self, key: Key) -> None:
         if key in self._under_way:
             self._again.add(key)
             return

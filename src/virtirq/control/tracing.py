@@ -52,10 +52,15 @@ class _Event(NamedTuple):
     probe: str = ""
 
 
+def _path(kind: EventKind) -> str:
+    """Where a probe's event is."""
+    return f"{_NAME}/{kind.value}"
+
+
 def _probe(
     kind: EventKind, function: str, arguments: str = "", filter_: str = "", at: str = "p"
 ) -> _Event:
-    path = f"{_NAME}/{kind.value}"
+    path = _path(kind)
     return _Event(path, filter_, f"{at}:{path} {function} {arguments}".rstrip())
 
 
@@ -157,6 +162,8 @@ class KernelEvents:
         self._rest = b""
         self._pairing = Pairing()
         self._watched = _NONE
+        self._filters: dict[str, str] = {}
+        """By event: what was last written."""
         self._muted: set[EventKind] = set()
         self._by_number = False
         """Whether threads are told of by the number that the caller has used."""
@@ -239,12 +246,10 @@ class KernelEvents:
 
     def watch_threads(self, tids: Collection[int]) -> None:
         """Tell of these threads alone when somebody sets their affinity, and when they end."""
-        done_to, done_by = _about(tids, own=self._by_number)
-        if done_to == self._watched:
-            return  # the kernel waits for all CPUs when a filter is replaced
+        self._watched, done_by = _about(tids, own=self._by_number)
         self._filter(_ENDED.path, done_by)
-        if EventKind.REPINNED in self._muted or self._filter(_REPINNED[0].path, done_to):
-            self._watched = done_to
+        if EventKind.REPINNED not in self._muted:
+            self._filter(_path(EventKind.REPINNED), self._watched)
 
     def mute(self, kind: EventKind, mute: bool) -> bool:
         """Have the kernel keep events of a kind (routes, threads, cpusets) to itself, or tell them.
@@ -253,16 +258,18 @@ class KernelEvents:
         it was done.
         """
         told = self._watched if kind is EventKind.REPINNED else _EVERYBODY
-        done = self._filter(f"{_NAME}/{kind.value}", _NOBODY if mute else told)
+        done = self._filter(_path(kind), _NOBODY if mute else told)
         if done:
             (self._muted.add if mute else self._muted.discard)(kind)
         return done
 
     def _filter(self, event: str, text: str) -> bool:
-        try:
-            self._set(f"events/{event}/filter", text)
-        except OSError:
-            return False
+        if self._filters.get(event) != text:  # the kernel waits for all CPUs to replace one
+            try:
+                self._set(f"events/{event}/filter", text)
+            except OSError:
+                return False
+            self._filters[event] = text
         return True
 
     def close(self) -> None:
@@ -280,6 +287,7 @@ class KernelEvents:
         for event in events:
             if event.filter:
                 self._set(f"events/{event.path}/filter", event.filter)
+                self._filters[event.path] = event.filter
         for event in events:
             self._set(f"events/{event.path}/enable", "1")
 
