@@ -108,9 +108,22 @@ def _refuse_unknown_options(parser: argparse.ArgumentParser, words: Sequence[str
         if word.startswith("--") and name not in options:
             from difflib import get_close_matches
 
-            alike = get_close_matches(name, sorted(options), n=1)
-            hint = f"did you mean {alike[0]}?" if alike else "'virtirq --help' shows what there is"
+            meant = _meant(parser, words)
+            names = [each[2:] for each in meant._option_string_actions if each.startswith("--")]
+            alike = get_close_matches(name[2:], names, n=1)
+            help_ = f"'{meant.prog} --help' shows what there is"
+            hint = f"did you mean --{alike[0]}?" if alike else help_
             raise UsageError(f"there is no option {name}", hint=hint)
+
+
+def _meant(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of the verb that is among the words; without one, the whole."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for number, word in enumerate(words):
+                if word in action.choices:
+                    return _meant(action.choices[word], words[number + 1 :])
+    return parser
 
 
 def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
