@@ -22,7 +22,6 @@ from tests.host.test_irqfd import KERNEL, KVM, MODULE, SYMBOLS, blobs, without
 from virtirq.control import routes as routes_module
 from virtirq.control.routes import Route, Routes, open_routes
 from virtirq.errors import UnavailableError
-from virtirq.guests.msi import Message
 from virtirq.host.btf import Btf
 from virtirq.host.fs import HostFs
 from virtirq.host.irqfd import offsets, program
@@ -118,7 +117,7 @@ def gone(routes: Routes) -> bool:
 
 
 def route(data: int = 0) -> Route:
-    return Route(77, Message(0xFEE0_1000, data))
+    return Route(77, 0xFEE0_1000, data)
 
 
 def test_each_interrupt_is_asked_about_once(start: Start, host: Host) -> None:

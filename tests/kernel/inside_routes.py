@@ -110,7 +110,7 @@ def message(vector: int, high: int = 0) -> Message:
 
 
 def ours(entry: Message) -> Route:
-    return Route(os.getpid(), entry)
+    return Route(os.getpid(), entry.address, entry.data)
 
 
 def attach_all(vm: Vm, nic: HeldDevice) -> dict[int, int]:
@@ -159,7 +159,7 @@ def test_whose_vm_it_is(reader: Routes, nic: HeldDevice, vm: Vm) -> None:
             os.eventfd_read(done)
         os._exit(0)
     os.eventfd_read(ready)
-    expected = {irqs[0]: ours(message(0)), irqs[1]: Route(other, message(1))}
+    expected = {irqs[0]: ours(message(0)), irqs[1]: Route(other, *message(1)[:2])}
     assert reader.read(irqs.values()) == expected
     os.eventfd_write(done, 1)
     os.waitpid(other, 0)

@@ -23,7 +23,6 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from virtirq.errors import UnavailableError
-from virtirq.guests.msi import Message
 from virtirq.host.btf import Btf, BtfError
 from virtirq.host.fs import HostFs, LiveFs
 from virtirq.host.irqfd import (
@@ -69,10 +68,13 @@ _PARANOID_AT_MOST: Final = 2
 
 
 class Route(NamedTuple):
-    """`pid` of the process whose VM it is; `message` is what KVM sends to that VM."""
+    """`pid` of the process whose VM it is; the message that KVM sends to it: an MSI's `address`, of
+    64 bits, and `data`, of 32.
+    """
 
     pid: int
-    message: Message
+    address: int
+    data: int
 
 
 class Routes:
@@ -185,8 +187,7 @@ class Routes:
                     if not answer.changing:
                         left.discard(answer.irq)
                     if answer.routed:
-                        message = Message(answer.address, answer.data)
-                        found[answer.irq] = Route(answer.pid, message)
+                        found[answer.irq] = Route(answer.pid, answer.address, answer.data)
             if not left:
                 return found
         if silent:

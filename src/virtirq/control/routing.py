@@ -46,7 +46,11 @@ class RoutesReader:
                 self._end()  # one that does not answer is of no use any more
                 raise
         # The pid of KVM's VM says whose route it is: an IRQ number may have been given anew.
-        messages = {irq: each.message for irq, each in found.items() if each.pid == guest.pid}
+        messages = {
+            irq: Message(each.address, each.data)
+            for irq, each in found.items()
+            if each.pid == guest.pid
+        }
         return {
             address: aimed(
                 {
