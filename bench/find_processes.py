@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from operator import truediv
 
 from tests.hostmaker import MadeDevice, MadeHost
-from virtirq.guests.vfio_process import find_processes, read_process
+from virtirq.guests.processes.find import find_processes, read_process
 from virtirq.host import paths
 from virtirq.host.fs import LiveFs
 from virtirq.model import PciAddress

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from statistics import median
 
-from virtirq.guests.libvirt import connected
-from virtirq.guests.peeking import PeekReader
+from virtirq.guests.libvirt.connection import connected
+from virtirq.guests.vectors.by_peek import PeekReader
 from virtirq.host.fs import LiveFs
 from virtirq.model import PciAddress
 

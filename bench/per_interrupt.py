@@ -25,7 +25,7 @@ from virtirq.host.fs import HostFs, LiveFs
 from virtirq.model import Guest, GuestDevice, PciAddress, Plan, Vcpu
 from virtirq.policy.config import Config
 from virtirq.policy.findings import findings
-from virtirq.policy.placement import plan
+from virtirq.policy.plan import plan
 
 CPUS, NODES = 512, 4
 _MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None

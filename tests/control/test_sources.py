@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.guests.test_vfio_process import DPDK, QEMU, UUID, WEB, A, C, Scene
+from tests.guests.processes.test_find import DPDK, QEMU, UUID, WEB, A, C, Scene
 from tests.needs import unprivileged
 from virtirq.control import sources
 from virtirq.control.sources import Found, find_guests, load_config, load_guests, open_fs
@@ -23,7 +23,7 @@ from virtirq.errors import (
     UsageError,
     VirtirqError,
 )
-from virtirq.guests.libvirt import LiveGuests
+from virtirq.guests.libvirt.connection import LiveGuests
 from virtirq.model import NATIVE, Gap, Guest, GuestDevice
 
 FAILED = ConnectionFailedError("cannot connect to libvirt at x:///y: no", hint="start it")

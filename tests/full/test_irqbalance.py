@@ -29,7 +29,7 @@ STATE = "/run/virtirq-bans"
 SCRIPT = f"""
 import json, os, signal, socket, struct, sys
 from pathlib import Path
-from virtirq.control.bans import Bans, parse_setup
+from virtirq.control.irqbalance import Bans, parse_setup
 from virtirq.host.fs import LiveFs
 from virtirq.host.irqbalance import read_version
 

@@ -70,7 +70,7 @@ def may_hear_of_vectors_from_the_kernel() -> None:
     import select
     from pathlib import Path
 
-    from virtirq.control.tracing import open_kernel_events
+    from virtirq.daemon.kernel_events import open_kernel_events
     from virtirq.host.events import EventKind
 
     stream = open_kernel_events(pid=1)  # not our own: our moves are told then
@@ -277,8 +277,8 @@ def serve(attempts: list[Callable[[], None]], hostile: str, results: str) -> Non
     import traceback
     from pathlib import Path
 
-    from virtirq.control.log import set_up
-    from virtirq.control.systemd import ServiceManager
+    from virtirq.daemon.log import set_up
+    from virtirq.daemon.systemd import ServiceManager
 
     manager, log = ServiceManager(), set_up()
     signals = {signal.SIGHUP, signal.SIGTERM}

@@ -269,8 +269,8 @@ def test_vcpus_come_and_go(guest: Guest) -> None:
 
 READ: Final = f"""
 import os, sys
-from virtirq.guests.peeking import PeekReader
-from virtirq.guests.libvirt import connected
+from virtirq.guests.vectors.by_peek import PeekReader
+from virtirq.guests.libvirt.connection import connected
 from virtirq.host.fs import LiveFs
 from virtirq.host.interrupts import read_interrupts
 from virtirq.host.fs import Reader

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.guests.test_vfio_process import SCENES
+from tests.guests.processes.test_find import SCENES
 from tests.hostmaker import MadeDevice, MadeFs, MadeHost, MadeInterrupt, passthrough
 from virtirq.control.cycle import observe
-from virtirq.guests.threads import Processes
-from virtirq.guests.vfio_process import find_processes
+from virtirq.guests.processes.affinity import Processes
+from virtirq.guests.processes.find import find_processes
 from virtirq.host import paths
 from virtirq.host.fs import Reader
 from virtirq.host.irqbalance import read_start, read_version

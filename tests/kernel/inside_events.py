@@ -15,7 +15,7 @@ import pytest
 
 from lab.guest import E1000E, bind, find
 from lab.vfio import HeldDevice
-from virtirq.control.tracing import KernelEvents, open_kernel_events
+from virtirq.daemon.kernel_events import KernelEvents, open_kernel_events
 from virtirq.errors import UnavailableError
 from virtirq.host.events import EventKind, KernelEvent
 from virtirq.host.uevents import Uevents
@@ -216,7 +216,7 @@ def test_lost_events_are_told(events: KernelEvents, bdf: str) -> None:
 def test_the_next_daemon_clears_up_after_one_that_was_killed(bdf: str) -> None:
     script = (
         "import sys\n"
-        "from virtirq.control.tracing import open_kernel_events\n"
+        "from virtirq.daemon.kernel_events import open_kernel_events\n"
         "events = open_kernel_events()\n"
         "print('open', flush=True)\n"
         "sys.stdin.read()\n"

@@ -23,10 +23,10 @@ import pytest
 
 from lab.guest import E1000E, bind, find
 from lab.vfio import HeldDevice
-from virtirq.control import routes as routes_module
-from virtirq.control.routes import Route, Routes, open_routes
 from virtirq.errors import UnavailableError
-from virtirq.guests.msi import Message
+from virtirq.guests.vectors.msi import Message
+from virtirq.host import kvm_routes as routes_module
+from virtirq.host.kvm_routes import Route, Routes, open_routes
 
 # include/uapi/linux/kvm.h
 CREATE_VM, CREATE_IRQCHIP = 0xAE01, 0xAE60

@@ -39,7 +39,7 @@ from virtirq.model import (
 )
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.config import Config
-from virtirq.policy.drift import Fight
+from virtirq.policy.contention import Fight
 from virtirq.policy.findings import (
     VECTORS_LOW,
     contested,
@@ -51,7 +51,7 @@ from virtirq.policy.findings import (
     journal_unusable,
     not_followed,
 )
-from virtirq.policy.placement import plan
+from virtirq.policy.plan import plan
 
 IRQBALANCE: Final = Irqbalance(running=True, pid=812)
 POSTING: Final = Posting(active=True, basis="AVIC is on")

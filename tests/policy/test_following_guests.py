@@ -44,7 +44,7 @@ from virtirq.model import (
     by_device,
 )
 from virtirq.policy.config import Config
-from virtirq.policy.placement import Aims, plan
+from virtirq.policy.plan import Aims, plan
 from virtirq.policy.target import Deal, Seat, target_of
 
 SEVERAL: Final = Aimed(None, "it is for any of 2 vCPUs")

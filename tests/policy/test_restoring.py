@@ -34,7 +34,7 @@ from virtirq.model import (
     Snapshot,
 )
 from virtirq.policy.config import Config
-from virtirq.policy.placement import plan
+from virtirq.policy.plan import plan
 from virtirq.policy.restoring import SOMEONE, restore_plan, settled
 
 RESTORE_KEEP_CODES: Final = {"as-found", "changed-since", "unknown-place", "in-use", "unread"}

@@ -8,7 +8,7 @@ from tests.ui.test_cli import DEMO
 from virtirq.control import cycle, sources
 from virtirq.model import Aimed, PciAddress, Plan, Snapshot
 from virtirq.policy.config import Config
-from virtirq.policy.placement import plan
+from virtirq.policy.plan import plan
 from virtirq.ui import explanation, report, screens
 
 DISK = PciAddress.parse("0000:42:00.0")

@@ -381,7 +381,7 @@ def test_another_hosts_guests_can_be_looked_at(
     host: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test driver again, taken for another host."""
-    from virtirq.guests import libvirt
+    from virtirq.guests.libvirt import connection as libvirt
 
     monkeypatch.setattr(libvirt, "is_remote", lambda _uri: True)
     assert run("set job auto", capsys)[1] == "job (live): auto, was not set\n"

@@ -25,8 +25,8 @@ from tests.conftest import REPOSITORY
 from tests.hostmaker import MadeDevice, MadeHost, MadeInterrupt, passthrough
 from tests.needs import not_run
 from virtirq.control import cycle, sources
-from virtirq.control.presence import Presence
-from virtirq.control.tally import Tally, Trigger
+from virtirq.control.counters import Tally, Trigger
+from virtirq.control.daemon_status import Presence
 from virtirq.cpuset import CpuSet
 from virtirq.errors import UnavailableError, VirtirqError
 from virtirq.host.events import EventKind
@@ -46,7 +46,7 @@ from virtirq.model import (
 from virtirq.policy.config import Config
 from virtirq.policy.findings import findings as find
 from virtirq.policy.listen import parse_listen
-from virtirq.policy.placement import plan
+from virtirq.policy.plan import plan
 from virtirq.ui import metrics, report
 
 DEMO = REPOSITORY / "src/virtirq/demo/two-node.tar.xz"

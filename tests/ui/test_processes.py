@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.guests.test_vfio_process import DPDK, QEMU, A, C, Made, Scene
+from tests.guests.processes.test_find import DPDK, QEMU, A, C, Made, Scene
 from tests.hostmaker import MadeFs, passthrough
 from virtirq.control import sources
-from virtirq.guests.libvirt import LiveGuests
+from virtirq.guests.libvirt.connection import LiveGuests
 from virtirq.host import paths
 from virtirq.ui import verbs
 from virtirq.ui.cli import main

@@ -35,7 +35,7 @@ from virtirq.model import (
     Snapshot,
 )
 from virtirq.policy.config import Config
-from virtirq.policy.placement import plan
+from virtirq.policy.plan import plan
 from virtirq.policy.restoring import remembered_guest, restore_plan, settled
 
 STATE_DIR: Final = Path("/run/virtirq")

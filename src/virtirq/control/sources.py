@@ -26,7 +26,7 @@ from virtirq.model import Gap, Guest
 from virtirq.policy.config import Config, parse_config
 
 if TYPE_CHECKING:
-    from virtirq.guests.libvirt import Connection
+    from virtirq.guests.libvirt.connection import Connection
 
 _MAX_TEXT: Final = 16 << 20
 
@@ -149,7 +149,7 @@ def find_guests(
             unread = str(error)
         gaps.append(_guests_gap(error))
     if processes:
-        from virtirq.guests.vfio_process import find_processes
+        from virtirq.guests.processes.find import find_processes
 
         found = find_processes(fs, guests)
         guests, claimed = (*guests, *found.guests), found.claimed
@@ -176,7 +176,7 @@ def load_guests(fs: HostFs, domain_files: Sequence[Path]) -> tuple[Guest, ...]:
     texts = _domain_texts(fs, domain_files)
     if not texts:
         return ()
-    from virtirq.guests.domainxml import parse_domain
+    from virtirq.guests.libvirt.domainxml import parse_domain
 
     return _unique((where, parse_domain(text, where=where)) for where, text in texts)
 
@@ -194,7 +194,7 @@ def _unique(guests: Iterable[tuple[str, Guest]]) -> tuple[Guest, ...]:
 @contextmanager
 def _this_machines(uri: str | None, default: str) -> Iterator[Connection]:
     """A connection to libvirt here. Raises UsageError for another machine's, before it asks."""
-    from virtirq.guests import libvirt
+    from virtirq.guests.libvirt import connection as libvirt
 
     asked = uri or libvirt.default_uri(default)
     hint = (
@@ -246,7 +246,7 @@ def redacted_domains(
             ]
     if not texts:
         return {}, gaps
-    from virtirq.guests.redaction import redact
+    from virtirq.guests.libvirt.redaction import redact
 
     found = {}
     for number, (where, text, seen) in enumerate(texts, start=1):

@@ -1,6 +1,6 @@
 """What the kernel tells of interrupts, as values: the lines of a tracefs ``trace_pipe``.
 
-The events and their arguments are those that `virtirq.control.tracing` asks for.
+The events and their arguments are those that `virtirq.daemon.kernel_events` asks for.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ The program is run by reading ``/sys/kernel/irq/N/hwirq``, which hands over the 
 interrupt that never fires, too. Not by ``actions`` or ``per_cpu_count``, beside it: everybody
 reads those, virtirq most of all, and would run into the probe each time.
 
-All of this is pure: the fields, the program and its lines. `virtirq.control.routes` runs it.
+All of this is pure: the fields, the program and its lines. `virtirq.host.kvm_routes` runs it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from virtirq.model import (
     Word,
 )
 from virtirq.policy.advice import ADVICE
-from virtirq.policy.drift import Fight
+from virtirq.policy.contention import Fight
 from virtirq.policy.target import local_to, pinned_cpus, wide
 
 VECTORS_LOW: Final = 180

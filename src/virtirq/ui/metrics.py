@@ -22,9 +22,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from virtirq import __version__
-from virtirq.control import tally
-from virtirq.control.presence import Presence
-from virtirq.control.tally import Histogram, Tally, Trigger
+from virtirq.control import counters
+from virtirq.control.counters import Histogram, Tally, Trigger
+from virtirq.control.daemon_status import Presence
 from virtirq.cpuset import CpuSet, union
 from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
 from virtirq.host.events import EventKind
@@ -45,7 +45,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 # Prometheus' advice is to give what is known beforehand from the start, at zero: what appears
 # with its first event has no increase. These verdicts are those that rules and graphs ask for.
 _VERDICTS: Final = ("in-place", "pending", "loose", "wrong-cpu", "wrong-node")
-_MOVERS: Final = ("irqbalance", tally.OTHERS)
+_MOVERS: Final = ("irqbalance", counters.OTHERS)
 
 
 def render(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 
-from virtirq.control import cycle, directives, pinning
+from virtirq.control import cycle, libvirt_pinning, libvirt_settings
 from virtirq.cpuset import CpuSet
 from virtirq.errors import UsageError
-from virtirq.guests import libvirt
+from virtirq.guests.libvirt import connection as libvirt
 from virtirq.model import Gap, Guest, Snapshot
-from virtirq.policy.seating import Seating, seat
+from virtirq.policy.place import Seating, seat
 from virtirq.ui import report, screens
 from virtirq.ui.document import Cell, Document, Table
 from virtirq.ui.settings import Shown, affect_of
@@ -34,8 +34,8 @@ def do(uri: str, seating: Seating, args: argparse.Namespace) -> tuple[Sequence[s
         )
     with libvirt.connected(uri, write=True) as connection:
         domain = connection.find(guest.uuid or guest.name)
-        affect = directives.affected(connection, domain, affect_of(args))
-        notes = pinning.seat(connection, domain, seating, affect)
+        affect = libvirt_settings.affected(connection, domain, affect_of(args))
+        notes = libvirt_pinning.seat(connection, domain, seating, affect)
     return affect.words, notes
 
 

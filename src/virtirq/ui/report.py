@@ -24,7 +24,7 @@ from virtirq.model import (
 from virtirq.policy.config import Config
 
 if TYPE_CHECKING:
-    from virtirq.control.presence import Presence
+    from virtirq.control.daemon_status import Presence
 
 SCHEMA: Final = 1
 

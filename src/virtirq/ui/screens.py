@@ -26,7 +26,7 @@ from virtirq.ui.document import Cell, Document, Style, Table
 from virtirq.ui.report import Row, Rows, count_outcomes
 
 if TYPE_CHECKING:
-    from virtirq.control.presence import Presence
+    from virtirq.control.daemon_status import Presence
 
 _MANY: Final = 12
 """On a terminal, more rows than this that are in place are told in one line."""

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from virtirq.control import directives, sources
-from virtirq.control.directives import Changed, Definition
+from virtirq.control import libvirt_settings, sources
+from virtirq.control.libvirt_settings import Changed, Definition
 from virtirq.errors import DomainXmlError, of_file
-from virtirq.guests import libvirt
-from virtirq.guests.devices import Selector
-from virtirq.guests.domainxml import parse_domain
-from virtirq.guests.libvirt import Affect
-from virtirq.guests.rfcxml import decode_document, to_attributes
+from virtirq.guests.libvirt import connection as libvirt
+from virtirq.guests.libvirt.connection import Affect
+from virtirq.guests.libvirt.devices import Selector
+from virtirq.guests.libvirt.domainxml import parse_domain
+from virtirq.guests.libvirt.rfcxml import decode_document, to_attributes
 from virtirq.model import Directive, Gap, Guest
 from virtirq.ui import report, screens
 from virtirq.ui.document import Cell, Document, Table
@@ -42,12 +42,14 @@ def get(uri: str, args: argparse.Namespace) -> Shown:
     """A guest's settings, or what one of its devices is asked for."""
     with libvirt.connected(uri) as connection:
         domain = connection.find(args.guest)
-        where = directives.which(connection, domain, affect_of(args))
+        where = libvirt_settings.which(connection, domain, affect_of(args))
         xml = connection.xml(domain, inactive=where is Affect.CONFIG)
-        there = directives.definition(connection, domain, where)
+        there = libvirt_settings.definition(connection, domain, where)
         guest = parse_domain(xml, where=domain.name())
         only = (
-            None if args.device is None else directives.device_names(there, guest.name, args.device)
+            None
+            if args.device is None
+            else libvirt_settings.device_names(there, guest.name, args.device)
         )
     rows = [row for row in _rows(there, guest) if only is None or _named(row, only)]
     data = {
@@ -93,7 +95,7 @@ def define(uri: str, args: argparse.Namespace) -> Shown:
     try:
         text = decode_document(data)
         with libvirt.connected(uri, write=True) as connection:
-            name, moved = directives.define(connection, text, validate=args.validate)
+            name, moved = libvirt_settings.define(connection, text, validate=args.validate)
     except DomainXmlError as error:
         raise DomainXmlError(f"{file}: {error}", hint=error.hint) from error
     document = Document()
@@ -151,7 +153,7 @@ def remote_status(uri: str) -> Shown:
 
 def _change(uri: str, args: argparse.Namespace, directive: Directive | None) -> Shown:
     with libvirt.connected(uri, write=True) as connection:
-        changed = directives.change(
+        changed = libvirt_settings.change(
             connection, args.guest, args.device, directive, affect_of(args), force=args.force
         )
         hint = changed.is_live and not connection.remote

@@ -19,7 +19,7 @@ from virtirq.errors import EXIT_FAILED, EXIT_OK, UsageError, of_file
 from virtirq.host.scratch import LOG
 from virtirq.policy.config import Config
 from virtirq.policy.findings import findings as find
-from virtirq.policy.placement import plan as make_plan
+from virtirq.policy.plan import plan as make_plan
 from virtirq.ui import screens
 from virtirq.ui.document import Cell, Document
 

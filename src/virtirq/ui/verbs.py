@@ -31,13 +31,13 @@ from virtirq.model import NATIVE, Finding, Gap, Guest, Plan, Snapshot
 from virtirq.policy.config import Config, render_config
 from virtirq.policy.findings import findings as find
 from virtirq.policy.findings import guests_not_read, in_order, journal_unusable
-from virtirq.policy.placement import plan as make_plan
+from virtirq.policy.plan import plan as make_plan
 from virtirq.ui import report, screens
 from virtirq.ui.document import Document
 
 if TYPE_CHECKING:
-    from virtirq.control.daemon import Inside, Server
-    from virtirq.control.presence import Presence
+    from virtirq.control.daemon_status import Presence
+    from virtirq.daemon.service import Inside, Server
     from virtirq.ui.settings import Shown
 
 
@@ -70,7 +70,7 @@ def _naming(inputs: Inputs) -> Iterator[None]:
 
 def status(args: argparse.Namespace) -> int:
     if _asks_libvirt(args):
-        from virtirq.guests.libvirt import is_remote
+        from virtirq.guests.libvirt.connection import is_remote
 
         uri = _libvirt_uri(args)
         if is_remote(uri):
@@ -140,7 +140,7 @@ def restore(args: argparse.Namespace) -> int:
 
 def _release(code: int) -> int:
     """Gives irqbalance its freedom back, too; `code`, or that it could not be told."""
-    from virtirq.control.bans import Bans, State
+    from virtirq.control.irqbalance import Bans, State
 
     bans = Bans(STATE_DIR, sources.open_fs(None))
     told = bans.release()
@@ -245,9 +245,9 @@ def daemon(args: argparse.Namespace) -> int:
     # Nothing here speaks TLS, and asyncio does without (asyncio/sslproto.py): some 6 MB less, for
     # as long as the host runs. None stands for a module that is not there (sys.modules).
     sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
-    from virtirq.control import daemon as service
-    from virtirq.control.log import set_up
-    from virtirq.guests.libvirt import default_uri
+    from virtirq.daemon import service as service
+    from virtirq.daemon.log import set_up
+    from virtirq.guests.libvirt.connection import default_uri
 
     if args.sysroot is not None or args.json:
         raise UsageError("the daemon is this machine's: leave out --sysroot and --json")
@@ -336,7 +336,7 @@ def _uri(args: argparse.Namespace) -> str:
 
 def _libvirt_uri(args: argparse.Namespace) -> str:
     """``-c``, else what the environment, the configuration or libvirt itself has for it."""
-    from virtirq.guests.libvirt import default_uri
+    from virtirq.guests.libvirt.connection import default_uri
 
     uri: str | None = args.connect
     return uri or default_uri(sources.load_config(args.config).libvirt.uri)
@@ -423,7 +423,7 @@ def _daemon(args: argparse.Namespace) -> Presence | None:
     """The daemon of this machine, if one runs. Raises BusyError for one that does not answer."""
     if args.sysroot is not None:
         return None
-    from virtirq.control.presence import ask
+    from virtirq.control.daemon_status import ask
 
     return ask(STATE_DIR)
 

@@ -1,0 +1,194 @@
+"""Moving and putting back as a daemon does it: under the lock, never waiting long, telling each
+thing once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from virtirq.control.counters import Tally, Trigger
+from virtirq.control.cycle import observe_devices, put_back
+from virtirq.control.executor import Executor
+from virtirq.control.journal import Journal, SharedJournal
+from virtirq.cpuset import CpuSet
+from virtirq.daemon.log import Fields, Log
+from virtirq.errors import VirtirqError
+from virtirq.host.fs import HostFs, Reader
+from virtirq.model import (
+    Guest,
+    InterruptKey,
+    InterruptKind,
+    Outcome,
+    PciAddress,
+    Pin,
+    Remembered,
+    Snapshot,
+    Status,
+    Topology,
+)
+from virtirq.policy.restoring import SOMEONE
+
+_WAIT: Final = 0.05
+"""Seconds to wait for the lock: everything else waits meanwhile, so rather try again later."""
+_LAST_WAIT: Final = 5.0
+"""The same when there is no later."""
+_BATCH: Final = 64
+"""Pins taken together: a device's vectors come at once, and each waits for those before it."""
+_NOT_TRIED: Final = "not tried: "
+
+Later = Callable[[float, Callable[[], object]], object]
+"""Calls the function after so many seconds."""
+
+
+class Attempts:
+    """Carries out what is decided and tells what came of it."""
+
+    def __init__(
+        self, fs: HostFs, journal: SharedJournal, log: Log, tally: Tally, later: Later
+    ) -> None:
+        self._fs = fs
+        self._journal = journal
+        self._log = log
+        self._tally = tally
+        self._later = later
+        self._untold: list[tuple[Outcome, Trigger, str]] = []
+        self._said: dict[InterruptKey, str] = {}
+        self._complaint = ""
+
+    def carry_out(
+        self,
+        pins: Sequence[Pin],
+        trigger: Trigger,
+        guests: Iterable[Guest],
+        mover: str = SOMEONE,
+    ) -> tuple[Outcome, ...] | None:
+        """What became of each; None when nothing could be tried: then try again later.
+
+        `mover` is who has moved them.
+        """
+        names = {guest.key: guest.name for guest in guests}
+        try:
+            with self._journal.held(_WAIT) as journal:
+                executor = Executor(self._fs, journal, names=names, batch=_BATCH, mover=mover)
+                outcomes = executor.run(tuple(pins))
+        except VirtirqError as error:
+            self._complain(str(error), error.hint)
+            return None
+        fault = next((each for each in outcomes if each.status is Status.FAILED), None)
+        if fault is not None and (executor.deployment_fault or executor.journal_fault):
+            self._complain(fault.reason.removeprefix(_NOT_TRIED), fault.hint)
+            told = [each for each in outcomes if each.status is not Status.FAILED]
+        else:
+            self._complaint = ""
+            told = list(outcomes)
+        for each in outcomes:
+            self._tally.moves[trigger.value, each.status.value] += 1
+        self._tell(told, trigger, names)
+        return None if executor.journal_fault else outcomes
+
+    def put_back(
+        self,
+        ours: Callable[[Remembered], bool],
+        topology: Topology,
+        guests: Sequence[Guest],
+        *,
+        last: bool = False,
+    ) -> frozenset[PciAddress] | None:
+        """Put back what the journal knows and `ours` holds of.
+
+        The devices of which something could not be put back; None when nothing could be tried.
+        `last`: there will be no other time.
+        """
+        if last:
+            self._complaint = ""  # whatever it is, it must be said
+        failed: frozenset[PciAddress] = frozenset()
+        try:
+            with self._journal.held(_LAST_WAIT if last else _WAIT) as journal:
+                entries = [each for each in journal.remembered() if ours(each)]
+                if entries:
+                    failed = self._put_back(journal, entries, topology, guests)
+        except VirtirqError as error:
+            self._complain(str(error), error.hint)
+            return None
+        self._complaint = ""
+        return failed
+
+    def forget(self, address: PciAddress) -> None:
+        """The device is nobody's any more."""
+        for key in [each for each in self._said if each.device == address]:
+            del self._said[key]
+
+    def flush(self) -> None:
+        """Tell what has not been told yet."""
+        untold, self._untold = self._untold, []
+        for outcome, trigger, guest in untold:
+            self._tell_one(outcome, trigger, guest)
+
+    def _put_back(
+        self,
+        journal: Journal,
+        entries: Sequence[Remembered],
+        topology: Topology,
+        guests: Sequence[Guest],
+    ) -> frozenset[PciAddress]:
+        devices = observe_devices(
+            Reader(self._fs),
+            {each.key.device for each in entries},
+            CpuSet(),
+            {each.key.device for each in entries if each.kind is InterruptKind.INTX},
+        )
+        snapshot = Snapshot(
+            0.0,
+            topology,
+            pci=devices.pci,
+            interrupts=devices.interrupts,
+            guests=tuple(guests),
+            unread=devices.unread,
+        )
+        outcomes = put_back(self._fs, journal, snapshot, entries).outcomes
+        for each in outcomes:
+            self._tally.moves[Trigger.RESTORE.value, each.status.value] += 1
+        self._tell(outcomes, Trigger.RESTORE, {each.guest: each.name for each in entries})
+        return frozenset(each.pin.key.device for each in outcomes if each.status.bad)
+
+    def _tell(self, outcomes: Iterable[Outcome], trigger: Trigger, names: dict[str, str]) -> None:
+        """After whatever else has happened meanwhile: it is waiting to be moved."""
+        if not self._untold:
+            self._later(0, self.flush)
+        self._untold += (
+            (each, trigger, names.get(each.pin.guest) or each.pin.guest) for each in outcomes
+        )
+
+    def _tell_one(self, outcome: Outcome, trigger: Trigger, guest: str) -> None:
+        pin = outcome.pin
+        if outcome.status in (Status.UNCHANGED, Status.VANISHED):
+            return
+        where = f"IRQ {pin.irq} {pin.key}"
+        told = Fields(
+            guest=guest,
+            device=pin.key.device,
+            irq=pin.irq,
+            action="restore" if trigger is Trigger.RESTORE else "pin",
+            status=outcome.status.value,
+            before=pin.before,
+            after=outcome.affinity,
+            reason=f"{trigger.value}: {pin.reason.code}",
+        )
+        if not outcome.status.bad:
+            self._said.pop(pin.key, None)
+            self._log.info(f"{where}: {outcome.reason}", **told)
+        elif self._said.get(pin.key) != outcome.reason:
+            # Said once: it fails at each look until somebody does something about it.
+            self._said[pin.key] = outcome.reason
+            text = f"{where}: {outcome.status.value}: {outcome.reason}{_hint(outcome.hint)}"
+            self._log.warning(text, **told)
+
+    def _complain(self, text: str, hint: str | None) -> None:
+        if text != self._complaint:
+            self._complaint = text
+            self._log.error(f"{text}{_hint(hint)}")
+
+
+def _hint(hint: str | None) -> str:
+    return f" (hint: {hint})" if hint else ""

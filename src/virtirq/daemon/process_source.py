@@ -1,0 +1,294 @@
+"""Follows guests that no libvirt tells of, by the processes that hold their devices.
+
+All processes are looked through once, at the start. From then on the kernel says when to look, and
+at which process: at the one that has an interrupt set up for a device that no guest has, and at the
+end of one that is known, by its pidfd (pidfd_open(2)).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+from virtirq.daemon.blocking import beside
+from virtirq.daemon.log import Log
+from virtirq.daemon.looks import Looks
+from virtirq.daemon.reconciler import Keeper
+from virtirq.guests.processes.find import SOURCE, Found, find_processes, read_process
+from virtirq.host.events import KernelEvent
+from virtirq.host.fs import HostFs
+from virtirq.host.interrupts import vfio_action
+from virtirq.model import Gap, Guest, PciAddress
+
+_BURST: Final = 0.05
+"""Seconds to wait for more of the same process."""
+_GROWN: Final = 2.0
+"""Seconds after which a process that has set interrupts up is looked at once more: it may have
+started further threads, and pinned them, in between.
+"""
+_START: Final = 10.0
+"""Seconds that the first look may take: a process that hangs can hold up who reads its command line
+(Linux kernel, fs/proc/base.c, get_mm_cmdline() takes its mmap_lock).
+"""
+
+
+class Processes:
+    """Guests by their processes, told to `keeper`.
+
+    `known` is called after each time that what is known of guests may have changed. Of guests of
+    which `theirs` holds, another source is to tell, which knows more of them.
+    """
+
+    def __init__(
+        self,
+        fs: HostFs,
+        keeper: Keeper,
+        log: Log,
+        known: Callable[[], None],
+        theirs: Callable[[Guest], bool] = lambda _: False,
+    ) -> None:
+        self._fs = fs
+        self._theirs = theirs
+        self._keeper = keeper
+        self._log = log
+        self._known = known
+        self._loop = asyncio.get_running_loop()
+        self._ends: dict[int, int] = {}
+        """The pidfd of each guest's process, by pid."""
+        self._looks = Looks(self._look, _BURST)
+        """By the process, or one of its threads."""
+        self._all = Looks(self._look_at_all, 0.0)
+        self._said: set[Gap] = set()
+        self._meanwhile: set[int] = set()
+        """Processes looked at since all are looked through: that has older news of them."""
+        self.on = False
+        self.complete = False
+        """Whether the last look through all processes has seen every holder of a device."""
+        self.alone = True
+        """Whether no guest was met of which another source is to tell."""
+
+    def follow(self, *, on: bool) -> None:
+        """Whether guests are looked for at all."""
+        if on == self.on:
+            return
+        self.on = self._keeper.hidden = on
+        if on:
+            self.look_at_all()
+        else:
+            for guest in self._guests():
+                self._gone(guest)
+
+    async def begin(self) -> None:
+        """Look through all processes for the first time; nothing is moved yet."""
+        self.on = self._keeper.hidden = True
+        try:
+            async with asyncio.timeout(_START):
+                found = await self._find()
+        except TimeoutError:
+            self._log.warning("looking through all processes takes long: it is not waited for")
+            self.look_at_all()
+            return
+        self._tell(found)
+        self._keeper.note(
+            guest
+            for guest in found.guests
+            if guest.pid is not None and not self._holds_back(guest) and self._watch(guest.pid)
+        )
+
+    def look_at_all(self) -> None:
+        """Anything may have happened to processes."""
+        if self.on:
+            self._all.ask(None)
+
+    def requested(self, events: Iterable[KernelEvent]) -> None:
+        """These tasks have had interrupts set up."""
+        if not self.on:
+            return
+        asked = {
+            (action.device, event.pid)
+            for event in events
+            if (action := vfio_action(event.name)) is not None
+        }
+        for device, pid in asked:
+            owner = self._owner(device)
+            if owner is None:
+                self.look(pid)
+            elif owner.source == SOURCE and owner.pid is not None:
+                self.look(owner.pid, _GROWN)
+                if pid != owner.pid and all(vcpu.tid != pid for vcpu in owner.vcpus):
+                    self.look(pid)  # one of its other threads, or somebody who has it now
+
+    def device_changed(self, address: PciAddress) -> None:
+        """A device was given to a driver, or taken from one."""
+        owner = self._owner(address)
+        if owner is not None and owner.source == SOURCE and owner.pid is not None:
+            self.look(owner.pid)
+
+    def give_way(self) -> None:
+        """Whatever another source has told of is not ours any more."""
+        others = self._others()
+        for guest in self._guests():
+            if others.have(guest):
+                self._keeper.gone(guest.key)
+
+    def look(self, pid: int, delay: float | None = None) -> None:
+        """Look at the process that this is a thread of, soon or after so many seconds."""
+        if self.on:
+            self._looks.ask(pid, delay)
+
+    def close(self) -> None:
+        self.on = False
+        self._all.stop()
+        self._looks.stop()
+        for descriptor in self._ends.values():
+            self._loop.remove_reader(descriptor)
+            os.close(descriptor)
+        self._ends.clear()
+
+    async def _find(self) -> Found:
+        found = await beside(partial(find_processes, self._fs, self._keeper.guests), "processes")
+        self.complete = not any(map(_hides, found.gaps))
+        if self.on:
+            self._keeper.hidden = not self.complete
+        return found
+
+    async def _look_at_all(self, _: None) -> None:
+        if self.on:
+            self._meanwhile.clear()
+            before = self._guests()
+            self._take_all(before, await self._find())
+
+    def _take_all(self, before: Iterable[Guest], found: Found) -> None:
+        """`before` were known when these were looked for."""
+        there = {guest.pid for guest in found.guests} | self._meanwhile
+        known = {guest.key for guest in self._guests()}
+        for guest in before:
+            if self.complete and guest.pid not in there and guest.key in known:
+                self._gone(guest)
+        newest = tuple(guest for guest in found.guests if guest.pid not in self._meanwhile)
+        self._take(found._replace(guests=newest))
+
+    async def _look(self, pid: int) -> None:
+        if not self.on:
+            return
+        found = await beside(partial(read_process, self._fs, pid, self._keeper.guests), "process")
+        self._meanwhile |= {guest.pid for guest in found.guests if guest.pid is not None}
+        if not found.guests and any(guest.pid == pid for guest in self._guests()):
+            self.look_at_all()  # it has let go, and another may hold what it had
+        self._take(found)
+
+    def _take(self, found: Found) -> None:
+        if not self.on:
+            return
+        self._tell(found)
+        for guest in found.guests:
+            self._update(guest)
+        if found.guests:
+            self._known()
+
+    def _tell(self, found: Found) -> None:
+        for gap in found.gaps:
+            self._say(gap)
+
+    def _say(self, gap: Gap) -> None:
+        if gap not in self._said:  # said once: it is like that until the daemon ends
+            self._said.add(gap)
+            self._log.info(f"not read: {gap.path}: {gap.error}")
+
+    def _update(self, guest: Guest) -> None:
+        """What another source has told since is the better word."""
+        if guest.pid is None or self._others().have(guest) or self._holds_back(guest):
+            return
+        if not self._watch(guest.pid):
+            return
+        # First: what it has is nobody's in between, and is not put back.
+        self._keeper.update(guest)
+        devices = _addresses([guest])
+        for before in self._guests():
+            if before.key == guest.key:
+                continue
+            left = tuple(each for each in before.devices if each.address not in devices)
+            if not left or before.pid == guest.pid:
+                self._keeper.gone(before.key)
+            elif left != before.devices:
+                self._keeper.update(replace(before, devices=left))
+
+    def _holds_back(self, guest: Guest) -> bool:
+        held_back = self._theirs(guest)
+        self.alone &= not held_back
+        return held_back
+
+    def _watch(self, pid: int) -> bool:
+        """Hear of its end; whether it lives."""
+        if pid in self._ends:
+            return True
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
+        except OSError as error:
+            self._say(Gap(f"/proc/{pid}", f"its end cannot be heard of: {error.strerror}"))
+            return False
+        self._ends[pid] = descriptor
+        self._loop.add_reader(descriptor, self._ended, pid)
+        return True
+
+    def _ended(self, pid: int) -> None:
+        descriptor = self._ends.pop(pid)
+        self._loop.remove_reader(descriptor)
+        os.close(descriptor)
+        self._said = {gap for gap in self._said if not gap.path.startswith(f"/proc/{pid}/")}
+        for guest in self._guests():
+            if guest.pid == pid:
+                self._gone(guest)
+
+    def _gone(self, guest: Guest) -> None:
+        self._keeper.gone(guest.key)
+        self._known()
+
+    def _guests(self) -> tuple[Guest, ...]:
+        return tuple(guest for guest in self._keeper.guests if guest.source == SOURCE)
+
+    def _others(self) -> _Others:
+        return _Others(guest for guest in self._keeper.guests if guest.source != SOURCE)
+
+    def _owner(self, address: PciAddress) -> Guest | None:
+        return next(
+            (
+                guest
+                for guest in self._keeper.guests
+                if any(device.address == address for device in guest.devices)
+            ),
+            None,
+        )
+
+
+class _Others:
+    """What other sources have told of."""
+
+    def __init__(self, guests: Iterable[Guest]) -> None:
+        guests = tuple(guests)
+        self._devices = _addresses(guests)
+        self._keys = {guest.key for guest in guests}
+        self._pids = {guest.pid for guest in guests if guest.pid is not None}
+
+    def have(self, guest: Guest) -> bool:
+        """Whether a guest of ours is one of them: by its name, its process or what it holds."""
+        return (
+            guest.key in self._keys
+            or guest.pid in self._pids
+            or not self._devices.isdisjoint(_addresses([guest]))
+        )
+
+
+def _addresses(guests: Iterable[Guest]) -> set[PciAddress]:
+    return {device.address for guest in guests for device in guest.devices}
+
+
+def _hides(gap: Gap) -> bool:
+    """Whether it may hide a holder: where threads cannot be told apart, the holder is there."""
+    return not gap.path.endswith("/task")

@@ -1,0 +1,556 @@
+"""The daemon: hears what happens, has the Keeper act on it, and sleeps.
+
+Everything that touches interrupts runs on the loop's own thread, one thing after another; what may
+block (libvirt, irqbalance) runs beside it. An event only ever says *look*. While nothing happens
+there is no timer but the watchdog's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from virtirq import __version__
+from virtirq.control.counters import Tally
+from virtirq.control.daemon_status import Lock, Presence
+from virtirq.control.irqbalance import Bans
+from virtirq.control.journal import SharedJournal
+from virtirq.daemon.blocking import beside
+from virtirq.daemon.floods import Floods
+from virtirq.daemon.irqbalance_guard import Sparing
+from virtirq.daemon.kernel_events import KernelEvents, open_kernel_events
+from virtirq.daemon.libvirt_source import Following
+from virtirq.daemon.log import Log
+from virtirq.daemon.looks import Looks
+from virtirq.daemon.process_source import Processes
+from virtirq.daemon.reconciler import Keeper
+from virtirq.daemon.status_server import Answering
+from virtirq.daemon.systemd import ServiceManager
+from virtirq.daemon.vector_follower import Aiming
+from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
+from virtirq.guests.processes.affinity import is_libvirts, runs_elsewhere
+from virtirq.guests.processes.find import SOURCE as PROCESS
+from virtirq.guests.vectors.by_kvm_routes import RoutesReader
+from virtirq.guests.vectors.by_peek import PeekReader, VectorReader
+from virtirq.guests.vectors.by_qmp import QmpReader
+from virtirq.host import paths
+from virtirq.host.events import EventKind, KernelEvent
+from virtirq.host.fs import HostFs, LiveFs, Reader
+from virtirq.host.interrupts import vfio_action
+from virtirq.host.uevents import Uevents
+from virtirq.model import Guest
+from virtirq.policy.config import Config
+from virtirq.policy.findings import events_polled
+from virtirq.policy.pace import Pace
+
+_SETTLES: Final = 0.1
+"""Seconds after which what the kernel announced counts as done, its end told of or not."""
+_BURST: Final = 0.05
+"""Seconds to wait for more of the same where one look does for all."""
+_CONFINED: Final = 0.5
+"""The same for cpusets: a look is at all guests' threads, and containers come and go."""
+_ENDED: Final = 1.0
+"""Seconds until a guest is read again of which a thread has ended: its VMM is to know of it."""
+_POLL: Final = (1.0, 30.0)
+"""Seconds between looks without events: after a change, and when nothing changes."""
+_IRQBALANCE: Final = "irqbalance"
+_START: Final = 10.0
+"""Seconds that libvirt may take until we count as started without it: systemd waits for 90."""
+_FAREWELL: Final = 5.0
+"""Seconds that what is beside the loop may take at the end."""
+
+
+class Server(Protocol):
+    """What serves metrics."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What the daemon knows, for who serves metrics."""
+
+    guests: tuple[Guest, ...]
+    config: Config
+    presence: Presence
+
+
+Serve = Callable[[str, Callable[[], Inside]], Server]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How the daemon is started.
+
+    `load` reads the configuration, now and at each SIGHUP. `uri` is libvirt's, None to ask none:
+    then these are the `guests`. `serve` serves metrics at an address; what it is given to
+    call may be called from any thread. Unless it `must` be, libvirt need not be installed.
+    """
+
+    state: Path
+    load: Callable[[], Config]
+    uri: str | None
+    guests: tuple[Guest, ...] = ()
+    serve: Serve | None = None
+    must: bool = True
+
+
+def run(setup: Setup, log: Log) -> int:
+    """Run until SIGTERM or SIGINT; the exit code.
+
+    Raises ConfigError, BusyError for a second daemon, DeploymentError, and DependencyError,
+    AccessError or UsageError where libvirt can never be asked.
+    """
+    config = setup.load()
+    if os.geteuid() != 0:
+        raise DeploymentError("the daemon writes to /proc/irq", hint="run it as root")
+
+    async def main() -> None:
+        daemon = Daemon(setup, config, log)
+        try:
+            await daemon.work()
+        finally:
+            await daemon.close()
+
+    asyncio.run(main())
+    return 0
+
+
+class Daemon:
+    """One run of the daemon; made inside of the loop it runs on."""
+
+    def __init__(self, setup: Setup, config: Config, log: Log) -> None:
+        """Raises BusyError, DeploymentError."""
+        self._setup = setup
+        self._log = log
+        self._fs = LiveFs()
+        self._loop = asyncio.get_running_loop()
+        self._since = time.time()
+        self._manager = ServiceManager()
+        self._lock = Lock(setup.state)
+        self._journal = SharedJournal(setup.state, Reader(self._fs).text(paths.BOOT_ID))
+        self._tally = Tally()
+        self._keeper = Keeper(self._fs, self._journal, config, log, self._tally, self._later)
+        self._sparing = Sparing(Bans(setup.state, self._fs), log)
+        peek = [] if setup.uri is None else [PeekReader(setup.uri)]
+        readers: list[VectorReader] = [*peek, QmpReader(self._fs), RoutesReader()]
+        self._aiming = Aiming(readers, self._keeper, log, self._look_again)
+        self._aiming.follow(on=config.guest_vectors.follow)
+        self._following = (
+            None
+            if setup.uri is None
+            else Following(
+                setup.uri,
+                self._fs,
+                self._keeper,
+                log,
+                self._known,
+                self._aiming.prepare,
+                must=setup.must,
+            )
+        )
+        self._processes = Processes(self._fs, self._keeper, log, self._known, self._is_libvirts)
+        self._answering = Answering(setup.state, lambda: self._presence().as_json())
+        self._events: KernelEvents | None = None
+        self._floods = Floods(
+            {
+                EventKind.ROUTED: self._aiming.look_at_all,
+                EventKind.REPINNED: self._confined,
+                EventKind.CONFINED: self._confined,
+            },
+            self._later,
+        )
+        self._losses: Pace[str] = Pace(time.monotonic)
+        """How soon after the last loss of events everything is looked at again."""
+        self._no_events = ""
+        self._uevents: Uevents | None = None
+        self._metrics: Server | None = None
+        self._stop: asyncio.Future[None] = self._loop.create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._soon: set[str] = set()
+        self._comparing: Looks[None] = Looks(
+            lambda _: self._look_at_threads(self._keeper.guests), _CONFINED
+        )
+        self._threads: frozenset[int] = frozenset()
+
+    # Its life.
+
+    async def work(self) -> None:
+        """Until it is told to stop. Raises what `run` does."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._end)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        await self._answering.start()
+        self._serve_metrics("", self._keeper.config.metrics.listen)
+        # Before guests are read: what happens meanwhile is not missed.
+        self._hear_kernel()
+        self._hear_uevents()
+        self._task(self._sparing.run())
+        if self._finds(self._keeper.config):
+            # First, so that nothing of theirs is taken for left over; what libvirt tells is the
+            # better word, and replaces it.
+            begun = asyncio.ensure_future(self._processes.begin())
+            await asyncio.wait([self._stop, begun], return_when=asyncio.FIRST_COMPLETED)
+        if self._following is None:
+            self._keeper.know(self._setup.guests, apart_from=PROCESS, only_note=True)
+        else:  # until libvirt has told its guests, whoever is in the journal may still run
+            self._task(self._following.follow())
+            tried = asyncio.ensure_future(self._following.tried())
+            await asyncio.wait(
+                [self._stop, tried], timeout=_START, return_when=asyncio.FIRST_COMPLETED
+            )
+            tried.cancel()
+            if self._following.given_up:
+                self._keeper.know(self._keeper.guests)
+        if self._following is None or not self._following.prepared:
+            await self._aiming.prepare()  # guests that libvirt has not told of
+        self._keeper.look_at_all()
+        self._known()
+        if self._events is None:
+            self._task(self._poll())
+        gc.collect()
+        gc.freeze()  # what is there now stays: no later collection need look at it
+        if not self._stop.done():
+            self._log.info(f"virtirq {__version__} at work: {self._status()}")
+            self._manager.ready(self._status())
+            self._ping()
+        await self._stop
+
+    async def close(self) -> None:
+        """Leave nothing behind but what the configuration says."""
+        self._manager.stopping()
+        self._loop.remove_signal_handler(signal.SIGHUP)
+        # First: nothing is to be pinned anew while it is put back.
+        self._processes.close()
+        self._aiming.stop()
+        self._comparing.stop()
+        for task in self._tasks:
+            task.cancel()
+        for each in (self._events, self._uevents):
+            if each is not None:
+                self._loop.remove_reader(each.fileno())
+                each.close()
+        undo = self._keeper.config.restore_on_stop
+        if undo:
+            self._keeper.restore_all()
+        self._keeper.flush()
+        try:
+            async with asyncio.timeout(_FAREWELL):
+                # Where pins stay, so do the bans that guard them: irqbalance would move all of
+                # them while the daemon is being replaced. 'virtirq restore' undoes both.
+                await self._sparing.close(release=undo)
+                await self._aiming.close()
+                if self._following is not None:
+                    await self._following.close()
+                if self._metrics is not None:
+                    await beside(self._metrics.close, "metrics")
+        except TimeoutError:
+            self._log.warning("irqbalance or libvirt does not answer: not waited for")
+        self._answering.close()
+        self._journal.close()
+        self._lock.close()
+        self._log.info("stopped")
+
+    def _finds(self, config: Config) -> bool:
+        """Whether guests are found by their processes: whoever names files has named them all."""
+        return config.processes.find and self._setup.uri is not None
+
+    def _is_libvirts(self, guest: Guest) -> bool:
+        """Whether libvirt is to tell of this guest, of whom it knows what is asked for it."""
+        following = self._following
+        return following is not None and not following.given_up and is_libvirts(self._fs, guest)
+
+    def _end(self) -> None:
+        if not self._stop.done():
+            self._stop.set_result(None)
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        """A task that ends has failed: better no daemon than half of one."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._stop.done():
+            self._stop.set_exception(error)
+
+    def _ping(self) -> None:
+        if self._manager.ping_every is not None:
+            self._manager.ping()
+            self._loop.call_later(self._manager.ping_every, self._ping)
+
+    def _later(self, delay: float, call: Callable[[], object]) -> None:
+        self._loop.call_later(delay, lambda: None if self._stop.done() else call())
+
+    def _later_once(self, name: str, delay: float, call: Callable[[], None]) -> None:
+        """Call it after so many seconds, however often it is asked for until then."""
+        if name not in self._soon:
+
+            def now() -> None:
+                self._soon.discard(name)
+                call()
+
+            self._soon.add(name)
+            self._later(delay, now)
+
+    # The configuration.
+
+    def _reload(self) -> None:
+        self._manager.reloading()
+        try:
+            self._take(self._setup.load())
+        except VirtirqError as error:
+            self._log.error(f"the configuration is not taken, the old one holds: {error}")
+        finally:
+            self._manager.ready(self._status())
+
+    def _take(self, config: Config) -> None:
+        old = self._keeper.config
+        self._keeper.reconfigure(config)
+        self._serve_metrics(old.metrics.listen, config.metrics.listen)
+        self._aiming.follow(on=config.guest_vectors.follow)
+        self._processes.follow(on=self._finds(config))
+        self._known()
+        self._processes.look_at_all()
+        if self._following is not None:
+            self._following.look_at_all()
+        self._log.info("the configuration was read again")
+        if config.libvirt != old.libvirt:
+            self._log.warning("[libvirt] uri holds from the next start on")
+
+    def _serve_metrics(self, before: str, now: str) -> None:
+        if now == before or self._setup.serve is None:
+            return
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        if now:
+            try:
+                self._metrics = self._setup.serve(now, self._inside)
+            except VirtirqError as error:
+                self._log.error(f"metrics are not served: {error}")
+
+    # What others see.
+
+    def _status(self) -> str:
+        kept, guests = len(self._keeper.kept), len(self._keeper.guests)
+        return f"{kept} interrupts of {guests} guests; {self._heard()}"
+
+    def _heard(self) -> str:
+        """How we learn of interrupts."""
+        return self._events.described if self._events is not None else "polling"
+
+    def _presence(self) -> Presence:
+        findings = self._keeper.findings() + self._sparing.findings() + self._aiming.findings()
+        if self._events is None:
+            findings += (events_polled(self._no_events),)
+        return Presence(
+            pid=os.getpid(),
+            since=self._since,
+            version=__version__,
+            events=self._heard(),
+            guests=self._following.state if self._following is not None else "domain XML files",
+            spared=self._sparing.spared,
+            findings=findings,
+            tally=self._tally,
+            aimed=self._keeper.aimed,
+            readers=self._aiming.readers,
+        )
+
+    def _inside(self) -> Inside:
+        """From another thread: the loop's own thread may be counting."""
+
+        async def tell() -> Inside:
+            # There and back, so that nobody shares the tally that goes on being counted.
+            presence = Presence.from_json(self._presence().as_json())
+            return Inside(self._keeper.guests, self._keeper.config, presence)
+
+        return asyncio.run_coroutine_threadsafe(tell(), self._loop).result(_FAREWELL)
+
+    def _known(self) -> None:
+        """What is known of guests or interrupts may have changed."""
+        self._processes.give_way()
+        threads = self._keeper.threads
+        new, self._threads = threads - self._threads, threads
+        if self._events is not None:
+            self._events.watch_threads(threads)
+        # Somebody may have confined a thread after it was read and before it was watched.
+        for guest in filter(None, map(self._keeper.guest_of_thread, new)):
+            self._look_again(guest)
+        self._aiming.known()
+        self._spare()
+        self._manager.status(self._status())
+
+    def _look_again(self, guest: Guest) -> None:
+        """Its threads may run elsewhere now."""
+        if guest.source == PROCESS and guest.pid is not None:
+            self._processes.look(guest.pid)
+        elif self._following is not None:
+            self._following.look_if_ours(guest)
+
+    def _spare(self) -> None:
+        if not self._keeper.config.irqbalance.cooperate:
+            self._sparing.want(None)
+        elif self._keeper.knows or (self._processes.complete and self._processes.alone):
+            # Until all guests are known, a list would let go of what the daemon before has kept.
+            self._sparing.want(self._keeper.kept)
+
+    # What is heard.
+
+    def _hear_kernel(self) -> None:
+        try:
+            self._events = open_kernel_events()
+        except UnavailableError as error:
+            self._no_events = str(error)
+            hint = f" (hint: {error.hint})" if error.hint else ""
+            self._log.warning(f"no events of the kernel, looking now and then: {error}{hint}")
+        else:
+            self._aiming.told = self._events.tells_routes
+            self._loop.add_reader(self._events.fileno(), self._kernel_events, self._events)
+
+    def _hear_uevents(self) -> None:
+        try:
+            self._uevents = Uevents()
+        except OSError as error:
+            self._log.warning(f"no uevents of the kernel: {error.strerror}")
+        else:
+            self._loop.add_reader(self._uevents.fileno(), self._hear_devices, self._uevents)
+
+    def _kernel_events(self, events: KernelEvents) -> None:
+        heard = events.read()
+        self._act_on(heard)
+        self._floods.seen(heard, events.mute)
+        if events.unsettled:
+            self._later_once("overdue", _SETTLES, partial(self._overdue, events))
+        if events.lost:
+            events.lost = False
+            self._tally.lost += 1
+            delay = max(_BURST, self._losses.wait("lost"))
+            self._later_once("lost", delay, self._after_loss)
+
+    def _overdue(self, events: KernelEvents) -> None:
+        self._act_on(events.overdue(_SETTLES / 2))
+        if events.unsettled:
+            self._later_once("overdue", _SETTLES, partial(self._overdue, events))
+
+    def _after_loss(self) -> None:
+        self._losses.changed("lost")
+        self._log.info("events of the kernel were lost: looking at everything")
+        self._keeper.look_at_all()
+        self._aiming.look_at_all()
+        self._processes.look_at_all()
+        self._spare()
+        if self._following is not None:
+            self._following.look_at_all()
+
+    def _act_on(self, events: Sequence[KernelEvent]) -> None:
+        requested: list[KernelEvent] = []
+        for event in events:
+            self._tally.events[event.kind.value] += 1
+            if event.kind is EventKind.REQUESTED:
+                requested.append(event)  # a device's vectors come in one go
+                continue
+            self._keeper.requested(requested)
+            requested = []
+            self._act_on_one(event)
+        self._keeper.requested(requested)
+        self._aim_anew(events)
+        self._spare()
+
+    def _aim_anew(self, events: Sequence[KernelEvent]) -> None:
+        """Guests have set vectors up, or told KVM where they are for: see where that is."""
+        threads = {event.pid for event in events if event.kind is EventKind.ROUTED}
+        for guest in filter(None, map(self._keeper.guest_of_thread, threads)):
+            self._aiming.look(guest.key)
+        names = {event.name for event in events if event.kind is EventKind.REQUESTED}
+        actions = filter(None, map(vfio_action, names))
+        self._aiming.look_at_devices({action.device for action in actions})
+        self._processes.requested(e for e in events if e.kind is EventKind.REQUESTED)
+
+    def _act_on_one(self, event: KernelEvent) -> None:
+        match event.kind:
+            case EventKind.FREED | EventKind.TORN_DOWN:
+                self._keeper.freed(event.irq)
+            case EventKind.MOVED:
+                self._keeper.moved(event.irq, event.comm, event.pid)
+                if event.comm == _IRQBALANCE and self._keeper.keeps(event.irq):
+                    self._sparing.check()  # somebody has taken our bans out
+            case EventKind.ALLOCATED:
+                self._keeper.allocated(event.irq, event.comm, event.pid)
+            case EventKind.REPINNED:
+                guest = self._keeper.guest_of_thread(event.tid)
+                if guest is not None:
+                    # Told of at the entry: it is done by then.
+                    self._later_once(f"guest {guest.key}", _BURST, partial(self._look_again, guest))
+            case EventKind.ENDED:
+                guest = self._keeper.guest_of_thread(event.pid)
+                if guest is not None:  # of a vCPU that was taken out libvirt tells nobody
+                    self._later_once(f"end {guest.key}", _ENDED, partial(self._look_again, guest))
+            case EventKind.CONFINED:
+                self._confined()
+            case EventKind.STARTED:
+                self._sparing.restarted()
+
+    def _confined(self) -> None:
+        """Threads may run elsewhere now, by a cpuset say: whose those are, the threads tell."""
+        self._comparing.ask(None)
+
+    async def _look_at_threads(self, guests: Iterable[Guest]) -> None:
+        """Look again at those of these guests whose threads may run elsewhere now."""
+        for guest in await beside(partial(_moved, self._fs, guests), "threads"):
+            self._look_again(guest)
+
+    def _hear_devices(self, uevents: Uevents) -> None:
+        for event in uevents.read():
+            if event.cpu is not None:
+                self._later_once("cpus", _BURST, self._cpus)
+            elif event.function is not None:
+                self._keeper.device_changed(event.function)
+                self._processes.device_changed(event.function)
+        if uevents.lost:
+            uevents.lost = False
+            self._later_once("cpus", _BURST, self._cpus)
+
+    def _cpus(self) -> None:
+        self._keeper.cpus_changed()
+        self._processes.look_at_all()
+        self._spare()
+        if self._following is not None:
+            # A thread whose last CPU went may run elsewhere now (kernel/sched/core.c,
+            # select_fallback_rq()), and stays there when the CPU comes back.
+            self._following.look_at_all()
+
+    async def _poll(self) -> None:
+        delay = _POLL[0]
+        while True:
+            await asyncio.sleep(delay)
+            changed = self._keeper.poll()
+            self._processes.look_at_all()
+            # All processes are looked at anyway.
+            await self._look_at_threads(g for g in self._keeper.guests if g.source != PROCESS)
+            if changed:
+                self._aiming.look_at_all()
+            self._spare()
+            self._sparing.check()
+            delay = _POLL[0] if changed else min(delay * 2, _POLL[1])
+
+
+def _moved(fs: HostFs, guests: Iterable[Guest]) -> tuple[Guest, ...]:
+    """The guests whose threads may run elsewhere than is known."""
+    return tuple(guest for guest in guests if _in_part(guest) or runs_elsewhere(fs, guest))
+
+
+def _in_part(guest: Guest) -> bool:
+    """Whether not all threads of it that count are known one by one."""
+    by_process = guest.source == PROCESS
+    return by_process and (guest.kind == "process" or any(v.tid is None for v in guest.vcpus))

@@ -1,0 +1,1 @@
+"""Guests as libvirt has them: its connection, its events, its domain XML."""

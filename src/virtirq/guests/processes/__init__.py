@@ -1,0 +1,1 @@
+"""Guests that no libvirt tells of, by the processes that hold their devices."""

@@ -1,0 +1,134 @@
+"""What the command line of a virtual machine monitor says of its guest: words in, values out.
+
+Each program has its own syntax, and only that is understood of it. A word that makes no sense is
+passed over: the program itself would have refused it, so it is not the program that it looks like.
+
+=================  ============================================  =============================
+program            PCI functions                                 name and UUID
+=================  ============================================  =============================
+QEMU               see `vmm_qemu`                                see `vmm_qemu`
+cloud-hypervisor   ``--device path=SYSFS[,…] [path=SYSFS…]``     ``--platform system_uuid=``
+crosvm             ``--vfio SYSFS[,…]``, ``--vfio=path=SYSFS``   ``--name``
+Firecracker        none: it passes no device through             ``--id``
+kvmtool            ``--vfio-pci ADDRESS``                        ``--name``
+=================  ============================================  =============================
+
+cloud-hypervisor: cloud-hypervisor/src/main.rs and vmm/src/config.rs (DeviceConfig::parse(),
+PlatformConfig::parse()), option_parser/src/lib.rs. crosvm: src/crosvm/cmdline.rs (RunCommand),
+src/crosvm/sys/linux/config.rs (VfioOption), src/main.rs (prepare_argh_args()). Firecracker:
+src/firecracker/src/main.rs. kvmtool: builtin-run.c, vfio/core.c (vfio_device_pci_parser()).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from virtirq.guests.processes.qemu import read_qemu
+from virtirq.guests.processes.values import (
+    CommandLine,
+    host_address,
+    name_of,
+    program_of,
+    sysfs_address,
+    uuid_of,
+)
+from virtirq.model import PciAddress
+
+
+def read_command_line(words: Sequence[str]) -> CommandLine:
+    """What a program that was started with these words says of its guest."""
+    program = program_of(words)
+    if "qemu" in program or program == "kvm":
+        return read_qemu(words)
+    if "cloud-hypervisor" in program:
+        return _cloud_hypervisor(words)
+    if program.startswith("crosvm"):
+        return _crosvm(words)
+    if program.startswith("firecracker"):
+        return CommandLine("firecracker", name=_last(words, "id"))
+    if program.startswith("lkvm") or program == "vm":
+        return _kvmtool(words)
+    return CommandLine()
+
+
+def _cloud_hypervisor(words: Sequence[str]) -> CommandLine:
+    devices = [_bracketed(value).get("path", "") for value in _many(words, "device")]
+    platform = _bracketed(_last_text(words, "platform"))
+    uuid = uuid_of(platform.get("system_uuid") or platform.get("uuid", ""))
+    return CommandLine("cloud-hypervisor", uuid=uuid, devices=_of_sysfs(devices))
+
+
+def _crosvm(words: Sequence[str]) -> CommandLine:
+    # The key of the first part may be left out: serde_keyvalue/src/key_values.rs.
+    paths = []
+    for value in _each(words, "vfio"):
+        first, *more = value.split(",")
+        named = dict(part.partition("=")[::2] for part in more)
+        if "=" in first and not first.startswith("/"):
+            named |= [first.partition("=")[::2]]
+            first = ""
+        paths.append((named.get("path") or first).strip("\"'"))
+    if "run" not in words:
+        return CommandLine()
+    return CommandLine("crosvm", name=_last(words, "name"), devices=_of_sysfs(paths))
+
+
+def _kvmtool(words: Sequence[str]) -> CommandLine:
+    named = (host_address(value.partition(",")[0]) for value in _each(words, "vfio-pci"))
+    devices = tuple(dict.fromkeys(filter(None, named)))
+    if "run" not in words[1:2]:
+        return CommandLine()  # a tool of another name, or lkvm doing something else
+    return CommandLine("kvmtool", name=_last(words, "name"), devices=devices)
+
+
+def _each(words: Sequence[str], option: str) -> Iterator[str]:
+    """Every value of a long option, as ``--option value`` or ``--option=value``."""
+    long, attached = f"--{option}", f"--{option}="
+    for place, word in enumerate(words):
+        if word == long and place + 1 < len(words):
+            yield words[place + 1]
+        elif word.startswith(attached):
+            yield word[len(attached) :]
+
+
+def _many(words: Sequence[str], option: str) -> Iterator[str]:
+    """As `_each`, for an option that takes all words up to the next option."""
+    long, attached, mine = f"--{option}", f"--{option}=", False
+    for word in words:
+        if word.startswith("-"):
+            mine = word == long or word.startswith(attached)
+            if word.startswith(attached):
+                yield word[len(attached) :]
+        elif mine:
+            yield word
+
+
+def _last_text(words: Sequence[str], option: str) -> str:
+    return next(reversed(list(_each(words, option))), "")
+
+
+def _last(words: Sequence[str], option: str) -> str | None:
+    return name_of(_last_text(words, option))
+
+
+def _bracketed(text: str) -> dict[str, str]:
+    """``key=value,…`` where commas in double quotes and in brackets do not count.
+
+    cloud-hypervisor: option_parser/src/lib.rs, split_commas().
+    """
+    found: dict[str, str] = {}
+    depth, quoted, start = 0, False, 0
+    for place, character in enumerate(f"{text},"):
+        if character == '"':
+            quoted = not quoted
+        elif not quoted and character in "[]":
+            depth += 1 if character == "[" else -1
+        elif character == "," and not quoted and not depth:
+            key, _, value = text[start:place].partition("=")
+            found[key] = value.replace('"', "").strip()
+            start = place + 1
+    return found
+
+
+def _of_sysfs(paths: Sequence[str]) -> tuple[PciAddress, ...]:
+    return tuple(dict.fromkeys(filter(None, map(sysfs_address, paths))))

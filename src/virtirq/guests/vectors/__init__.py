@@ -1,0 +1,1 @@
+"""Which vCPU a guest aims each of its vectors at."""

@@ -1,0 +1,372 @@
+"""The daemon's socket, both ends, over a real one; and the lock that keeps a second one out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.control.test_counters import JSON, TALLIES, TEXT
+from virtirq.control import daemon_status
+from virtirq.control.daemon_status import SOCKET, Lock, Presence, ask
+from virtirq.daemon import status_server
+from virtirq.daemon.status_server import Answering
+from virtirq.errors import BusyError, DeploymentError
+from virtirq.model import Aimed, Finding, PciAddress, Severity
+
+ME = Presence(
+    pid=4711,
+    since=1700000000.25,
+    version="1.0",
+    events="kernel probes",
+    guests="connected to qemu:///system",
+    spared=12,
+    findings=(Finding("affinity-contested", Severity.WARNING, "web", "moved", "stop it"),),
+)
+PRESENCES = st.builds(
+    Presence,
+    pid=st.integers(0, 2**31),
+    since=st.floats(0, 1e12),
+    version=TEXT,
+    events=TEXT,
+    guests=TEXT,
+    spared=st.none() | st.integers(1, 2**31),
+    findings=st.lists(
+        st.builds(Finding, TEXT, st.sampled_from(Severity), TEXT, TEXT, TEXT), max_size=3
+    ).map(tuple),
+    tally=st.none() | TALLIES,
+    aimed=st.dictionaries(
+        st.builds(PciAddress, st.integers(0, 2**16), st.integers(0, 255), st.just(0), st.just(1)),
+        st.dictionaries(
+            st.integers(0, 2047), st.builds(Aimed, st.none() | st.integers(0, 8191), TEXT)
+        ),
+        max_size=3,
+    ),
+    readers=st.dictionaries(TEXT, TEXT, max_size=3),
+)
+ENOUGH = 30.0
+"""Seconds after which a test gives up."""
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon_status, "WAIT", 0.2)
+    monkeypatch.setattr(status_server, "WAIT", 0.2)
+
+
+@contextmanager
+def served(state: Path, serve: Callable[[socket.socket], None]) -> Iterator[None]:
+    """Something listens where the daemon would, and does this with whoever asks."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(state / SOCKET))
+        listening.listen()
+        listening.settimeout(ENOUGH)
+
+        def accept() -> None:
+            with listening.accept()[0] as asker:
+                serve(asker)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join(ENOUGH)
+            assert not thread.is_alive()
+
+
+def answered(state: Path, tell: Callable[[], Mapping[str, Any]], use: Callable[[], Any]) -> Any:
+    """What `use` gives in another thread while a daemon's end is there."""
+
+    async def main() -> Any:
+        answering_ = Answering(state, tell)
+        await answering_.start()
+        try:
+            async with asyncio.timeout(ENOUGH):
+                return await asyncio.to_thread(use)
+        finally:
+            answering_.close()
+
+    return asyncio.run(main())
+
+
+@given(PRESENCES)
+def test_there_and_back(here: Presence) -> None:
+    assert Presence.from_json(json.loads(json.dumps(here.as_json()))) == here
+
+
+def test_what_it_looks_like() -> None:
+    told = ME.as_json()
+    assert told["schema"] == 1
+    assert told["findings"][0]["severity"] == "warning"
+    assert told["tally"] is None
+
+
+class TestAsking:
+    def test_there_is_none(self, tmp_path: Path) -> None:
+        assert ask(tmp_path) is None
+        assert ask(tmp_path / "nowhere") is None
+        (tmp_path / "file").touch()
+        assert ask(tmp_path / "file") is None
+
+    def test_a_socket_that_a_killed_daemon_has_left(self, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(tmp_path / SOCKET))
+            left.listen()
+        assert ask(tmp_path) is None
+
+    def test_one_that_answers(self, tmp_path: Path) -> None:
+        assert answered(tmp_path, ME.as_json, lambda: ask(tmp_path)) == ME
+
+    def test_an_answer_in_small_pieces(self, tmp_path: Path) -> None:
+        def dribble(asker: socket.socket) -> None:
+            for byte in json.dumps(ME.as_json()).encode():
+                asker.send(bytes([byte]))
+
+        with served(tmp_path, dribble):
+            assert ask(tmp_path) == ME
+
+    def test_one_that_hangs(self, tmp_path: Path) -> None:
+        asked = threading.Event()
+
+        def hang(_: socket.socket) -> None:
+            asked.wait(ENOUGH)
+
+        with served(tmp_path, hang):
+            with pytest.raises(BusyError, match="does not answer: timed out") as caught:
+                ask(tmp_path)
+            asked.set()
+        assert caught.value.hint == "see 'systemctl status virtirq' and its log"
+
+    def test_one_that_does_not_even_accept(self, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(tmp_path / SOCKET))
+            listening.listen(0)
+            with socket.socket(socket.AF_UNIX) as queued:
+                queued.connect(str(tmp_path / SOCKET))
+                with pytest.raises(BusyError, match="does not answer"):
+                    ask(tmp_path)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            b"",
+            b"hello",
+            b"\xff\xfe",
+            b"{}",
+            b"[]",
+            b"null",
+            b"7",
+            b'"text"',
+            b'{"schema": 2}',
+            json.dumps({**ME.as_json(), "schema": 2}).encode(),
+            json.dumps({**ME.as_json(), "pid": None}).encode(),
+            json.dumps({**ME.as_json(), "findings": [1]}).encode(),
+            json.dumps({**ME.as_json(), "findings": [{"code": "x"}]}).encode(),
+            json.dumps({**ME.as_json(), "tally": []}).encode(),
+            json.dumps(ME.as_json()).encode()[:-1],
+            json.dumps(ME.as_json()).encode() + b"x",
+        ],
+    )
+    def test_one_that_talks_nonsense(self, tmp_path: Path, answer: bytes) -> None:
+        with served(tmp_path, lambda asker: asker.sendall(answer)):
+            with pytest.raises(BusyError, match=r"the daemon does not answer: .") as caught:
+                ask(tmp_path)
+            assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [b"[" * 100_000, json.dumps({**ME.as_json(), "pid": float("inf")}).encode()],
+        ids=["deep", "infinite"],
+    )
+    def test_one_that_talks_worse_nonsense(self, tmp_path: Path, answer: bytes) -> None:
+        with served(tmp_path, lambda asker: asker.sendall(answer)), pytest.raises(BusyError):
+            ask(tmp_path)
+
+    def test_one_that_never_ends(self, tmp_path: Path) -> None:
+        def talk(asker: socket.socket) -> None:
+            try:
+                while True:
+                    asker.sendall(b" " * 65536)
+            except OSError:
+                pass
+
+        with served(tmp_path, talk), pytest.raises(BusyError, match="too much"):
+            ask(tmp_path)
+
+    def test_one_that_hangs_up_in_the_middle(self, tmp_path: Path) -> None:
+        half = b'{"schema": 1, '
+        with (
+            served(tmp_path, lambda asker: asker.sendall(half)),
+            pytest.raises(BusyError, match="does not answer"),
+        ):
+            ask(tmp_path)
+
+    @given(JSON)
+    def test_whatever_it_says_is_refused_with_a_known_error(self, data: Any) -> None:
+        with pytest.raises((ValueError, KeyError, TypeError)):
+            Presence.from_json(data)
+
+
+class TestAnswering:
+    def test_everybody_is_answered_with_what_is_so_then(self, tmp_path: Path) -> None:
+        pids = iter(range(1, 100))
+
+        def tell() -> dict[str, Any]:
+            return {**ME.as_json(), "pid": next(pids)}
+
+        def several() -> list[int]:
+            return [found.pid for _ in range(5) if (found := ask(tmp_path)) is not None]
+
+        assert answered(tmp_path, tell, several) == [1, 2, 3, 4, 5]
+
+    def test_a_large_answer(self, tmp_path: Path) -> None:
+        many = {**ME.as_json(), "guests": "x" * 2_000_000}
+        found = answered(tmp_path, lambda: many, lambda: ask(tmp_path))
+        assert len(found.guests) == 2_000_000
+
+    def test_who_does_not_listen_keeps_nobody_else_from_an_answer(self, tmp_path: Path) -> None:
+        many = {**ME.as_json(), "guests": "x" * 2_000_000}
+
+        def deaf() -> Presence | None:
+            with socket.socket(socket.AF_UNIX) as asked:
+                asked.connect(str(tmp_path / SOCKET))
+                return ask(tmp_path)
+
+        assert answered(tmp_path, lambda: many, deaf) is not None
+
+    def test_who_does_not_listen_is_hung_up_on(self, tmp_path: Path) -> None:
+        """Or anyone on the host could have the daemon run out of file descriptors."""
+        many = {**ME.as_json(), "guests": "x" * 2_000_000}
+
+        def connections() -> int:
+            there = [os.path.join("/proc/self/fd", each) for each in os.listdir("/proc/self/fd")]
+            return sum(
+                os.path.exists(each) and stat.S_ISSOCK(os.stat(each).st_mode) for each in there
+            )
+
+        def deaf() -> bool:
+            before = connections()
+            with socket.socket(socket.AF_UNIX) as asked:
+                asked.connect(str(tmp_path / SOCKET))
+                asked.recv(1)
+                waited = threading.Event()
+                for _ in range(20):  # ours, and until it gives up the daemon's
+                    if connections() == before + 1:
+                        return True
+                    waited.wait(0.05)
+            return False
+
+        assert answered(tmp_path, lambda: many, deaf)
+
+    def test_who_hangs_up_at_once_is_no_error(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def rude() -> Presence | None:
+            for _ in range(20):
+                with socket.socket(socket.AF_UNIX) as asked:
+                    asked.connect(str(tmp_path / SOCKET))
+            return ask(tmp_path)
+
+        assert answered(tmp_path, ME.as_json, rude) == ME
+        assert caplog.records == []
+
+    def test_anybody_may_ask(self, tmp_path: Path) -> None:
+        def mode() -> int:
+            return stat.S_IMODE((tmp_path / SOCKET).stat().st_mode)
+
+        assert answered(tmp_path, ME.as_json, mode) == 0o666
+
+    def test_what_a_killed_daemon_left_is_replaced(self, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(tmp_path / SOCKET))
+        assert answered(tmp_path, ME.as_json, lambda: ask(tmp_path)) == ME
+
+    def test_nothing_is_left_in_the_end(self, tmp_path: Path) -> None:
+        answered(tmp_path, ME.as_json, lambda: None)
+        assert list(tmp_path.iterdir()) == []
+        assert ask(tmp_path) is None
+
+    def test_closing_what_was_never_started(self, tmp_path: Path) -> None:
+        Answering(tmp_path, ME.as_json).close()
+
+    def test_where_it_cannot_be(self, tmp_path: Path) -> None:
+        with pytest.raises(DeploymentError, match=r"daemon\.sock: No such file or directory"):
+            answered(tmp_path / "nowhere", ME.as_json, lambda: None)
+
+    def test_where_something_else_is(self, tmp_path: Path) -> None:
+        (tmp_path / SOCKET).mkdir()
+        with pytest.raises(DeploymentError, match=r"daemon\.sock: "):
+            answered(tmp_path, ME.as_json, lambda: None)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from virtirq.control.daemon_status import Lock
+lock = Lock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+class TestLock:
+    def test_a_second_daemon_is_refused(self, tmp_path: Path) -> None:
+        first = Lock(tmp_path)
+        with pytest.raises(BusyError, match="another virtirq daemon runs") as caught:
+            Lock(tmp_path)
+        assert caught.value.hint == "see 'virtirq status'"
+        first.close()
+        Lock(tmp_path).close()
+
+    def test_who_is_refused_holds_no_file(self, tmp_path: Path) -> None:
+        first = Lock(tmp_path)
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(BusyError):
+            Lock(tmp_path)
+        assert os.listdir("/proc/self/fd") == before
+        first.close()
+
+    @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+    def test_a_process_that_ends_lets_go(self, tmp_path: Path, how: signal.Signals) -> None:
+        with subprocess.Popen(
+            [sys.executable, "-c", HOLD, tmp_path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            with pytest.raises(BusyError):
+                Lock(tmp_path)
+            other.send_signal(how)
+            other.wait(ENOUGH)
+            Lock(tmp_path).close()
+
+    def test_it_is_not_the_journals(self, tmp_path: Path) -> None:
+        """A daemon runs for days; `virtirq apply` must not wait for so long."""
+        from virtirq.control.journal import locked_journal
+
+        lock = Lock(tmp_path)
+        with locked_journal(tmp_path, "boot", wait=0.0):
+            pass
+        lock.close()
+
+    def test_a_directory_of_anyones(self, tmp_path: Path) -> None:
+        tmp_path.chmod(0o777)
+        with pytest.raises(DeploymentError, match="others than its owner can write there"):
+            Lock(tmp_path)

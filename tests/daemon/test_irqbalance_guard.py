@@ -1,0 +1,447 @@
+"""When irqbalance is told what: bursts, restarts, refusals and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from virtirq.control.irqbalance import Bans, State, Told
+from virtirq.daemon import irqbalance_guard as module
+from virtirq.daemon.irqbalance_guard import LINGER, Sparing
+from virtirq.daemon.log import Log
+
+ENOUGH = 30.0
+"""Seconds after which a test gives up."""
+PID, NEXT = 12, 13
+TOLD = Told(State.TOLD, PID)
+REFUSED = Told(State.REFUSED, PID, reason="it does not answer")
+LEFT_OUT = Told(State.TOLD, PID, frozenset([3]), "it reads 500 bytes of a list")
+
+
+class FakeBans:
+    """Notes what it is asked for, and answers what it is told to; the last answer holds."""
+
+    def __init__(self, *answers: Told) -> None:
+        self.calls: list[tuple[object, ...]] = []
+        self.answers = list(answers or [TOLD])
+        self.go = threading.Event()
+        self.go.set()
+        self.begun = 0
+
+    def _answer(self, *call: object) -> Told:
+        self.begun += 1
+        assert self.go.wait(ENOUGH)
+        self.calls.append(call)
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+    def keep(self, irqs: Collection[int], *, verify: bool = False) -> Told:
+        return self._answer("keep", frozenset(irqs), verify)
+
+    def release(self) -> Told:
+        return self._answer("release")
+
+    def close(self) -> None:
+        self.calls.append(("close",))
+
+
+class Pace:
+    """Stands in for asyncio in the module: its sleeps end when the test says so."""
+
+    def __init__(self) -> None:
+        self.sleeps: list[float] = []
+        self.waits: list[float | None] = []
+        self._wake = asyncio.Semaphore(0)
+        self._late = asyncio.Semaphore(0)
+
+    def wake(self) -> None:
+        self._wake.release()
+
+    def time_out(self) -> None:
+        self._late.release()
+
+    async def sleep(self, delay: float) -> None:
+        self.sleeps.append(delay)
+        await self._wake.acquire()
+
+    async def wait_for(self, what: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
+        self.waits.append(timeout)
+        if timeout is None:
+            return await what
+        wanted, late = asyncio.ensure_future(what), asyncio.ensure_future(self._late.acquire())
+        done, undone = await asyncio.wait([wanted, late], return_when=asyncio.FIRST_COMPLETED)
+        for each in undone:
+            each.cancel()
+        if wanted in done:
+            return wanted.result()
+        raise TimeoutError
+
+
+class Stage:
+    """A Sparing at work, with a Bans and a pace that the test makes."""
+
+    def __init__(self, bans: FakeBans, pace: Pace) -> None:
+        self.bans, self.pace = bans, pace
+        self.now = 0.0
+        self.sparing = Sparing(cast(Bans, bans), Log(), lambda: self.now)
+        self.task = asyncio.create_task(self.sparing.run())
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(ENOUGH):
+            while not condition():
+                assert not self.task.done() or self.task.cancelled(), self.task
+                await asyncio.sleep(0.001)
+
+    async def told(self) -> tuple[object, ...]:
+        """The next that irqbalance is told, once the pause before that is over."""
+        count, pauses = len(self.bans.calls), len(self.pace.sleeps)
+        if not self.asleep:
+            await self.until(lambda: len(self.pace.sleeps) > pauses)
+        self.awake += 1
+        waits = len(self.pace.waits)
+        self.pace.wake()
+        await self.until(lambda: len(self.bans.calls) > count)
+        await self.until(lambda: self.asleep or len(self.pace.waits) > waits)
+        return self.bans.calls[-1]
+
+    awake = 0
+
+    @property
+    def asleep(self) -> bool:
+        return len(self.pace.sleeps) > self.awake
+
+    async def rests(self) -> None:
+        """Nothing is about to happen."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not self.asleep
+
+
+Act = Callable[[Stage], Awaitable[None]]
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def run(act: Act, *answers: Told) -> None:
+        async def main() -> None:
+            pace = Pace()
+            mine = SimpleNamespace(**vars(asyncio))
+            mine.sleep, mine.wait_for = pace.sleep, pace.wait_for
+            monkeypatch.setattr(module, "asyncio", mine)
+            stage = Stage(FakeBans(*answers), pace)
+            try:
+                await act(stage)
+            finally:
+                stage.bans.go.set()
+                stage.task.cancel()
+
+        asyncio.run(main())
+
+    return run
+
+
+Play = Callable[..., None]
+
+
+def test_nothing_is_told_before_it_is_known_what_is_ours(play: Play) -> None:
+    """An earlier daemon may have told irqbalance what still holds, or no longer does."""
+
+    async def act(stage: Stage) -> None:
+        await stage.rests()
+        assert stage.bans.calls == []
+        stage.sparing.want(frozenset())
+        assert await stage.told() == ("keep", frozenset(), False)
+        await stage.rests()
+        assert stage.sparing.findings() == ()
+
+    play(act)
+
+
+def test_what_comes_in_a_burst_is_told_in_one_go(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        for count in range(1, 10):
+            stage.sparing.want(frozenset(range(count)))
+        await stage.until(lambda: stage.asleep)
+        stage.sparing.want(frozenset({1, 2, 3}))
+        assert await stage.told() == ("keep", frozenset({1, 2, 3}), False)
+        await stage.rests()
+        assert len(stage.bans.calls) == 1
+
+    play(act)
+
+
+def test_what_comes_while_it_is_told_is_told_next(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        stage.bans.go.clear()
+        stage.sparing.want(frozenset({1}))
+        await stage.until(lambda: stage.asleep)
+        stage.awake += 1
+        stage.pace.wake()
+        await stage.until(lambda: stage.bans.begun == 1)
+        stage.sparing.want(frozenset({1, 2}))
+        stage.bans.go.set()
+        await stage.until(lambda: len(stage.bans.calls) == 1)
+        assert await stage.told() == ("keep", frozenset({1, 2}), False)
+        assert [each[1] for each in stage.bans.calls] == [frozenset({1}), frozenset({1, 2})]
+        await stage.rests()
+
+    play(act)
+
+
+def test_the_same_again_is_not_told_again(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset({1}))
+        await stage.told()
+        stage.sparing.want(frozenset({1}))
+        await stage.rests()
+        assert len(stage.bans.calls) == 1
+
+    play(act)
+
+
+def test_looking_whether_it_was_started_asks_it(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset({1}))
+        await stage.told()
+        stage.sparing.check()
+        assert await stage.told() == ("keep", frozenset({1}), True)
+        stage.sparing.want(frozenset({1, 2}))
+        assert await stage.told() == ("keep", frozenset({1, 2}), False)
+
+    play(act)
+
+
+def test_what_was_freed_is_spared_a_while_longer(play: Play) -> None:
+    """A guest that loads its driver anew gets the same numbers again within moments."""
+
+    async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset({1, 2}))
+        await stage.told()
+        stage.sparing.want(frozenset({1}))
+        assert await stage.told() == ("keep", frozenset({1, 2}), False)
+        assert stage.pace.waits[-1] == LINGER
+        stage.now += 5
+        stage.sparing.want(frozenset({1, 2, 3}))
+        assert await stage.told() == ("keep", frozenset({1, 2, 3}), False)
+        assert stage.pace.waits[-1] is None
+        stage.sparing.want(frozenset({3}))
+        await stage.told()
+        stage.now += LINGER
+        stage.pace.time_out()
+        assert await stage.told() == ("keep", frozenset({3}), False)
+        assert stage.pace.waits[-1] is None, "there is no timer while all is well"
+        stage.sparing.want(None)
+        assert await stage.told() == ("release",)
+        assert stage.pace.waits[-1] is None
+
+    play(act)
+
+
+@pytest.mark.parametrize("told", [Told(State.NOT_RUNNING), Told(State.SPARED, PID)])
+def test_what_was_freed_needs_no_timer_where_nobody_would_move_it(play: Play, told: Told) -> None:
+    async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset({1, 2}))
+        await stage.told()
+        stage.sparing.want(frozenset({1}))
+        assert await stage.told() == ("keep", frozenset({1}), False)
+        assert set(stage.pace.waits) == {None}
+
+    play(act, told)
+
+
+def test_one_that_was_started_is_waited_for(play: Play) -> None:
+    """Its socket comes some time after; whoever else bears its name is waited for in vain."""
+
+    async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset())
+        await stage.told()
+        stage.pace.sleeps.clear()
+        stage.awake = 0
+        stage.sparing.restarted()
+        for _ in range(4):
+            await stage.told()
+        assert stage.pace.sleeps == [0.5, 1.0, 2.0, 5.0]
+        await stage.rests()
+
+    play(act)
+
+
+@pytest.mark.parametrize("before", [TOLD, Told(State.NOT_RUNNING)])
+def test_one_that_was_found_is_waited_for_no_more(play: Play, before: Told) -> None:
+    async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset({1}))
+        await stage.told()
+        stage.sparing.restarted()
+        await stage.told()
+        assert stage.sparing.spared is None
+        await stage.told()
+        assert stage.sparing.spared == NEXT
+        await stage.rests()
+
+    play(act, before, Told(State.NOT_RUNNING), Told(State.TOLD, NEXT))
+
+
+def test_one_that_does_not_listen_yet_is_not_found(play: Play) -> None:
+    """Its unit's cgroup names it from its start on (host/irqbalance.py)."""
+
+    async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset({1}))
+        await stage.told()
+        stage.sparing.restarted()
+        await stage.told()
+        assert 30.0 not in stage.pace.waits
+        await stage.told()
+        assert stage.sparing.spared == NEXT
+
+    play(act, TOLD, Told(State.REFUSED, NEXT, reason="no socket"), Told(State.TOLD, NEXT))
+
+
+def test_one_that_does_not_answer_is_asked_again(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset({1}))
+        await stage.told()
+        assert stage.pace.waits[-1] == 30.0
+        await stage.rests()
+        stage.pace.time_out()
+        assert await stage.told() == ("keep", frozenset({1}), False)
+        assert stage.pace.waits[-1] is None, "there is no timer while all is well"
+        await stage.rests()
+
+    play(act, REFUSED, TOLD)
+
+
+@pytest.mark.parametrize("told", [TOLD, Told(State.NOT_RUNNING), Told(State.SPARED, PID)])
+def test_there_is_no_timer_while_there_is_nothing_to_do(play: Play, told: Told) -> None:
+    async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset({1}))
+        await stage.told()
+        assert set(stage.pace.waits) == {None}
+
+    play(act, told)
+
+
+@pytest.mark.parametrize(
+    ("told", "spared", "finding"),
+    [
+        (TOLD, PID, ""),
+        (Told(State.SPARED, PID), PID, ""),
+        (Told(State.NOT_RUNNING), None, ""),
+        (REFUSED, None, "irqbalance (pid 12) was not told: it does not answer"),
+        (LEFT_OUT, None, "irqbalance (pid 12) was not told: it reads 500 bytes of a list"),
+        (Told(State.REFUSED, None, reason="cannot be told"), None, ""),
+    ],
+)
+def test_what_a_person_should_know(
+    play: Play, told: Told, spared: int | None, finding: str
+) -> None:
+    async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset({1, 3}))
+        await stage.told()
+        assert stage.sparing.spared == spared
+        found = [(each.code, each.message) for each in stage.sparing.findings()]
+        assert found == ([("irqbalance-untold", finding)] if finding else [])
+
+    play(act, told)
+
+
+def test_who_wants_nothing_misses_nothing(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset())
+        await stage.told()
+        assert stage.sparing.findings() == ()
+
+    play(act, REFUSED)
+
+
+def test_without_cooperation_ours_are_taken_out(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset({1}))
+        await stage.told()
+        stage.sparing.want(None)
+        assert stage.sparing.spared is None
+        assert await stage.told() == ("release",)
+        assert (stage.sparing.spared, stage.sparing.findings()) == (None, ())
+        await stage.rests()
+        stage.sparing.want(frozenset({1}))
+        assert await stage.told() == ("keep", frozenset({1}), False)
+        assert stage.sparing.spared == PID
+
+    play(act)
+
+
+def test_ours_are_taken_out_in_the_end(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset({1}))
+        await stage.told()
+        stage.task.cancel()
+        await stage.sparing.close(release=True)
+        assert stage.bans.calls[1:] == [("release",), ("close",)]
+        assert stage.sparing.spared is None
+
+    play(act)
+
+
+def test_or_they_stay_for_who_comes_after_us(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        stage.sparing.want(frozenset({1}))
+        await stage.told()
+        stage.task.cancel()
+        await stage.sparing.close(release=False)
+        assert stage.bans.calls[1:] == [("close",)]
+
+    play(act)
+
+
+def test_the_end_comes_after_what_is_going_on(play: Play) -> None:
+    """Bans are for one thread at a time, and what is told last holds."""
+
+    async def act(stage: Stage) -> None:
+        stage.bans.go.clear()
+        stage.sparing.want(frozenset({1}))
+        await stage.until(lambda: stage.asleep)
+        stage.pace.wake()
+        await stage.until(lambda: stage.bans.begun == 1)
+        stage.task.cancel()
+        closing = asyncio.create_task(stage.sparing.close(release=True))
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+        assert stage.bans.begun == 1
+        stage.bans.go.set()
+        await closing
+        assert [each[0] for each in stage.bans.calls] == ["keep", "release", "close"]
+
+    play(act)
+
+
+def test_what_is_said(play: Play, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def act(stage: Stage) -> None:
+        said = []
+        for wanted in (set(), {1}, {1, 2}, {1, 2}, {1, 3}, {1, 3}):
+            stage.sparing.want(frozenset(wanted))
+            stage.sparing.check()
+            await stage.told()
+            said.append([each.getMessage() for each in caplog.records])
+            caplog.clear()
+        stage.sparing.want(None)
+        await stage.told()
+        assert said == [
+            [],
+            ["irqbalance (pid 13): told to leave 1 interrupts alone"],
+            ["irqbalance (pid 13): it does not answer"],
+            [],
+            ["irqbalance (pid 13): leaves interrupts of vfio-pci alone by its options"],
+            [],
+        ]
+        (last,) = caplog.records
+        assert last.getMessage() == "irqbalance (pid 12): told that interrupts are its own again"
+
+    refused = Told(State.REFUSED, NEXT, reason="it does not answer")
+    spared = Told(State.SPARED, NEXT)
+    play(act, TOLD, Told(State.TOLD, NEXT), refused, refused, spared, spared, TOLD)

@@ -1,0 +1,701 @@
+"""Following libvirt's guests: the real one's test driver, and connections that break."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.hostmaker import MadeFs, MadeHost, passthrough
+from tests.libvirtmaker import NIC, URI, domain_xml, held
+from tests.needs import need_libvirt
+from virtirq.control.counters import Tally
+from virtirq.control.journal import SharedJournal
+from virtirq.cpuset import CpuSet
+from virtirq.daemon import libvirt_source as module
+from virtirq.daemon.libvirt_source import Following
+from virtirq.daemon.log import Log
+from virtirq.daemon.reconciler import Keeper
+from virtirq.errors import (
+    AccessError,
+    ConnectionFailedError,
+    DependencyError,
+    JournalError,
+    LibvirtError,
+    UsageError,
+    VirtirqError,
+)
+from virtirq.guests.libvirt import watch as watch_module
+from virtirq.guests.libvirt.connection import LiveGuests
+from virtirq.guests.processes.find import SOURCE
+from virtirq.host import paths
+from virtirq.model import Gap, Guest, GuestDevice, PciAddress, Vcpu
+from virtirq.policy.config import Config
+
+ENOUGH = 30.0
+"""Seconds after which a test gives up."""
+HOST = MadeHost(
+    online="0-7", devices=(passthrough("0000:82:00.0", vectors=2, first_irq=100, affinity="0-7"),)
+)
+ADDRESS = PciAddress.parse("0000:82:00.0")
+
+
+def guest(name: str, cpu: int = 2) -> Guest:
+    return Guest(
+        name,
+        "libvirt",
+        uuid=f"u-{name}",
+        vcpus=(Vcpu(0, CpuSet([cpu])),),
+        devices=(GuestDevice(ADDRESS, "hostdev"),) if name == "web" else (),
+    )
+
+
+class Room:
+    """A Following, its Keeper and its host; to be made inside of a loop."""
+
+    def __init__(self, state: Any, uri: str = "fake:///", *, must: bool = True) -> None:
+        self.fs: MadeFs = HOST.live()
+        self.journal = SharedJournal(state, HOST.boot_id)
+        self.keeper = Keeper(
+            self.fs, self.journal, Config(), Log(), Tally(), asyncio.get_running_loop().call_later
+        )
+        self.known = 0
+        self.prepared: list[list[str]] = []
+        self.following = Following(
+            uri, self.fs, self.keeper, Log(), self._count, self._prepare, must=must
+        )
+        self.task = asyncio.create_task(self.following.follow())
+
+    def _count(self) -> None:
+        self.known += 1
+
+    async def _prepare(self) -> None:
+        """What is known by then, and where the interrupts are."""
+        self.prepared.append([*sorted(self.names), *self.places()])
+
+    @property
+    def names(self) -> set[str]:
+        return {each.name for each in self.keeper.guests}
+
+    def places(self) -> list[str]:
+        return [self.fs.read(paths.IRQ_AFFINITY.at(irq)) for irq in (100, 101)]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(ENOUGH):
+            while not condition():
+                if self.task.done():
+                    self.task.result()
+                await asyncio.sleep(0.001)
+
+    async def close(self) -> None:
+        self.task.cancel()
+        with suppress(asyncio.CancelledError, VirtirqError):
+            await self.task
+        await self.following.close()
+        self.journal.close()
+
+
+Act = Callable[[Room], Awaitable[None]]
+
+
+def play(state: Any, act: Act, uri: str = "fake:///", *, must: bool = True) -> None:
+    async def main() -> None:
+        room = Room(state, uri, must=must)
+        try:
+            await act(room)
+        finally:
+            await room.close()
+
+    asyncio.run(main())
+
+
+class TestRealLibvirt:
+    @pytest.fixture
+    def host(self) -> Iterator[Any]:
+        need_libvirt()
+        watch_module._run_loop()
+        with held() as connection:
+            yield connection
+
+    def test_guests_that_run_already(self, host: Any, tmp_path: Any) -> None:
+        host.createXML(domain_xml(devices=NIC), 0)
+        host.defineXML(domain_xml("off", devices=""))
+
+        async def act(room: Room) -> None:
+            await room.following.tried()
+            assert room.following.state == f"connected to {URI}"
+            assert room.names == {"web"}
+            assert room.places() == ["2", "4"]
+            assert room.known == 1
+            assert room.prepared == [["web", "0-7", "0-7"]], "known, and nothing moved yet"
+
+        play(tmp_path, act, URI)
+
+    def test_a_guest_from_its_beginning_to_its_end(self, host: Any, tmp_path: Any) -> None:
+        async def act(room: Room) -> None:
+            await room.following.tried()
+            assert room.names == set()
+            host.createXML(domain_xml(devices=NIC), 0)
+            await room.until(lambda: room.places() == ["2", "4"])
+            (domain,) = host.listAllDomains()
+            domain.suspend()
+            domain.resume()
+            domain.destroy()
+            await room.until(lambda: room.names == set())
+            assert room.places() == ["0-7", "0-7"]
+            assert room.known >= 3
+
+        play(tmp_path, act, URI)
+
+    def test_a_setting_counts_at_once(self, host: Any, tmp_path: Any) -> None:
+        domain = host.createXML(domain_xml(devices=NIC), 0)
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.places() == ["2", "4"])
+            domain.setMetadata(2, '<irqs cpuset="6"/>', "virtirq", "urn:virtirq:1", 1)
+            await room.until(lambda: room.places() == ["6", "6"])
+
+        play(tmp_path, act, URI)
+
+    def test_pins_that_libvirt_does_not_tell_of_are_asked_for(
+        self, host: Any, tmp_path: Any
+    ) -> None:
+        """Its test driver tells of no pinning; the kernel does, and then it is looked at."""
+        domain = host.createXML(domain_xml(devices=NIC), 0)
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.places() == ["2", "4"])
+            domain.pinVcpu(0, (False,) * 7 + (True,))
+            room.following.look(domain.UUIDString())
+            await room.until(lambda: room.places() == ["7", "4"])
+
+        play(tmp_path, act, URI)
+
+    def test_many_that_begin_and_end(self, host: Any, tmp_path: Any) -> None:
+        async def act(room: Room) -> None:
+            await room.following.tried()
+            domains = [host.createXML(domain_xml(f"g{n}", devices=""), 0) for n in range(30)]
+            for domain in domains[::2]:
+                domain.destroy()
+            await room.until(lambda: room.names == {f"g{n}" for n in range(1, 30, 2)})
+
+        play(tmp_path, act, URI)
+
+    def test_libvirt_that_is_not_there(
+        self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        need_libvirt()
+        uri = "qemu+unix:///system?socket=/nonexistent"
+
+        async def act(room: Room) -> None:
+            await room.following.tried()
+            assert "cannot connect to libvirt" in room.following.state
+            assert not room.task.done()
+
+        play(tmp_path, act, uri)
+
+    def test_another_hosts(self, tmp_path: Any) -> None:
+        need_libvirt()
+
+        async def act(room: Room) -> None:
+            with pytest.raises(UsageError, match="run on another host"):
+                await room.task
+
+        play(tmp_path, act, "qemu+ssh://root@elsewhere/system")
+
+
+# What the test driver cannot do -----------------------------------------------------------------
+
+
+class FakeWatch:
+    """A connection of the script's."""
+
+    uri = "fake:///"
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.closed = 0
+        self.changed: Callable[[str], None] = lambda _: None
+        self.lost: Callable[[str], None] = lambda _: None
+
+    def guests(self, fs: object) -> LiveGuests:
+        if self.script.listing:
+            raise self.script.listing.pop(0)
+        self.script.meanwhile(self)
+        there, gaps = tuple(self.script.running.values()), self.script.gaps
+        return LiveGuests(there, gaps, complete=not gaps)
+
+    def guest(self, uuid: str, fs: object) -> LiveGuests:
+        self.script.read.append(uuid)
+        error = self.script.broken.pop(uuid, None)
+        if error is not None:
+            raise error
+        if uuid in self.script.gapped:
+            return LiveGuests((), (Gap(uuid, "makes no sense"),))
+        found = self.script.running.get(uuid)
+        return LiveGuests((found,) if found else ())
+
+    def close(self) -> None:
+        self.closed += 1
+        assert self.script.lets_go.wait(ENOUGH)
+
+
+class Script:
+    """What becomes of each attempt to connect (an error, or None), and who runs."""
+
+    def __init__(self) -> None:
+        self.attempts: list[Exception | None] = []
+        self.listing: list[Exception] = []
+        self.running: dict[str, Guest] = {}
+        self.gaps: tuple[Gap, ...] = ()
+        self.broken: dict[str, Exception] = {}
+        self.gapped: set[str] = set()
+        self.read: list[str] = []
+        self.watches: list[FakeWatch] = []
+        self.slept: list[float] = []
+        self.lets_go = threading.Event()
+        self.lets_go.set()
+        self.meanwhile: Callable[[FakeWatch], None] = lambda _: None
+
+    def open(
+        self, uri: str, changed: Callable[[str], None], lost: Callable[[str], None]
+    ) -> FakeWatch:
+        error = self.attempts.pop(0) if self.attempts else None
+        if error is not None:
+            raise error
+        watch = FakeWatch(self)
+        watch.changed, watch.lost = changed, lost
+        self.watches.append(watch)
+        return watch
+
+    @property
+    def watch(self) -> FakeWatch:
+        return self.watches[-1]
+
+    async def sleep(self, delay: float) -> None:
+        self.slept.append(delay)
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    made = Script()
+    monkeypatch.setattr(module, "open_watch", made.open)
+    mine = SimpleNamespace(**vars(asyncio))
+    mine.sleep = made.sleep
+    monkeypatch.setattr(module, "asyncio", mine)
+    return made
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+FAILED = ConnectionFailedError("cannot connect to libvirt at fake:///: no")
+
+
+class TestConnecting:
+    @pytest.mark.parametrize("error", [DependencyError("x"), AccessError("x"), UsageError("x")])
+    def test_what_no_waiting_mends_ends_it(
+        self, script: Script, tmp_path: Any, error: VirtirqError
+    ) -> None:
+        script.attempts = [error]
+
+        async def act(room: Room) -> None:
+            with pytest.raises(type(error)):
+                await room.task
+            assert script.slept == []
+
+        play(tmp_path, act)
+
+    @pytest.mark.parametrize("error", [FAILED, LibvirtError("x"), JournalError("x")])
+    def test_what_waiting_may_mend_is_tried_again_later_and_later(
+        self, script: Script, tmp_path: Any, error: VirtirqError, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        script.attempts = [error] * 8
+        script.running = {"u-web": guest("web")}
+
+        async def act(room: Room) -> None:
+            await room.following.tried()
+            assert room.following.state == str(error)
+            await room.until(lambda: bool(script.watches))
+            await room.until(lambda: room.names == {"web"})
+            assert script.slept == [1, 2, 4, 8, 16, 30, 30, 30]
+            assert warnings(caplog) == [f"{error}; trying again until it can be reached"]
+
+        play(tmp_path, act)
+
+    @pytest.mark.parametrize("error", [LibvirtError("x"), ConnectionFailedError("x")])
+    def test_one_whose_guests_cannot_be_listed_is_closed(
+        self, script: Script, tmp_path: Any, error: VirtirqError
+    ) -> None:
+        script.listing = [error]
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: len(script.watches) == 2)
+            assert script.watches[0].closed == 1
+            assert script.slept == [1]
+            await room.until(lambda: room.following.state == "connected to fake:///")
+
+        play(tmp_path, act)
+
+    def test_gaps_are_not_taken_for_guests_that_are_gone(
+        self, script: Script, tmp_path: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        script.running = {"u-web": guest("web"), "u-db": guest("db")}
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.names == {"web", "db"})
+            del script.running["u-web"]
+            script.gapped.add("u-web")
+            script.gaps = (Gap("fake:///: web", "makes no sense"),)
+            script.watch.lost("its daemon has ended")
+            await room.until(lambda: len(script.watches) == 2)
+            await room.until(lambda: room.following.state.startswith("connected"))
+            assert room.names == {"web", "db"}
+            assert "not read: fake:///: web: makes no sense" in warnings(caplog)
+
+        play(tmp_path, act)
+
+
+HOPELESS = [DependencyError("x"), AccessError("x"), UsageError("x")]
+
+
+class TestNeedNotBeThere:
+    """Guests are found by their processes, too: libvirt may be missing for good."""
+
+    @pytest.mark.parametrize("error", HOPELESS)
+    def test_what_no_waiting_mends_gives_it_up(
+        self, script: Script, tmp_path: Any, error: VirtirqError, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        script.attempts = [error]
+
+        async def act(room: Room) -> None:
+            await room.following.tried()
+            await room.task
+            assert room.following.given_up
+            assert room.following.state == str(error)
+            assert (script.slept, script.watches) == ([], [])
+            said = [(each.levelname, each.getMessage()) for each in caplog.records]
+            assert ("INFO", "libvirt is not asked: x") in said
+            assert warnings(caplog) == []
+            assert not room.keeper.knows
+            room.following.look("u-web")
+            room.following.look_at_all()
+
+        play(tmp_path, act, must=False)
+
+    @pytest.mark.parametrize("error", [FAILED, LibvirtError("x"), JournalError("x")])
+    def test_what_waiting_may_mend_is_waited_for(
+        self, script: Script, tmp_path: Any, error: VirtirqError, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        script.attempts = [error] * 2
+        script.running = {"u-web": guest("web")}
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.names == {"web"})
+            assert not room.following.given_up
+            assert script.slept == [1, 2]
+            assert warnings(caplog) == [f"{error}; trying again until it can be reached"]
+
+        play(tmp_path, act, must=False)
+
+    @pytest.mark.parametrize("error", HOPELESS)
+    def test_nor_is_it_given_up_once_it_was_there(
+        self, script: Script, tmp_path: Any, error: VirtirqError
+    ) -> None:
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.following.state.startswith("connected"))
+            script.attempts = [error]
+            script.watch.lost("closed")
+            await room.until(lambda: len(script.watches) == 2)
+            assert not room.following.given_up
+
+        play(tmp_path, act, must=False)
+
+    @pytest.mark.parametrize("error", HOPELESS)
+    def test_that_it_must_be_is_the_rule(
+        self, script: Script, tmp_path: Any, error: VirtirqError
+    ) -> None:
+        script.attempts = [error]
+
+        async def act(room: Room) -> None:
+            with pytest.raises(type(error)):
+                await room.task
+            assert not room.following.given_up
+
+        play(tmp_path, act)
+
+
+OF_PROCESS = Guest(
+    "qemu",
+    SOURCE,
+    pid=7,
+    vcpus=(Vcpu(0, CpuSet([6])),),
+    devices=(GuestDevice(ADDRESS, "vfio"),),
+)
+
+
+class TestOthersGuests:
+    """Those of processes are not libvirt's to tell of."""
+
+    def test_they_stay_when_it_tells_of_its_own(self, script: Script, tmp_path: Any) -> None:
+        script.running = {"u-db": guest("db")}
+
+        async def act(room: Room) -> None:
+            room.keeper.note([OF_PROCESS])
+            await room.until(lambda: room.names == {"qemu", "db"})
+            await room.until(lambda: room.known == 1)
+            assert room.prepared == [["db", "qemu", "0-7", "0-7"]], "known, nothing moved yet"
+            assert room.places() == ["6", "6"]
+
+        play(tmp_path, act)
+
+    def test_it_is_not_asked_for_them(self, script: Script, tmp_path: Any) -> None:
+        script.running = {"u-db": guest("db")}
+
+        async def act(room: Room) -> None:
+            room.keeper.note([OF_PROCESS])
+            await room.until(lambda: room.known == 1)
+            room.following.look_at_all()
+            for each in room.keeper.guests:
+                room.following.look_if_ours(each)
+            await room.until(lambda: script.read == ["u-db"])
+            script.watch.lost("closed")
+            await room.until(lambda: len(script.watches) == 2)
+            await room.until(lambda: room.known == 3)
+            room.following.look("u-db")
+            await room.until(lambda: room.known == 4)
+            assert script.read == ["u-db", "u-db"]
+            assert room.names == {"qemu", "db"}
+
+        play(tmp_path, act)
+
+    def test_it_tells_of_one_of_them(self, script: Script, tmp_path: Any) -> None:
+        script.running = {"u-web": guest("web")}
+
+        async def act(room: Room) -> None:
+            room.keeper.note([replace(OF_PROCESS, uuid="u-web")])
+            await room.until(lambda: room.known == 1)
+            (told,) = room.keeper.guests
+            assert (told.name, told.source) == ("web", "libvirt")
+            assert room.places() == ["2", "2"]
+
+        play(tmp_path, act)
+
+
+class TestLosing:
+    def test_guests_are_kept_and_found_again(
+        self, script: Script, tmp_path: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        script.running = {"u-web": guest("web")}
+        fails: list[Exception | None] = [FAILED, FAILED]
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.names == {"web"})
+            seen: list[str] = []
+            script.attempts = fails
+            script.running = {"u-web": guest("web", 5), "u-db": guest("db")}
+            script.meanwhile = lambda _: seen.append(str(room.names))
+            threading.Thread(target=script.watch.lost, args=("its daemon has ended",)).start()
+            await room.until(lambda: room.names == {"web", "db"})
+            assert seen == ["{'web'}"], "until it was asked again"
+            assert room.places() == ["5", "5"]
+            assert script.watches[0].closed == 1
+            assert script.slept == [1, 2]
+            assert warnings(caplog) == [
+                "connection to fake:/// lost: its daemon has ended;"
+                " its guests are kept as they were",
+                f"{FAILED}; trying again until it can be reached",
+            ]
+
+        play(tmp_path, act)
+
+    def test_each_time_anew(
+        self, script: Script, tmp_path: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def act(room: Room) -> None:
+            for number in range(1, 4):
+                await room.until(lambda n=number: len(script.watches) == n)  # type: ignore[misc]
+                await room.until(lambda: room.following.state == "connected to fake:///")
+                script.attempts = [FAILED]
+                room.following.state = ""
+                script.watch.lost("closed")
+                script.watch.lost("and once more")
+            await room.until(lambda: len(script.watches) == 4)
+            assert script.slept == [1, 1, 1]
+            assert [each.name for each in caplog.records if each.name == "asyncio"] == []
+
+        play(tmp_path, act)
+
+    @pytest.mark.parametrize("error", [DependencyError("x"), AccessError("x"), UsageError("x")])
+    def test_what_no_waiting_mends_ends_nothing_that_worked(
+        self, script: Script, tmp_path: Any, error: VirtirqError
+    ) -> None:
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.following.state.startswith("connected"))
+            script.attempts = [error]
+            script.watch.lost("closed")
+            await room.until(lambda: len(script.watches) == 2)
+            assert script.slept == [1]
+
+        play(tmp_path, act)
+
+    def test_one_that_does_not_let_go(
+        self,
+        script: Script,
+        tmp_path: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(module, "_FAREWELL", 0.01)
+        script.lets_go.clear()
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.following.state.startswith("connected"))
+            script.watch.lost("it does not answer")
+            await room.until(lambda: len(script.watches) == 2)
+            assert "fake:///: does not let go of the connection" in warnings(caplog)
+            script.lets_go.set()
+
+        play(tmp_path, act)
+
+
+class TestLooking:
+    def test_just_the_guest_concerned_is_read(self, script: Script, tmp_path: Any) -> None:
+        script.running = {"u-web": guest("web"), "u-db": guest("db")}
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.names == {"web", "db"})
+            script.running["u-web"] = guest("web", 6)
+            count = room.known
+            threading.Thread(target=script.watch.changed, args=("u-web",)).start()
+            await room.until(lambda: room.known > count)
+            assert room.places() == ["6", "6"]
+            assert script.read == ["u-web"]
+
+        play(tmp_path, act)
+
+    def test_what_comes_many_times_at_once_is_read_once(
+        self, script: Script, tmp_path: Any
+    ) -> None:
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.following.state.startswith("connected"))
+            for _ in range(20):
+                room.following.look("u-web")
+                room.following.look("u-db")
+            await room.until(lambda: room.known == 3)
+            assert script.read == ["u-web", "u-db"]
+
+        play(tmp_path, act)
+
+    def test_all_that_are_known_are_read(self, script: Script, tmp_path: Any) -> None:
+        script.running = {"u-web": guest("web"), "u-db": guest("db")}
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.names == {"web", "db"})
+            script.running["u-web"] = guest("web", 6)
+            room.following.look_at_all()
+            await room.until(lambda: room.known == 3)
+            assert sorted(script.read) == ["u-db", "u-web"]
+            assert room.places() == ["6", "6"]
+
+        play(tmp_path, act)
+
+    def test_one_that_does_not_run_is_gone(self, script: Script, tmp_path: Any) -> None:
+        script.running = {"u-web": guest("web")}
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.names == {"web"})
+            assert room.places() == ["2", "2"]
+            script.running.clear()
+            script.watch.changed("u-web")
+            await room.until(lambda: room.names == set())
+            assert room.places() == ["0-7", "0-7"]
+
+        play(tmp_path, act)
+
+    def test_one_that_makes_no_sense_is_kept(
+        self, script: Script, tmp_path: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        script.running = {"u-web": guest("web")}
+        script.gapped = {"u-web"}
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.names == {"web"})
+            script.watch.changed("u-web")
+            await room.until(lambda: room.known == 2)
+            assert room.names == {"web"}
+            assert room.places() == ["2", "2"]
+            assert warnings(caplog) == ["not read: u-web: makes no sense"]
+
+        play(tmp_path, act)
+
+    def test_an_error_of_one_hinders_no_other(
+        self, script: Script, tmp_path: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        script.running = {"u-web": guest("web")}
+        script.broken = {"u-web": LibvirtError("cannot look for u-web: busy")}
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.names == {"web"})
+            script.running["u-db"] = guest("db")
+            script.watch.changed("u-web")
+            script.watch.changed("u-db")
+            await room.until(lambda: room.names == {"web", "db"})
+            assert warnings(caplog) == ["cannot look for u-web: busy; trying again"]
+
+        play(tmp_path, act)
+
+    def test_what_changes_while_all_are_read_is_read_again(
+        self, script: Script, tmp_path: Any
+    ) -> None:
+        def change(watch: FakeWatch) -> None:
+            watch.changed("u-late")
+
+        script.meanwhile = change
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: script.read == ["u-late"])
+            script.running = {"u-late": guest("late")}
+            script.watch.changed("u-late")
+            await room.until(lambda: room.names == {"late"})
+
+        play(tmp_path, act)
+
+    def test_an_error_that_nobody_expects_is_not_silent(
+        self, script: Script, tmp_path: Any
+    ) -> None:
+        script.running = {"u-web": guest("web")}
+        script.broken = {"u-web": RuntimeError("a bug")}
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.names == {"web"})
+            script.watch.changed("u-web")
+            await room.until(lambda: script.read == ["u-web"])
+            for _ in range(500):
+                if room.task.done() or len(script.watches) == 2:
+                    return
+                await asyncio.sleep(0.001)
+            raise AssertionError("nothing came of it")
+
+        with suppress(RuntimeError):
+            play(tmp_path, act)
+
+
+def test_what_libvirt_tells_after_the_end_is_nobodys(script: Script, tmp_path: Any) -> None:
+    async def act(room: Room) -> None:
+        await room.until(lambda: room.following.state.startswith("connected"))
+
+    play(tmp_path, act)
+    script.watch.changed("u-web")
+    script.watch.lost("closed")
+    assert script.watch.closed == 1

@@ -1,0 +1,589 @@
+"""Following guests' choices: when they are read, when they count, and how fast they may change."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hostmaker import MadeFs, MadeHost, passthrough
+from virtirq.control.counters import Tally
+from virtirq.control.journal import SharedJournal
+from virtirq.cpuset import CpuSet
+from virtirq.daemon import vector_follower as module
+from virtirq.daemon.log import Log
+from virtirq.daemon.reconciler import Keeper
+from virtirq.daemon.vector_follower import Aiming
+from virtirq.errors import LibvirtError, UnavailableError, VirtirqError
+from virtirq.guests.vectors.by_peek import Learned, Wanted
+from virtirq.host import paths
+from virtirq.model import NATIVE, Aimed, Guest, GuestDevice, GuestVectors, PciAddress, Vcpu
+from virtirq.policy import pace
+from virtirq.policy.config import Config
+
+ENOUGH = 30.0
+"""Seconds after which a test gives up."""
+NIC = PciAddress.parse("0000:82:00.0")
+DISK = PciAddress.parse("0000:83:00.0")
+HOST = MadeHost(
+    online="0-7",
+    devices=(
+        passthrough(str(NIC), vectors=3, first_irq=100, affinity="0-7"),
+        passthrough(str(DISK), vectors=1, first_irq=110, affinity="0-7"),
+    ),
+)
+WEB = Guest(
+    "web",
+    "libvirt",
+    uuid="u-web",
+    vcpus=tuple(Vcpu(index, CpuSet([4 + index]), apic=index) for index in range(3)),
+    devices=(GuestDevice(NIC, "hostdev"), GuestDevice(DISK, "hostdev")),
+)
+
+
+class FakeReader:
+    """Gives the next of its answers at each reading; the last one for ever."""
+
+    def __init__(self, name: str, *answers: Learned | VirtirqError) -> None:
+        self.name = name
+        self.answers = list(answers)
+        self.asked: list[tuple[str, Wanted]] = []
+        self.closed = False
+        self.go = threading.Event()
+        self.go.set()
+
+    def read(self, guest: Guest, wanted: Wanted) -> Learned:
+        assert self.go.wait(ENOUGH)
+        self.asked.append((guest.key, wanted))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, VirtirqError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def nic(*vcpus: int | None, why: str = "") -> Learned:
+    """The NIC's vectors are for these vCPUs."""
+    aimed = {
+        vector: Aimed(vcpu, "" if vcpu is not None else "any of 3")
+        for vector, vcpu in enumerate(vcpus)
+    }
+    return {NIC: GuestVectors(aimed, why)}
+
+
+class Stage:
+    """A guest, its interrupts, and an Aiming; to be made inside of a loop."""
+
+    def __init__(self, state: Path, *readers: FakeReader, on: bool = True) -> None:
+        self.fs: MadeFs = HOST.live()
+        self.journal = SharedJournal(state, HOST.boot_id)
+        loop = asyncio.get_running_loop()
+        self.keeper = Keeper(
+            self.fs, self.journal, Config(), Log(), Tally(), loop.call_later, loop.time
+        )
+        self.reread: list[Guest] = []
+        self.aiming = Aiming(readers, self.keeper, Log(), self.reread.append)
+        self.aiming.told = True
+        self.aiming.follow(on=on)
+        self.keeper.know([WEB])
+
+    def places(self) -> list[str]:
+        return [self.fs.read(paths.IRQ_AFFINITY.at(irq)) for irq in (100, 101, 102)]
+
+    def moves(self, irq: int) -> int:
+        """How often the interrupt was moved so far."""
+        path = paths.IRQ_AFFINITY.at(irq)
+        return self.fs.calls.count(("write", path))
+
+    @property
+    def findings(self) -> list[tuple[str, str, str]]:
+        return [(each.code, each.subject, each.message) for each in self.aiming.findings()]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(ENOUGH):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+    async def looked(self) -> None:
+        """Whatever was to be looked at has been."""
+        looks = self.aiming._looks
+        await self.until(
+            lambda: not looks._under_way and ("u-web", module._BURST) not in looks._due
+        )
+
+
+Act = Callable[[Stage], Awaitable[None]]
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    for name, seconds in {"_BURST": 1, "_APART": 2, "_RETRY": 3, "_POLL": 4}.items():
+        monkeypatch.setattr(module, name, seconds / 1000)
+
+    def run(act: Act, *readers: FakeReader, **more: Any) -> None:
+        async def main() -> None:
+            stage = Stage(tmp_path, *readers, **more)
+            try:
+                await act(stage)
+            finally:
+                await stage.aiming.close()
+                stage.journal.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+Play = Callable[..., None]
+SPREAD = ["4", "5", "6"]
+
+
+def test_each_vector_goes_where_the_guest_aims_it(play: Play) -> None:
+    reader = FakeReader("peek", nic(2, 2, 0))
+
+    async def act(stage: Stage) -> None:
+        assert stage.places() == SPREAD
+        stage.aiming.look("u-web")
+        await stage.until(lambda: stage.places() == ["6", "6", "4"])
+        await stage.looked()
+        assert reader.asked == [("u-web", {NIC: {0: 100, 1: 101, 2: 102}, DISK: {0: 110}})] * 2
+        assert stage.findings == [
+            ("vectors-followed", "web", "where it aims its vectors is read by peek")
+        ]
+        assert stage.keeper.aimed == {NIC: nic(2, 2, 0)[NIC].aimed}
+
+    play(act, reader)
+    assert reader.closed
+
+
+def test_a_choice_counts_when_it_was_read_twice_alike(play: Play) -> None:
+    reader = FakeReader("peek", nic(0, 0, 0), nic(1, 0, 0), nic(2, 2, 2), nic(2, 2, 2))
+
+    async def act(stage: Stage) -> None:
+        stage.aiming.look("u-web")
+        await stage.looked()
+        assert stage.places() == ["6", "6", "6"]
+        assert len(reader.asked) == 4
+        assert stage.moves(100) == 2, "dealt to CPU 4, then moved to 6, and never to 5"
+
+    play(act, reader)
+
+
+def test_a_guest_that_never_agrees_with_itself_is_given_up(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RETRY", 2 * ENOUGH)
+    different = [nic(n % 3, 0, 0) for n in range(40)]
+    reader = FakeReader("peek", *different)
+
+    async def act(stage: Stage) -> None:
+        stage.aiming.look("u-web")
+        await stage.looked()
+        assert len(reader.asked) == 8
+        assert stage.places() == SPREAD
+
+    play(act, reader)
+
+
+def test_what_is_no_single_vcpu_is_left_to_the_spread(play: Play) -> None:
+    reader = FakeReader("peek", nic(2, None, 0))
+
+    async def act(stage: Stage) -> None:
+        stage.aiming.look("u-web")
+        await stage.looked()
+        assert stage.places() == ["6", "5", "4"]
+
+    play(act, reader)
+
+
+def test_a_vector_that_is_away_for_a_moment_keeps_its_place(play: Play) -> None:
+    reader = FakeReader("peek", nic(2, 2, 2), nic(2, 2, 2), {NIC: GuestVectors({0: Aimed(2)})})
+
+    async def act(stage: Stage) -> None:
+        stage.aiming.look("u-web")
+        await stage.looked()
+        stage.aiming.look("u-web")
+        await stage.looked()
+        assert len(reader.asked) == 4
+        assert stage.places() == ["6", "6", "6"]
+
+    play(act, reader)
+
+
+def test_a_vector_moves_once_in_a_while_only(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first choice is taken at once; the next has to wait, and is taken then."""
+    monkeypatch.setattr(pace, "SHORTEST", 0.2)
+    reader = FakeReader("peek", *[nic(2, 2, 2)] * 2, nic(0, 2, 2))
+
+    async def act(stage: Stage) -> None:
+        stage.aiming.look("u-web")
+        await stage.looked()
+        stage.aiming.look("u-web")
+        await stage.looked()
+        assert stage.places() == ["6", "6", "6"]
+        await stage.until(lambda: stage.places() == ["4", "6", "6"])
+
+    play(act, reader)
+
+
+def test_what_is_asked_for_during_a_look_is_looked_at_after_it(play: Play) -> None:
+    reader = FakeReader("peek", nic(2, 2, 2))
+
+    async def act(stage: Stage) -> None:
+        reader.go.clear()
+        stage.aiming.look("u-web")
+        await asyncio.sleep(0.01)
+        for _ in range(5):
+            stage.aiming.look("u-web")
+        reader.go.set()
+        await stage.looked()
+        assert len(reader.asked) == 4
+
+    play(act, reader)
+
+
+def test_the_first_reader_that_can_is_used_and_why_not_a_better_one_is_said(play: Play) -> None:
+    first = FakeReader("bpf", UnavailableError("bpftrace is not installed"))
+    second = FakeReader("peek", nic(2, 2, 2))
+
+    async def act(stage: Stage) -> None:
+        stage.aiming.look("u-web")
+        await stage.looked()
+        assert stage.places() == ["6", "6", "6"]
+        said = "where it aims its vectors is read by peek; bpf: bpftrace is not installed"
+        assert stage.findings == [("vectors-followed", "web", said)]
+
+    play(act, first, second)
+
+
+def test_a_guest_that_cannot_be_read_says_why_and_is_not_tried_for_ever(play: Play) -> None:
+    reader = FakeReader("peek", UnavailableError("its machine 'pc' has no such space"))
+
+    async def act(stage: Stage) -> None:
+        stage.aiming.look("u-web")
+        await stage.looked()
+        await asyncio.sleep(0.02)
+        assert len(reader.asked) == 1
+        said = "where it aims its vectors cannot be read: peek: its machine 'pc' has no such space"
+        assert stage.findings == [("vectors-not-followed", "web", said)]
+        assert stage.places() == SPREAD
+
+    play(act, reader)
+
+
+def test_one_that_could_be_read_before_is_tried_again(play: Play) -> None:
+    lost = LibvirtError("lost")
+    reader = FakeReader("peek", nic(2, 2, 2), nic(2, 2, 2), lost, lost, nic(1, 1, 1))
+
+    async def act(stage: Stage) -> None:
+        stage.aiming.look("u-web")
+        await stage.looked()
+        stage.keeper.aim(NIC, {})  # so that there is something to see
+        stage.aiming.look("u-web")
+        await stage.looked()
+        assert stage.places() == SPREAD
+        reader.answers = [nic(1, 1, 1)]
+        stage.aiming.look("u-web")
+        await stage.until(lambda: stage.places() == ["5", "5", "5"])
+
+    play(act, reader)
+
+
+def test_a_device_that_hides_is_told_of(play: Play) -> None:
+    reader = FakeReader("peek", {NIC: GuestVectors({}, "the guest does not see it")})
+
+    async def act(stage: Stage) -> None:
+        stage.aiming.look("u-web")
+        await stage.looked()
+        assert [each[:2] for each in stage.findings] == [
+            ("vectors-followed", "web"),
+            ("vectors-not-followed", f"web {NIC}"),
+        ]
+        assert stage.findings[1][2].endswith("cannot be read: the guest does not see it")
+
+    play(act, reader)
+
+
+def test_without_the_kernels_word_it_reads_now_and_then(play: Play) -> None:
+    reader = FakeReader("peek", *[nic(2, 2, 2)] * 2, nic(1, 1, 1))
+
+    async def act(stage: Stage) -> None:
+        stage.aiming.told = False
+        stage.aiming.look("u-web")
+        await stage.until(lambda: stage.places() == ["6", "6", "6"])
+        await stage.until(lambda: stage.places() == ["5", "5", "5"])
+
+    play(act, reader)
+
+
+def test_running_guests_are_read_before_anything_of_theirs_is_moved(play: Play) -> None:
+    reader = FakeReader("peek", nic(2, 2, 0))
+
+    async def act(stage: Stage) -> None:
+        fresh = HOST.live()
+        loop = asyncio.get_running_loop()
+        stage.fs = fresh
+        stage.keeper = Keeper(
+            fresh, stage.journal, Config(), Log(), Tally(), loop.call_later, loop.time
+        )
+        aiming = Aiming([reader], stage.keeper, Log())
+        aiming.follow(on=True)
+        stage.keeper.know([WEB], only_note=True)
+        assert stage.places() == ["0-7"] * 3
+        await aiming.prepare()
+        stage.keeper.look_at_all()
+        assert stage.places() == ["6", "6", "4"]
+        assert [stage.moves(irq) for irq in (100, 101, 102)] == [1, 1, 1]
+
+    play(act, reader)
+
+
+def test_one_that_hangs_does_not_keep_the_daemon_from_starting(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_FIRST", 0.01)
+    reader = FakeReader("peek", nic(2, 2, 2))
+
+    async def act(stage: Stage) -> None:
+        reader.go.clear()
+        await stage.aiming.prepare()
+        assert stage.places() == SPREAD
+        reader.go.set()
+
+    play(act, reader)
+
+
+def test_switched_off_nothing_is_read_and_the_spread_decides_again(play: Play) -> None:
+    reader = FakeReader("peek", nic(2, 2, 2))
+
+    async def act(stage: Stage) -> None:
+        stage.aiming.look("u-web")
+        await stage.looked()
+        stage.aiming.follow(on=False)
+        assert stage.places() == SPREAD
+        assert stage.findings == []
+        reader.asked.clear()
+        stage.aiming.look("u-web")
+        stage.aiming.look_at_all()
+        await stage.aiming.prepare()
+        await stage.looked()
+        assert reader.asked == []
+        stage.aiming.follow(on=True)
+        await stage.until(lambda: stage.places() == ["6", "6", "6"])
+
+    play(act, reader)
+
+
+def test_whoever_does_not_follow_is_not_read(play: Play) -> None:
+    reader = FakeReader("peek", nic(2, 2, 2))
+
+    async def act(stage: Stage) -> None:
+        stage.keeper.reconfigure(Config(default=NATIVE))
+        stage.aiming.look("u-web")
+        stage.aiming.look("nobody")
+        await stage.looked()
+        assert reader.asked == []
+
+    play(act, reader)
+
+
+def test_a_guest_that_is_gone_is_forgotten(play: Play) -> None:
+    reader = FakeReader("peek", nic(2, 2, 2))
+
+    async def act(stage: Stage) -> None:
+        stage.aiming.look("u-web")
+        await stage.looked()
+        stage.keeper.gone("u-web")
+        stage.aiming.known()
+        assert (stage.findings, stage.keeper.aimed) == ([], {})
+        books: list[Mapping[Any, Any]] = [
+            stage.aiming._reader,
+            stage.aiming._why_not,
+            stage.aiming._hidden,
+            stage.aiming._looks._put_off,
+            stage.aiming._pace._steps,
+        ]
+        assert not any(books)
+
+    play(act, reader)
+
+
+def test_devices_whose_vectors_were_set_up_are_looked_at(play: Play) -> None:
+    reader = FakeReader("peek", nic(2, 2, 2))
+
+    async def act(stage: Stage) -> None:
+        stage.aiming.look_at_devices(set())
+        stage.aiming.look_at_devices({PciAddress.parse("0000:99:00.0")})
+        await stage.looked()
+        assert reader.asked == []
+        stage.aiming.look_at_devices({DISK})
+        await stage.looked()
+        assert len(reader.asked) == 2
+
+    play(act, reader)
+
+
+def test_a_guest_that_is_met_later_is_read_without_being_told_of(play: Play) -> None:
+    """It may never choose anew; and once is enough for each run of it."""
+
+    async def act(stage: Stage) -> None:
+        stage.aiming.known()
+        await stage.until(lambda: stage.places() == ["6", "5", "4"])
+        await stage.looked()
+        count = len(reader.asked)
+        stage.aiming.known()
+        await stage.looked()
+        assert len(reader.asked) == count
+        stage.keeper.update(replace(WEB, pid=77))
+        stage.aiming.known()
+        await stage.looked()
+        assert len(reader.asked) > count
+
+    reader = FakeReader("one", nic(2, 1, 0))
+    play(act, reader)
+
+
+def test_what_is_read_when_it_was_switched_off_counts_no_more(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        reader.go.clear()
+        stage.aiming.look(WEB.key)
+        await asyncio.sleep(0.05)
+        stage.aiming.follow(on=False)
+        reader.go.set()
+        await stage.looked()
+        assert (stage.keeper.aimed, stage.places()) == ({}, SPREAD)
+        assert (stage.aiming.readers, stage.findings) == ({}, [])
+
+    reader = FakeReader("one", nic(2, 1, 0))
+    play(act, reader)
+
+
+def test_a_reader_that_stumbles_does_not_end_the_daemon(play: Play) -> None:
+    class Stumbling(FakeReader):
+        def read(self, guest: Guest, wanted: Wanted) -> Learned:
+            raise RuntimeError("what nobody thought of")
+
+    async def act(stage: Stage) -> None:
+        await stage.aiming.prepare()
+        stage.keeper.look_at_all()
+        assert stage.places() == ["6", "5", "4"]
+
+    play(act, Stumbling("one", nic(0)), FakeReader("two", nic(2, 1, 0)))
+
+
+def test_the_next_holder_of_a_device_has_not_chosen_what_the_one_before_has(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        await stage.aiming.prepare()
+        stage.keeper.look_at_all()
+        assert stage.places() == ["6", "5", "4"]
+        stage.keeper.know([replace(WEB, name="next", uuid="u-next")])
+        assert (stage.keeper.aimed, stage.places()) == ({}, SPREAD)
+
+    play(act, FakeReader("one", nic(2, 1, 0)))
+
+
+def test_a_reader_that_hangs_holds_up_nobody_else(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest is read another way, and by the first once that answers again."""
+    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+
+    async def act(stage: Stage) -> None:
+        hung.go.clear()
+        stage.aiming.look(WEB.key)
+        await stage.until(lambda: stage.places() == ["6", "5", "4"])
+        said = ("where it aims its vectors is read by other; hung: no answer within 0.05 seconds",)
+        assert tuple(message for _, _, message in stage.findings) == said
+        await asyncio.sleep(0.5)
+        assert len(hung.asked) == 0
+        hung.go.set()
+        await stage.until(lambda: stage.aiming.readers == {WEB.key: "hung"})
+
+    hung = FakeReader("hung", nic(2, 1, 0))
+    play(act, hung, FakeReader("other", nic(2, 1, 0)))
+    assert len(hung.asked) > 1, "the one that hung, and those that did not"
+
+
+def test_readings_that_hang_do_not_grow_in_number(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.005)
+
+    def count() -> int:
+        return sum(each.name == "vectors" for each in threading.enumerate())
+
+    async def act(stage: Stage) -> None:
+        before = count()
+        hung.go.clear()
+        stage.aiming.look(WEB.key)
+        await stage.until(lambda: count() == before + 1)
+        await asyncio.sleep(0.2)
+        assert count() == before + 1
+        hung.go.set()
+
+    hung = FakeReader("hung", nic(2, 1, 0))
+    play(act, hung)
+
+
+def test_one_guest_that_hangs_takes_no_other_guests_turns(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.005)
+
+    class HangsForWeb(FakeReader):
+        def read(self, guest: Guest, wanted: Wanted) -> Learned:
+            if guest.key == WEB.key:
+                return super().read(guest, wanted)
+            self.asked.append((guest.key, wanted))
+            return {DISK: GuestVectors({0: Aimed(2)})}
+
+    async def act(stage: Stage) -> None:
+        reader.go.clear()
+        stage.keeper.know([replace(WEB, devices=WEB.devices[:1]), OTHER])
+        stage.aiming.look(WEB.key)
+        await asyncio.sleep(0.2)
+        stage.aiming.look(OTHER.key)
+        await stage.until(lambda: stage.aiming.readers == {OTHER.key: "one"})
+        reader.go.set()
+
+    reader = HangsForWeb("one", nic(2, 1, 0))
+    play(act, reader)
+
+
+OTHER = replace(WEB, name="other", uuid="u-other", devices=WEB.devices[1:])
+
+
+def test_what_was_read_of_one_guest_is_not_the_next_ones(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        reader.go.clear()
+        stage.aiming.look(WEB.key)
+        await asyncio.sleep(0.05)
+        stage.keeper.know([replace(WEB, name="next", uuid="u-next")])
+        reader.go.set()
+        await stage.looked()
+        assert (stage.keeper.aimed, stage.places()) == ({}, SPREAD)
+
+    reader = FakeReader("one", nic(2, 1, 0))
+    play(act, reader)
+
+
+def test_who_aims_at_a_vcpu_that_nobody_knows_may_have_been_given_one(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        stage.aiming.look(WEB.key)
+        await stage.until(lambda: stage.reread == [WEB])
+        await stage.looked()
+        grown = replace(WEB, vcpus=(*WEB.vcpus, Vcpu(3, CpuSet([7]), apic=3)))
+        stage.keeper.update(grown)
+        stage.aiming.known()
+        await stage.until(lambda: stage.places() == ["6", "5", "7"])
+        await stage.looked()
+        assert stage.reread == [WEB], "once is enough"
+
+    play(act, FakeReader("one", nic(2, 1, None), nic(2, 1, None), nic(2, 1, 3)))

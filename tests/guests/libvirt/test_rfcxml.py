@@ -1,0 +1,293 @@
+"""The RFC's syntax to metadata and back: nothing else in the document may change."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virtirq.errors import DirectiveError, DomainXmlError
+from virtirq.guests.libvirt.domainxml import parse_domain
+from virtirq.guests.libvirt.rfcxml import decode_document, to_attributes, to_metadata
+
+OURS = "urn:virtirq:1"
+
+
+def hostdev(bus: str, cpuset: str | None = None, inner: str = "") -> str:
+    attribute = "" if cpuset is None else f" cpuset={cpuset}"
+    return (
+        f"<hostdev mode='subsystem' type=\"pci\"{attribute}><!-- > cpuset='9' -->"
+        f"<source><address bus='0x{bus}'/></source>{inner}</hostdev>"
+    )
+
+
+def interface(mac: str, cpuset: str | None = None) -> str:
+    attribute = "" if cpuset is None else f" cpuset={cpuset}"
+    return f"<interface type='network'{attribute}><mac address='{mac}'/></interface>"
+
+
+def nvme(bus: str, cpuset: str | None = None) -> str:
+    attribute = "" if cpuset is None else f"\n  cpuset={cpuset}"
+    return (
+        f"<disk type='nvme'{attribute}><source type='pci' namespace='1'>"
+        f"<address bus='0x{bus}'/></source></disk>"
+    )
+
+
+def domain(*devices: str, before: str = "", after: str = "") -> str:
+    inner = "".join(f"\n    {each}" for each in devices)
+    return (
+        "<?xml version='1.0'?>\n<!-- cpuset='1' -->\n"
+        f"<domain type='kvm'>\n  <name>web</name>{before}"
+        f"\n  <devices>{inner}\n  </devices>{after}\n</domain>\n"
+    )
+
+
+def test_the_attributes_become_metadata() -> None:
+    moved = to_metadata(
+        domain(hostdev("82", "'2-5,^3'"), interface("52:54:0:A:B:C", '"auto"'), nvme("4", "'1'"))
+    )
+    assert moved.text == domain(
+        hostdev("82"),
+        interface("52:54:0:A:B:C"),
+        nvme("4"),
+        before=(
+            '\n  <metadata>\n    <virtirq:irqs xmlns:virtirq="urn:virtirq:1">'
+            "\n      <virtirq:device address='0000:82:00.0' cpuset='2-5,^3'/>"
+            "\n      <virtirq:device mac='52:54:00:0a:0b:0c' cpuset=\"auto\"/>"
+            "\n      <virtirq:device address='0000:04:00.0' cpuset='1'/>"
+            "\n    </virtirq:irqs>\n  </metadata>"
+        ),
+    )
+    assert [(each.name, str(directive)) for each, directive in moved.settings] == [
+        ("0000:82:00.0", "2,4-5"),
+        ("52:54:00:0a:0b:0c", "auto"),
+        ("0000:04:00.0", "1"),
+    ]
+    guest = parse_domain(moved.text)
+    assert [str(each.directive) for each in guest.devices] == ["2,4-5", "1"]
+    assert guest.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        (
+            "<metadata/>",
+            '<metadata>\n    <virtirq:irqs xmlns:virtirq="urn:virtirq:1">'
+            "\n      <virtirq:device address='0000:82:00.0' cpuset='7'/>"
+            "\n    </virtirq:irqs></metadata>",
+        ),
+        (
+            f"<metadata><irqs xmlns='{OURS}' cpuset='auto'/></metadata>",
+            f"<metadata><irqs xmlns='{OURS}' cpuset='auto'>"
+            "\n      <device address='0000:82:00.0' cpuset='7'/></irqs></metadata>",
+        ),
+        (
+            f"<metadata><a:irqs xmlns:a='{OURS}'><!-- mine -->\n</a:irqs ></metadata>",
+            f"<metadata><a:irqs xmlns:a='{OURS}'><!-- mine -->"
+            "\n      <a:device address='0000:82:00.0' cpuset='7'/>\n</a:irqs ></metadata>",
+        ),
+        (
+            f"<metadata><irqs xmlns='{OURS}'>"
+            "<device address='82:00.0' cpuset=' 7'/></irqs></metadata>",
+            f"<metadata><irqs xmlns='{OURS}'>"
+            "<device address='82:00.0' cpuset=' 7'/></irqs></metadata>",
+        ),
+    ],
+)
+def test_metadata_that_is_there(metadata: str, expected: str) -> None:
+    text = domain(hostdev("82", "'7'"), before=metadata)
+    assert to_metadata(text).text == domain(hostdev("82"), before=expected)
+
+
+def test_a_domain_without_settings_stays_as_it_is() -> None:
+    text = domain(hostdev("82"), "<hostdev mode='subsystem' type='usb'/>", before="<metadata/>")
+    assert to_metadata(text) == (text, ())
+    assert to_attributes(text) == (text, ())
+
+
+def test_what_names_no_device_stays_in_the_metadata() -> None:
+    stale = '<v:device address="0000:99:00.0" cpuset="1"/><v:device mac="x" cpuset="1"/>'
+    here = '<v:device alias="ua-nic" cpuset="&#52;-5"/>'
+    ours = f"<metadata>\n<v:irqs xmlns:v='{OURS}' cpuset='2'>{{}}</v:irqs>\n</metadata>"
+    alias = "<alias name='ua-nic'/>"
+    text = domain(hostdev("82", inner=alias), before=ours.format(stale + here))
+    moved = to_attributes(text)
+    # libvirt has quoted the metadata anew, so the element's own quotes are taken.
+    assert moved.text == domain(hostdev("82", "'&#52;-5'", inner=alias), before=ours.format(stale))
+    assert [str(directive) for _, directive in moved.settings] == ["4-5"]
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        "<device address='82:00.0' cpuset='sometimes'/>",
+        "<device address='82:00.0' cpuset='1' spread='mask'/>",
+        "<device address='82:00.0' alias='x' cpuset='1'/>",
+        "<device address='82:00.0' cpuset='1'><vector/></device>",
+        "<device address='82:00.0'/>",
+        "<other address='82:00.0' cpuset='1'/>",
+    ],
+)
+def test_what_is_not_understood_stays_in_the_metadata(element: str) -> None:
+    text = domain(
+        hostdev("82"), before=f"<metadata><irqs xmlns='{OURS}'>{element}</irqs></metadata>"
+    )
+    assert to_attributes(text) == (text, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            domain("<hostdev mode='subsystem' type='usb' cpuset='auto'/>"),
+            "cpuset on <hostdev type='usb'>: the guest holds no PCI function through it",
+        ),
+        (
+            domain("<interface type='network' cpuset='auto'/>"),
+            "<interface type='network'> with a cpuset has no name to know it by",
+        ),
+        (domain(hostdev("82", "'2-'")), "<hostdev> cpuset: '2-' is not a CPU, a range of CPUs"),
+        (
+            domain(nvme("4", "'1'"), nvme("4", "'2'")),
+            "two elements with different cpusets stand for 0000:04:00.0",
+        ),
+        (
+            domain(
+                hostdev("82", "'1'"),
+                before=f"<metadata><irqs xmlns='{OURS}'>"
+                "<device address='82:00.0' cpuset='2'/></irqs></metadata>",
+            ),
+            "<hostdev> cpuset 1: the metadata says 2 for the same device",
+        ),
+        ("<network/>", "the root element is <network>, not <domain>"),
+        ("<domain>", "not well-formed XML: no element found"),
+        (
+            "<!DOCTYPE domain [<!ENTITY a 'b'>]><domain/>",
+            "has a document type declaration (<!DOCTYPE>)",
+        ),
+        (
+            f"<domstatus>{domain(hostdev('82', chr(39) + '1' + chr(39))).partition('-->')[2]}"
+            "</domstatus>",
+            "the root element is <domstatus>, not <domain>",
+        ),
+    ],
+)
+def test_what_is_refused(text: str, message: str) -> None:
+    with pytest.raises((DomainXmlError, DirectiveError)) as caught:
+        to_metadata(text)
+    assert str(caught.value).startswith(message)
+
+
+# Any document: what is moved and moved back is where it was.
+
+QUOTED = st.sampled_from(["'auto'", '"2-5,^3"', "'&#50;'", '"native"', '" 1, 2 "'])
+NOISE = st.sampled_from(
+    [
+        "",
+        "\n  <!-- <hostdev cpuset='1'/> -->",
+        "<title><![CDATA[<hostdev type='pci' cpuset='1'>]]></title>",
+        "\r\n\t<?pi cpuset='1'?>",
+        "<q:commandline xmlns:q='urn:q'><q:hostdev cpuset='1' q:cpuset=\"2\"/></q:commandline>",
+        "<description>üñï → &lt;&#x27; ''</description>",
+    ]
+)
+FOREIGN = st.sampled_from(
+    [
+        "",
+        "\n  <metadata>\n    <a:b xmlns:a='urn:a' cpuset='1'>ä</a:b>\n  </metadata>",
+        "<metadata><!-- kept --><a:b xmlns:a='urn:a'/>\n  <!-- too --></metadata>",
+        f"<metadata><irqs xmlns='{OURS}' cpuset='auto'><!-- c --></irqs></metadata>",
+        f"<metadata>\n<v:irqs xmlns:v='{OURS}'><v:device address='99:00.0' cpuset='1'/>\n"
+        "</v:irqs></metadata>",
+    ]
+)
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> str:
+    kinds = draw(
+        st.lists(st.sampled_from(["hostdev", "interface", "nvme"]), min_size=1, max_size=5)
+    )
+    devices = []
+    for number, kind in enumerate(kinds):
+        cpuset = draw(st.none() | QUOTED)
+        if kind == "interface":
+            element = interface(f"52:54:00:00:00:{number:02x}", cpuset)
+        elif kind == "nvme":
+            element = nvme(f"{number + 1:x}", cpuset).replace("\n  cpuset", " cpuset")
+        else:
+            element = hostdev(f"{number + 1:x}", cpuset)
+        devices.append(draw(NOISE) + element)
+    return domain(*devices, before=draw(FOREIGN) + draw(NOISE), after=draw(NOISE))
+
+
+@given(documents())
+def test_the_round_trip_gives_the_same_text(text: str) -> None:
+    moved = to_metadata(text)
+    assert "cpuset" not in {
+        name
+        for each in ElementTree.fromstring(moved.text).iterfind("devices/*")
+        for name in each.attrib
+    }
+    back = to_attributes(moved.text)
+    assert back.text == text
+    assert back.settings == moved.settings
+
+
+@given(documents())
+def test_the_setting_means_the_same_in_both_places(text: str) -> None:
+    before, after = parse_domain(text), parse_domain(to_metadata(text).text)
+    assert [each.directive for each in before.devices] == [each.directive for each in after.devices]
+
+
+@given(st.text(alphabet="<>/='\" abhostdevcpu", max_size=80) | documents().map(lambda t: t[:-20]))
+def test_anything_else_is_one_clear_error(text: str) -> None:
+    for work in (to_metadata, to_attributes):
+        with pytest.raises(DomainXmlError):
+            work(text)
+
+
+# Bytes to text.
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"<a/>", "<a/>"),
+        ("\ufeff<a>ü</a>".encode(), "<a>ü</a>"),
+        ("<a>ü</a>".encode("utf-16"), "<a>ü</a>"),
+        (
+            "<?xml version='1.0' encoding='ISO-8859-1' standalone='yes'?>\n<a>ü</a>".encode(
+                "latin-1"
+            ),
+            "<?xml version='1.0' standalone='yes'?>\n<a>ü</a>",
+        ),
+        (
+            '<?xml version="1.0" encoding="UTF-8"?><a>ü</a>'.encode(),
+            '<?xml version="1.0"?><a>ü</a>',
+        ),
+        (
+            '<?xml version="1.0" encoding="utf-16"?><a>ü</a>'.encode("utf-16"),
+            '<?xml version="1.0"?><a>ü</a>',
+        ),
+    ],
+)
+def test_decoding(data: bytes, text: str) -> None:
+    assert decode_document(data) == text
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"<a>\xff</a>", "not utf-8 text: invalid start byte"),
+        (b"<?xml version='1.0' encoding='klingon'?><a/>", "its encoding 'klingon' is not known"),
+    ],
+)
+def test_bytes_that_are_no_text(data: bytes, message: str) -> None:
+    with pytest.raises(DomainXmlError) as caught:
+        decode_document(data)
+    assert str(caught.value) == message

@@ -1,0 +1,237 @@
+"""Where a guest could run: a table of hosts, and what holds on every host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.policy.facts import GPU, NIC, USB, cpus, function, guest, host, snapshot
+from virtirq.cpuset import CpuSet
+from virtirq.errors import NoRoomError
+from virtirq.model import Guest, Node, Topology
+from virtirq.policy.place import Seating, seat
+from virtirq.policy.target import pinned_cpus
+
+LOOSE: Final = (None, None)
+
+
+def smt(online: str = "0-15", nodes: tuple[str, ...] = ("0-3,8-11", "4-7,12-15")) -> Topology:
+    """Eight cores of two threads, on two nodes; each node's cores are in two caches."""
+    made = host(online, nodes)
+    siblings = tuple(CpuSet([core, core + 8]) for core in range(8))
+    llcs = tuple(CpuSet([c, c + 1, c + 8, c + 9]) for c in (0, 2, 4, 6))
+    distances = {0: {0: 10, 1: 21}, 1: {0: 21, 1: 10}}
+    known = {
+        number: Node(number, node.cpus, distances[number]) for number, node in made.nodes.items()
+    }
+    return replace(made, nodes=known, siblings=siblings, llcs=llcs)
+
+
+def other(pins: str, name: str = "other") -> Guest:
+    return guest(name, [str(cpu) for cpu in cpus(pins)], devices=())
+
+
+class Case(NamedTuple):
+    """`them`: the CPUs of the vCPUs in order; `emulator` "" for none."""
+
+    topology: Topology
+    guest: Guest
+    others: tuple[Guest, ...]
+    node: int
+    them: tuple[int, ...]
+    emulator: str
+    notes: tuple[str, ...] = ()
+    nodes: tuple[int, ...] = (1,)  # of the devices
+    wanted: int | None = None
+
+
+FOUR: Final = (None,) * 4
+CASES: Final[dict[str, Case]] = {
+    "all but the first core": Case(host(), guest(pins=LOOSE), (), 1, (5, 6), "4,7"),
+    "as many as there are": Case(
+        host(), guest(pins=FOUR), (), 1, (4, 5, 6, 7), "0-3",
+        (
+            "it leaves no core of node 1 to the host alone",
+            "node 1 has no CPU left for its emulator",
+        ),
+    ),
+    "beside another guest": Case(host(), guest(pins=LOOSE), (other("5"),), 1, (6, 7), "4"),
+    "an unpinned guest takes nothing": Case(
+        host(), guest(pins=LOOSE), (guest("o", LOOSE, ()),), 1, (5, 6), "4,7"
+    ),
+    "each on a core of its own": Case(smt(), guest(pins=LOOSE), (), 1, (6, 7), "4-5,12-15"),
+    "more than cores": Case(smt(), guest(pins=FOUR), (), 1, (6, 7, 5, 14), "4,12-13,15"),
+    "threads of one core": Case(
+        smt(), guest(pins=FOUR, threads=2), (), 1, (6, 14, 7, 15), "4-5,12-13"
+    ),
+    "threads with no cores for them": Case(
+        smt(), guest(pins=LOOSE, threads=2), (other("5-7"),), 1, (13, 14), "4,12,15",
+        (
+            "vCPUs that it takes for threads of one core are not on one core",
+            "another guest's vCPUs run on siblings of CPUs 13-14",
+        ),
+    ),
+    "whole cores first": Case(
+        smt(), guest(pins=(None,)), (other("5"),), 1, (6,), "4,7,12-15"
+    ),
+    "the smallest cache that fits": Case(
+        smt(), guest(pins=(None,)), (), 1, (5,), "4,6-7,12-15"
+    ),
+    "isolated CPUs": Case(
+        host(isolated="2-3,6-7"), guest(pins=LOOSE), (), 1, (6, 7), "4-5"
+    ),
+    "isolated CPUs elsewhere count": Case(
+        host(isolated="6-7", nohz_full="6-7"), guest(pins=(None,)), (other("6"),), 1, (7,), "4-5"
+    ),
+    "where it is already": Case(host(), guest(pins=("7", "5")), (), 1, (7, 5), "4,6"),
+    "where another is, too": Case(host(), guest(pins=("6", "7")), (other("7"),), 1, (5, 6), "4"),
+    "twice on one CPU": Case(host(), guest(pins=("6", "6")), (), 1, (5, 6), "4,7"),
+    "nothing is left for the emulator": Case(
+        host(), guest(pins=FOUR), (other("0-3"),), 1, (4, 5, 6, 7), "",
+        (
+            "it leaves no core of node 1 to the host alone",
+            "no CPU is left for its emulator, which stays where it is",
+        ),
+    ),
+    "the node of most devices": Case(
+        host(), guest(pins=LOOSE, devices=(NIC, GPU, USB)), (), 0, (1, 2), "0,3", nodes=(1, 0, 0)
+    ),
+    "as many here as there": Case(
+        host(), guest(pins=LOOSE, devices=(NIC, GPU)), (), 0, (1, 2), "0,3", nodes=(1, 0)
+    ),
+    "the node that is asked for": Case(
+        host(), guest(pins=LOOSE), (), 0, (1, 2), "0,3", wanted=0
+    ),
+    "one node, and a device without": Case(
+        host("0-3", ("0-3",)), guest(pins=LOOSE), (), 0, (1, 2), "0,3", nodes=(-1,)
+    ),
+    "I/O threads elsewhere": Case(
+        host(), guest(pins=LOOSE, iothreads={1: cpus("0"), 2: cpus("6")}), (), 1, (5, 6), "4,7",
+        ("its I/O threads stay on CPUs 0,6",),
+    ),
+    "I/O threads there": Case(
+        host(), guest(pins=LOOSE, iothreads={1: cpus("4")}), (), 1, (5, 6), "4,7"
+    ),
+    "offline CPUs": Case(host("0-5,7"), guest(pins=LOOSE), (), 1, (5, 7), "4"),
+}  # fmt: skip
+
+
+def seated(case: Case) -> Seating:
+    devices = zip((NIC, GPU, USB), case.nodes, strict=False)
+    state = snapshot(
+        case.topology,
+        [function(address, node) for address, node in devices],
+        guests=[case.guest, *case.others],
+    )
+    return seat(state, case.guest, case.wanted)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_place(case: Case) -> None:
+    found = seated(case)
+    assert (found.node, tuple(found.vcpus.values())) == (case.node, case.them)
+    assert found.emulator == (cpus(case.emulator) if case.emulator else None)
+    assert found.notes == case.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "moves"),
+    [("where it is already", False), ("twice on one CPU", True), ("isolated CPUs", True)],
+)
+def test_whether_anything_is_to_be_done(name: str, moves: bool) -> None:
+    assert seated(CASES[name]).moves is moves
+
+
+REFUSED: Final[dict[str, tuple[Case, str, str]]] = {
+    "no room": (
+        Case(smt(), guest(pins=FOUR), (other("4-7,12"),), 1, (), ""),
+        "vm has 4 vCPUs, and node 1 has 3 CPUs that are not another guest's",
+        "node 0 has room: --node 0",
+    ),
+    "no room anywhere": (
+        Case(host(), guest(pins=(None,) * 5), (), 1, (), ""),
+        "vm has 5 vCPUs, and node 1 has 4 CPUs that are not another guest's",
+        "no other node has as many either",
+    ),
+    "isolated CPUs alone": (
+        Case(host(isolated="7"), guest(pins=LOOSE), (), 1, (), ""),
+        "vm has 2 vCPUs, and node 1 has 1 isolated CPUs that are not another guest's",
+        "no other node has as many either",
+    ),
+    "no such node": (
+        Case(host(), guest(pins=LOOSE), (), 1, (), "", wanted=7),
+        "the host has no node 7",
+        "its nodes are 0-1",
+    ),
+    "no device": (
+        Case(host(), guest(pins=LOOSE, devices=()), (), 1, (), ""),
+        "vm has no device whose NUMA node is known",
+        "name the node: --node N",
+    ),
+    "a device without a node": (
+        Case(host(), guest(pins=LOOSE), (), 1, (), "", nodes=(-1,)),
+        "vm has no device whose NUMA node is known",
+        "name the node: --node N",
+    ),
+    "no nodes": (
+        Case(host(nodes=()), guest(pins=LOOSE), (), 1, (), ""),
+        "vm has no device whose NUMA node is known",
+        "name the node: --node N",
+    ),
+}
+
+
+@pytest.mark.parametrize(("case", "message", "hint"), REFUSED.values(), ids=REFUSED)
+def test_no_place(case: Case, message: str, hint: str) -> None:
+    with pytest.raises(NoRoomError) as caught:
+        seated(case)
+    assert (str(caught.value), caught.value.hint) == (message, hint)
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> tuple[Topology, list[Guest]]:
+    """Hosts with cores of one or two threads, isolated CPUs or none, and guests here and there."""
+    topology = smt() if draw(st.booleans()) else host("0-15", ("0-7", "8-15"))
+    isolated = draw(st.one_of(st.just([]), st.lists(st.integers(0, 15), max_size=12)))
+    online = CpuSet(range(16)) - CpuSet(draw(st.lists(st.integers(1, 15), max_size=4)))
+    topology = replace(topology, isolated=CpuSet(isolated), online=online)
+    pins = st.lists(st.one_of(st.none(), st.integers(0, 15).map(str)), min_size=1, max_size=5)
+    others = [guest(f"other{each}", draw(pins), ()) for each in range(draw(st.integers(0, 3)))]
+    me = guest("me", draw(pins), threads=draw(st.sampled_from([1, 2])))
+    return topology, [me, *others]
+
+
+@settings(max_examples=300, deadline=None)
+@given(hosts(), st.sampled_from([0, 1]))
+def test_a_place_is_a_place(made: tuple[Topology, list[Guest]], node: int) -> None:
+    topology, guests = made
+    me, *others = guests
+    state = snapshot(topology, [function(node=node)], guests=guests)
+    try:
+        found = seat(state, me)
+    except NoRoomError:
+        return
+    mine, theirs = CpuSet(found.vcpus.values()), pinned_cpus(others, topology)
+    assert set(found.vcpus) == {vcpu.index for vcpu in me.vcpus}
+    assert len(mine) == len(me.vcpus), "each has a CPU of its own"
+    assert mine <= topology.nodes[node].cpus & topology.online
+    assert not mine & theirs
+    if topology.isolated & topology.online:
+        assert mine <= topology.isolated
+    if found.emulator is not None:
+        assert not found.emulator & (mine | theirs)
+        assert found.emulator <= topology.general
+    # Once it is there, it stays there.
+    there = replace(
+        me,
+        vcpus=tuple(replace(vcpu, cpus=CpuSet([found.vcpus[vcpu.index]])) for vcpu in me.vcpus),
+    )
+    again = seat(snapshot(topology, [function(node=node)], guests=[there, *others]), there)
+    assert (again.vcpus, again.moves) == (found.vcpus, False)
+    # The order in which guests are told makes no difference.
+    other_way = snapshot(topology, [function(node=node)], guests=[*reversed(others), me])
+    assert seat(other_way, me) == found
