@@ -17,8 +17,8 @@ from virtirq.control.counters import (
     MALFORMED,
     OTHERS,
     REACTION_SECONDS,
+    Counters,
     Histogram,
-    Tally,
     Trigger,
 )
 from virtirq.model import Status
@@ -38,7 +38,7 @@ def histograms(bounds: tuple[float, ...]) -> st.SearchStrategy[Histogram]:
 
 
 TALLIES = st.builds(
-    Tally,
+    Counters,
     moves=st.dictionaries(st.tuples(TEXT, TEXT), COUNTS, max_size=6).map(Counter),
     drift=st.dictionaries(TEXT, COUNTS, max_size=6).map(Counter),
     events=st.dictionaries(TEXT, COUNTS, max_size=6).map(Counter),
@@ -54,21 +54,21 @@ JSON = st.recursive(
 
 
 @given(TALLIES)
-def test_there_and_back(tally: Tally) -> None:
-    assert Tally.from_json(json.loads(json.dumps(tally.as_json()))) == tally
+def test_there_and_back(counters: Counters) -> None:
+    assert Counters.from_json(json.loads(json.dumps(counters.as_json()))) == counters
 
 
 def test_one_that_has_counted_nothing() -> None:
-    assert Tally.from_json(Tally().as_json()) == Tally()
+    assert Counters.from_json(Counters().as_json()) == Counters()
 
 
 def test_what_it_looks_like() -> None:
-    tally = Tally(lost=1)
-    tally.moves[Trigger.NEW.value, Status.APPLIED.value] += 2
-    tally.drifted("tuner")
-    tally.events["moved"] += 3
-    tally.reactions.observe(0.0003)
-    told = tally.as_json()
+    counters = Counters(lost=1)
+    counters.moves[Trigger.NEW.value, Status.APPLIED.value] += 2
+    counters.drifted("tuner")
+    counters.events["moved"] += 3
+    counters.reactions.observe(0.0003)
+    told = counters.as_json()
     assert told["moves"] == [["new", "applied", 2]]
     assert (told["drift"], told["events"], told["lost"]) == ({"tuner": 1}, {"moved": 3}, 1)
     assert told["reactions"] == {"counts": [0, 0, 1, *[0] * 10], "total": 0.0003}
@@ -86,8 +86,8 @@ def test_bounds_are_upper_and_inclusive(value: float, place: int) -> None:
 
 
 def test_two_histograms_share_nothing() -> None:
-    Tally().reactions.observe(1)
-    assert sum(Tally().reactions.counts) == 0
+    Counters().reactions.observe(1)
+    assert sum(Counters().reactions.counts) == 0
 
 
 @pytest.mark.parametrize("bounds", [REACTION_SECONDS, CYCLE_SECONDS])
@@ -96,18 +96,18 @@ def test_the_bounds_rise(bounds: tuple[float, ...]) -> None:
 
 
 def test_only_so_many_names_are_kept() -> None:
-    tally = Tally()
+    counters = Counters()
     for number in range(1000):
-        tally.drifted(f"x{number}")
-        tally.drifted("x0")
-    assert len(tally.drift) <= 17
-    assert tally.drift["x0"] == 1001
-    assert tally.drift[OTHERS] == 1000 - 16
-    assert tally.drift.total() == 2000
+        counters.drifted(f"x{number}")
+        counters.drifted("x0")
+    assert len(counters.drift) <= 17
+    assert counters.drift["x0"] == 1001
+    assert counters.drift[OTHERS] == 1000 - 16
+    assert counters.drift.total() == 2000
 
 
 def changed(path: str, value: Any) -> Any:
-    data: Any = copy.deepcopy(Tally().as_json())
+    data: Any = copy.deepcopy(Counters().as_json())
     *steps, last = path.split(".")
     inner = data
     for step in steps:
@@ -135,7 +135,7 @@ def changed(path: str, value: Any) -> Any:
 )
 def test_anything_else_is_refused(data: Any) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
-        Tally.from_json(data)
+        Counters.from_json(data)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_anything_else_is_refused(data: Any) -> None:
 )
 def test_and_with_the_errors_that_it_promises(data: Any) -> None:
     with pytest.raises(MALFORMED):
-        Tally.from_json(data)
+        Counters.from_json(data)
 
 
 @given(
@@ -158,4 +158,4 @@ def test_and_with_the_errors_that_it_promises(data: Any) -> None:
 )
 def test_whatever_else_is_refused_or_taken(path: str, value: Any) -> None:
     with suppress(*MALFORMED):
-        Tally.from_json(changed(path, value))
+        Counters.from_json(changed(path, value))

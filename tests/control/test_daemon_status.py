@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 
 from tests.control.test_counters import JSON, TALLIES, TEXT
 from virtirq.control import daemon_status
-from virtirq.control.daemon_status import SOCKET, Lock, Presence, ask
+from virtirq.control.daemon_status import SOCKET, DaemonStatus, Lock, ask
 from virtirq.daemon import status_server
-from virtirq.daemon.status_server import Answering
+from virtirq.daemon.status_server import StatusServer
 from virtirq.errors import BusyError, DeploymentError
 from virtirq.model import Aimed, Finding, PciAddress, Severity
 
-ME = Presence(
+ME = DaemonStatus(
     pid=4711,
     since=1700000000.25,
     version="1.0",
@@ -38,7 +38,7 @@ ME = Presence(
     findings=(Finding("affinity-contested", Severity.WARNING, "web", "moved", "stop it"),),
 )
 PRESENCES = st.builds(
-    Presence,
+    DaemonStatus,
     pid=st.integers(0, 2**31),
     since=st.floats(0, 1e12),
     version=TEXT,
@@ -48,7 +48,7 @@ PRESENCES = st.builds(
     findings=st.lists(
         st.builds(Finding, TEXT, st.sampled_from(Severity), TEXT, TEXT, TEXT), max_size=3
     ).map(tuple),
-    tally=st.none() | TALLIES,
+    counters=st.none() | TALLIES,
     aimed=st.dictionaries(
         st.builds(PciAddress, st.integers(0, 2**16), st.integers(0, 255), st.just(0), st.just(1)),
         st.dictionaries(
@@ -93,7 +93,7 @@ def answered(state: Path, tell: Callable[[], Mapping[str, Any]], use: Callable[[
     """What `use` gives in another thread while a daemon's end is there."""
 
     async def main() -> Any:
-        answering_ = Answering(state, tell)
+        answering_ = StatusServer(state, tell)
         await answering_.start()
         try:
             async with asyncio.timeout(ENOUGH):
@@ -105,8 +105,8 @@ def answered(state: Path, tell: Callable[[], Mapping[str, Any]], use: Callable[[
 
 
 @given(PRESENCES)
-def test_there_and_back(here: Presence) -> None:
-    assert Presence.from_json(json.loads(json.dumps(here.as_json()))) == here
+def test_there_and_back(here: DaemonStatus) -> None:
+    assert DaemonStatus.from_json(json.loads(json.dumps(here.as_json()))) == here
 
 
 def test_what_it_looks_like() -> None:
@@ -219,7 +219,7 @@ class TestAsking:
     @given(JSON)
     def test_whatever_it_says_is_refused_with_a_known_error(self, data: Any) -> None:
         with pytest.raises((ValueError, KeyError, TypeError)):
-            Presence.from_json(data)
+            DaemonStatus.from_json(data)
 
 
 class TestAnswering:
@@ -242,7 +242,7 @@ class TestAnswering:
     def test_who_does_not_listen_keeps_nobody_else_from_an_answer(self, tmp_path: Path) -> None:
         many = {**ME.as_json(), "guests": "x" * 2_000_000}
 
-        def deaf() -> Presence | None:
+        def deaf() -> DaemonStatus | None:
             with socket.socket(socket.AF_UNIX) as asked:
                 asked.connect(str(tmp_path / SOCKET))
                 return ask(tmp_path)
@@ -276,7 +276,7 @@ class TestAnswering:
     def test_who_hangs_up_at_once_is_no_error(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        def rude() -> Presence | None:
+        def rude() -> DaemonStatus | None:
             for _ in range(20):
                 with socket.socket(socket.AF_UNIX) as asked:
                     asked.connect(str(tmp_path / SOCKET))
@@ -302,7 +302,7 @@ class TestAnswering:
         assert ask(tmp_path) is None
 
     def test_closing_what_was_never_started(self, tmp_path: Path) -> None:
-        Answering(tmp_path, ME.as_json).close()
+        StatusServer(tmp_path, ME.as_json).close()
 
     def test_where_it_cannot_be(self, tmp_path: Path) -> None:
         with pytest.raises(DeploymentError, match=r"daemon\.sock: No such file or directory"):

@@ -28,7 +28,14 @@ from hypothesis import strategies as st
 
 from tests.hostmaker import BOOT_ID, MadeFs, MadeHost
 from virtirq.control import irqbalance as bans_module
-from virtirq.control.irqbalance import Bans, State, Told, ban_command, fitting, parse_setup
+from virtirq.control.irqbalance import (
+    IrqbalanceClient,
+    State,
+    Told,
+    ban_command,
+    fitting,
+    parse_setup,
+)
 
 ME = os.getpid()
 CREDENTIALS = struct.Struct("3i")
@@ -159,7 +166,7 @@ class Host:
     daemon: Irqbalance | None = None
     fs: MadeFs = field(default_factory=MadeHost().live)
     starts: int = 100
-    talking: list[Bans] = field(default_factory=list)
+    talking: list[IrqbalanceClient] = field(default_factory=list)
 
     def start(self, banned: Collection[int] = (), **more: Any) -> Irqbalance:
         """Starts irqbalance, as the process id that it had before: that is reused at once."""
@@ -179,10 +186,10 @@ class Host:
         self.daemon = None
         self.fs = MadeHost().live()
 
-    def bans(self, patience: float = PATIENT) -> Bans:
+    def bans(self, patience: float = PATIENT) -> IrqbalanceClient:
         """Those of a virtirq that starts now."""
         sockets = self.daemon.directory if self.daemon else Path("/nowhere")
-        made = Bans(self.state, self.fs, sockets=sockets, patience=patience)
+        made = IrqbalanceClient(self.state, self.fs, sockets=sockets, patience=patience)
         self.talking.append(made)
         return made
 
@@ -528,11 +535,11 @@ class TestNothingToTell:
 
     def test_its_socket_is_left_behind(self, host: Host) -> None:
         fs = MadeHost(irqbalance=ME, removed=(f"/proc/{ME}",)).live()
-        assert Bans(host.state, fs).keep({45}) == Told(State.NOT_RUNNING)
+        assert IrqbalanceClient(host.state, fs).keep({45}) == Told(State.NOT_RUNNING)
 
     def test_it_ends_just_now(self, host: Host) -> None:
         fs = MadeHost(irqbalance=ME).live()  # a directory without a stat
-        assert Bans(host.state, fs).keep({45}) == Told(State.NOT_RUNNING)
+        assert IrqbalanceClient(host.state, fs).keep({45}) == Told(State.NOT_RUNNING)
 
     @pytest.mark.parametrize("option", ["--banmod=vfio-pci", "-m\0vfio", "--banm\0pci"])
     def test_spared(self, host: Host, option: str) -> None:
@@ -543,18 +550,20 @@ class TestNothingToTell:
         assert daemon.commands == []
 
     def test_a_recorded_host(self, host: Host) -> None:
-        assert "recorded" in refused(Bans(host.state, MadeHost(irqbalance=ME).fs()).keep({45}))
-        assert Bans(host.state, MadeHost().fs()).keep({45}) == Told(State.NOT_RUNNING)
+        assert "recorded" in refused(
+            IrqbalanceClient(host.state, MadeHost(irqbalance=ME).fs()).keep({45})
+        )
+        assert IrqbalanceClient(host.state, MadeHost().fs()).keep({45}) == Told(State.NOT_RUNNING)
 
     def test_not_known(self, host: Host) -> None:
         fs = MadeHost().live()
         fs.faults["/run/irqbalance"] = errno.EACCES
-        told = Bans(host.state, fs).keep({45})
+        told = IrqbalanceClient(host.state, fs).keep({45})
         assert (told.state, told.pid) == (State.REFUSED, None)
         assert "/run/irqbalance: Permission denied" in told.reason
 
 
-def both(bans: Bans) -> set[str]:
+def both(bans: IrqbalanceClient) -> set[str]:
     """The reasons of keep and, when there is something to release, of release."""
     reasons = {refused(bans.keep({45})), refused(bans.keep({45}))}
     bans._save(bans._identify(ME), frozenset({46}))  # type: ignore[arg-type]
@@ -583,7 +592,9 @@ class TestTrouble:
                     with suppress(BlockingIOError):
                         each.connect(path)
                 host.start({9})
-                bans = Bans(host.state, host.fs, sockets=Path(directory), patience=HASTY)
+                bans = IrqbalanceClient(
+                    host.state, host.fs, sockets=Path(directory), patience=HASTY
+                )
                 assert both(bans) == {"it does not answer"}
                 bans.close()
                 for each in waiting:
@@ -621,7 +632,9 @@ class TestTrouble:
                 listening.bind(f"{directory}/irqbalance{ME}.sock")
                 listening.listen(1)
                 daemon = host.start({9})
-                bans = Bans(host.state, host.fs, sockets=Path(directory), patience=HASTY)
+                bans = IrqbalanceClient(
+                    host.state, host.fs, sockets=Path(directory), patience=HASTY
+                )
                 assert "does not answer" in refused(bans.keep({45}))
             bans._sockets, bans._patience = daemon.directory, PATIENT
             host.fs.set(f"/proc/{ME}/stat", stat_line(555))
@@ -718,7 +731,7 @@ class TestTrouble:
                 assert other.stdout is not None
                 other.stdout.readline()
                 host.start({9})
-                bans = Bans(host.state, host.fs, sockets=Path(directory))
+                bans = IrqbalanceClient(host.state, host.fs, sockets=Path(directory))
                 (reason,) = both(bans)
                 assert reason.endswith(f"process {other.pid} listens there")
                 said, _ = other.communicate()
@@ -740,7 +753,7 @@ class TestTrouble:
 
     def test_a_path_that_no_socket_can_have(self, host: Host, tmp_path: Path) -> None:
         host.start({9})
-        bans = Bans(host.state, host.fs, sockets=tmp_path / ("x" * 100))
+        bans = IrqbalanceClient(host.state, host.fs, sockets=tmp_path / ("x" * 100))
         (reason,) = both(bans)
         assert "too long" in reason
 

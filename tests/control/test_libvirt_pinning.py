@@ -17,9 +17,9 @@ from virtirq.cpuset import CpuSet
 from virtirq.errors import LibvirtError
 from virtirq.guests.libvirt.connection import Affect, Connection
 from virtirq.guests.libvirt.domainxml import parse_domain
-from virtirq.policy.place import Seating
+from virtirq.policy.place import Placement
 
-SEATING = Seating(parse_domain(domain_xml()), 0, {0: 1, 1: 3}, CpuSet([5, 6]), near=1, devices=1)
+SEATING = Placement(parse_domain(domain_xml()), 0, {0: 1, 1: 3}, CpuSet([5, 6]), near=1, devices=1)
 
 
 @pytest.mark.parametrize("affect", [Affect.LIVE, Affect.CONFIG, Affect.LIVE | Affect.CONFIG])
@@ -32,7 +32,7 @@ def test_what_goes_wrong_is_taken_back(
     domain.create()
     before = [domain.XMLDesc(flags) for flags in (0, 2)]
     with pytest.raises(LibvirtError, match=r"^cannot pin vCPU 0 of web to CPU 1: unsupported flag"):
-        libvirt_pinning.seat(connection, domain, SEATING, affect)
+        libvirt_pinning.place(connection, domain, SEATING, affect)
     after = [host.lookupByName("web").XMLDesc(flags) for flags in (0, 2)]
     if affect & Affect.LIVE:  # that all CPUs are allowed is now said
         after[0] = re.sub(r"\s*<emulatorpin cpuset='0-7'/>", "", after[0])

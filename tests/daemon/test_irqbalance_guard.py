@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import pytest
 
-from virtirq.control.irqbalance import Bans, State, Told
+from virtirq.control.irqbalance import IrqbalanceClient, State, Told
 from virtirq.daemon import irqbalance_guard as module
-from virtirq.daemon.irqbalance_guard import LINGER, Sparing
+from virtirq.daemon.irqbalance_guard import LINGER, IrqbalanceGuard
 from virtirq.daemon.log import Log
 
 ENOUGH = 30.0
@@ -83,12 +83,12 @@ class Pace:
 
 
 class Stage:
-    """A Sparing at work, with a Bans and a pace that the test makes."""
+    """A IrqbalanceGuard at work, with a IrqbalanceClient and a pace that the test makes."""
 
     def __init__(self, bans: FakeBans, pace: Pace) -> None:
         self.bans, self.pace = bans, pace
         self.now = 0.0
-        self.sparing = Sparing(cast(Bans, bans), Log(), lambda: self.now)
+        self.sparing = IrqbalanceGuard(cast(IrqbalanceClient, bans), Log(), lambda: self.now)
         self.task = asyncio.create_task(self.sparing.run())
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -398,7 +398,7 @@ def test_or_they_stay_for_who_comes_after_us(play: Play) -> None:
 
 
 def test_the_end_comes_after_what_is_going_on(play: Play) -> None:
-    """Bans are for one thread at a time, and what is told last holds."""
+    """IrqbalanceClient are for one thread at a time, and what is told last holds."""
 
     async def act(stage: Stage) -> None:
         stage.bans.go.clear()

@@ -1,4 +1,4 @@
-"""Following libvirt's guests: the real one's test driver, and connections that break."""
+"""LibvirtSource libvirt's guests: the real one's test driver, and connections that break."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import pytest
 from tests.hostmaker import MadeFs, MadeHost, passthrough
 from tests.libvirtmaker import NIC, URI, domain_xml, held
 from tests.needs import need_libvirt
-from virtirq.control.counters import Tally
+from virtirq.control.counters import Counters
 from virtirq.control.journal import SharedJournal
 from virtirq.cpuset import CpuSet
 from virtirq.daemon import libvirt_source as module
-from virtirq.daemon.libvirt_source import Following
+from virtirq.daemon.libvirt_source import LibvirtSource
 from virtirq.daemon.log import Log
-from virtirq.daemon.reconciler import Keeper
+from virtirq.daemon.reconciler import Reconciler
 from virtirq.errors import (
     AccessError,
     ConnectionFailedError,
@@ -58,18 +58,23 @@ def guest(name: str, cpu: int = 2) -> Guest:
 
 
 class Room:
-    """A Following, its Keeper and its host; to be made inside of a loop."""
+    """A LibvirtSource, its Reconciler and its host; to be made inside of a loop."""
 
     def __init__(self, state: Any, uri: str = "fake:///", *, must: bool = True) -> None:
         self.fs: MadeFs = HOST.live()
         self.journal = SharedJournal(state, HOST.boot_id)
-        self.keeper = Keeper(
-            self.fs, self.journal, Config(), Log(), Tally(), asyncio.get_running_loop().call_later
+        self.reconciler = Reconciler(
+            self.fs,
+            self.journal,
+            Config(),
+            Log(),
+            Counters(),
+            asyncio.get_running_loop().call_later,
         )
         self.known = 0
         self.prepared: list[list[str]] = []
-        self.following = Following(
-            uri, self.fs, self.keeper, Log(), self._count, self._prepare, must=must
+        self.following = LibvirtSource(
+            uri, self.fs, self.reconciler, Log(), self._count, self._prepare, must=must
         )
         self.task = asyncio.create_task(self.following.follow())
 
@@ -82,7 +87,7 @@ class Room:
 
     @property
     def names(self) -> set[str]:
-        return {each.name for each in self.keeper.guests}
+        return {each.name for each in self.reconciler.guests}
 
     def places(self) -> list[str]:
         return [self.fs.read(paths.IRQ_AFFINITY.at(irq)) for irq in (100, 101)]
@@ -387,7 +392,7 @@ class TestNeedNotBeThere:
             said = [(each.levelname, each.getMessage()) for each in caplog.records]
             assert ("INFO", "libvirt is not asked: x") in said
             assert warnings(caplog) == []
-            assert not room.keeper.knows
+            assert not room.reconciler.knows
             room.following.look("u-web")
             room.following.look_at_all()
 
@@ -451,7 +456,7 @@ class TestOthersGuests:
         script.running = {"u-db": guest("db")}
 
         async def act(room: Room) -> None:
-            room.keeper.note([OF_PROCESS])
+            room.reconciler.note([OF_PROCESS])
             await room.until(lambda: room.names == {"qemu", "db"})
             await room.until(lambda: room.known == 1)
             assert room.prepared == [["db", "qemu", "0-7", "0-7"]], "known, nothing moved yet"
@@ -463,10 +468,10 @@ class TestOthersGuests:
         script.running = {"u-db": guest("db")}
 
         async def act(room: Room) -> None:
-            room.keeper.note([OF_PROCESS])
+            room.reconciler.note([OF_PROCESS])
             await room.until(lambda: room.known == 1)
             room.following.look_at_all()
-            for each in room.keeper.guests:
+            for each in room.reconciler.guests:
                 room.following.look_if_ours(each)
             await room.until(lambda: script.read == ["u-db"])
             script.watch.lost("closed")
@@ -483,9 +488,9 @@ class TestOthersGuests:
         script.running = {"u-web": guest("web")}
 
         async def act(room: Room) -> None:
-            room.keeper.note([replace(OF_PROCESS, uuid="u-web")])
+            room.reconciler.note([replace(OF_PROCESS, uuid="u-web")])
             await room.until(lambda: room.known == 1)
-            (told,) = room.keeper.guests
+            (told,) = room.reconciler.guests
             assert (told.name, told.source) == ("web", "libvirt")
             assert room.places() == ["2", "2"]
 

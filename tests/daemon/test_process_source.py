@@ -1,4 +1,4 @@
-"""Following guests by their processes: who is noticed, whose word counts, and what an end means."""
+"""Guests by their processes: who is noticed, whose word counts, and what an end means."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from tests.guests.processes.test_find import (
     Scene,
 )
 from tests.hostmaker import MadeFs, MadeHost, _Node, passthrough
-from virtirq.control.counters import Tally
+from virtirq.control.counters import Counters
 from virtirq.control.journal import SharedJournal
 from virtirq.cpuset import CpuSet
 from virtirq.daemon import process_source as module
 from virtirq.daemon.log import Log, entry
-from virtirq.daemon.process_source import Processes
-from virtirq.daemon.reconciler import Keeper
+from virtirq.daemon.process_source import ProcessSource
+from virtirq.daemon.reconciler import Reconciler
 from virtirq.guests.processes.find import SOURCE
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
@@ -125,7 +125,7 @@ def requested(pid: int, device: PciAddress = A, name: str = "") -> KernelEvent:
 
 
 class Stage:
-    """A host, its Keeper and a Processes; to be made inside of a loop. `restart`: the next daemon.
+    """A host, its Reconciler and ProcessSource; made inside of a loop. `restart`: the next daemon.
 
     What is known is told as by the daemon.
     """
@@ -159,12 +159,12 @@ class Stage:
         log = Log(logger)
         loop = asyncio.get_running_loop()
         self.journal = SharedJournal(self.state, "boot")
-        self.keeper = Keeper(
-            self.fs, self.journal, self.config, log, Tally(), loop.call_later, loop.time
+        self.reconciler = Reconciler(
+            self.fs, self.journal, self.config, log, Counters(), loop.call_later, loop.time
         )
         self.theirs: set[str] = set()
-        self.processes = Processes(
-            self.fs, self.keeper, log, self._known, lambda guest: guest.name in self.theirs
+        self.processes = ProcessSource(
+            self.fs, self.reconciler, log, self._known, lambda guest: guest.name in self.theirs
         )
 
     def restart(self) -> None:
@@ -181,9 +181,9 @@ class Stage:
 
     def tell(self, *guests: Guest, complete: bool = True) -> None:
         """Libvirt tells of these, and all is looked at."""
-        self.keeper.know(guests, complete=complete, only_note=True, apart_from=SOURCE)
+        self.reconciler.know(guests, complete=complete, only_note=True, apart_from=SOURCE)
         self._known()
-        self.keeper.look_at_all()
+        self.reconciler.look_at_all()
 
     async def begin(self) -> None:
         """As far as when libvirt, which has no guests, was asked."""
@@ -211,11 +211,11 @@ class Stage:
 
     @property
     def names(self) -> set[str]:
-        return {guest.name for guest in self.keeper.guests}
+        return {guest.name for guest in self.reconciler.guests}
 
     @property
     def sources(self) -> dict[str, str]:
-        return {guest.name: guest.source for guest in self.keeper.guests}
+        return {guest.name: guest.source for guest in self.reconciler.guests}
 
     def said(self, level: int = logging.INFO) -> list[str]:
         """What was logged of what was not read, and all that is worse."""
@@ -287,10 +287,10 @@ class TestTheFirstLook:
             await stage.processes.begin()
             assert stage.sources == {"web": SOURCE}
             assert stage.processes.complete
-            assert not stage.keeper.hidden
+            assert not stage.reconciler.hidden
             assert stage.places() == FOUND
-            assert not stage.keeper.knows, "that is for who is told of all guests"
-            stage.keeper.look_at_all()
+            assert not stage.reconciler.knows, "that is for who is told of all guests"
+            stage.reconciler.look_at_all()
             assert stage.places() == PINNED
 
         play(act, qemu(child().pid))
@@ -343,7 +343,7 @@ class TestTheFirstLook:
             await stage.begin()
             assert stage.names == {f"dpdk-testpmd-{pid}"}
             assert stage.places(C) == FOUND
-            stage.keeper.reconfigure(AFTER_ALL)
+            stage.reconciler.reconfigure(AFTER_ALL)
             assert stage.places(C) == ["2", "3"]
 
         play(act, replace(DPDK, pid=pid), opened=[C])
@@ -364,7 +364,7 @@ class TestTheFirstLook:
         async def act(stage: Stage) -> None:
             await stage.begin()
             assert not stage.processes.complete
-            assert stage.keeper.hidden
+            assert stage.reconciler.hidden
             for _ in range(3):
                 stage.processes.look_at_all()
                 await stage.rest()
@@ -384,7 +384,7 @@ class TestTheFirstLook:
             stage.processes.look_at_all()
             await stage.rest()
             assert not stage.processes.complete
-            assert stage.keeper.hidden
+            assert stage.reconciler.hidden
             assert (stage.names, stage.places()) == ({"web"}, PINNED)
 
         play(act, qemu(pid, uid=107))
@@ -397,7 +397,7 @@ class TestTheFirstLook:
             assert stage.names == {"web"}
             assert stage.said() != []
             assert stage.processes.complete
-            assert not stage.keeper.hidden
+            assert not stage.reconciler.hidden
 
         play(act, qemu(pid, threads=[("q", "0"), ("q", "1")]))
 
@@ -411,7 +411,7 @@ class TestTheFirstLook:
             held = Held(stage.fs, f"/proc/{pid}/fd")
             await stage.begin()
             assert (stage.names, stage.processes.complete) == (set(), False)
-            assert stage.keeper.hidden
+            assert stage.reconciler.hidden
             (said,) = stage.said(logging.WARNING)
             assert said == "looking through all processes takes long: it is not waited for"
             held.go.set()
@@ -730,12 +730,12 @@ class TestRequested:
 
         async def act(stage: Stage) -> None:
             await stage.begin()
-            (guest,) = stage.keeper.guests
+            (guest,) = stage.reconciler.guests
             assert len(guest.vcpus) == 3
             stage.change(replace(DPDK, pid=pid, threads=grown))
             stage.processes.requested([requested(pid, C)])
             await stage.rest()
-            (guest,) = stage.keeper.guests
+            (guest,) = stage.reconciler.guests
             assert [vcpu.cpus for vcpu in guest.vcpus] == [CpuSet([c]) for c in (2, 3, 4, 5)]
 
         play(act, replace(DPDK, pid=pid), opened=[C], config=AFTER_ALL)
@@ -786,7 +786,7 @@ class TestRequested:
             await stage.until(lambda: stage.names == {"web", "next"})
             stage.forget(first, 60.0)
             await stage.rest()
-            held = {g.name: [d.address for d in g.devices] for g in stage.keeper.guests}
+            held = {g.name: [d.address for d in g.devices] for g in stage.reconciler.guests}
             assert held == {"web": [D], "next": [A]}
             assert (stage.places(), stage.places(D)) == (["6", "7"], PINNED)
 
@@ -1091,7 +1091,7 @@ def test_names_steer_no_terminal(play: Play, child: Child) -> None:
     async def act(stage: Stage) -> None:
         await stage.begin()
         assert stage.names
-        assert all(each.name.isprintable() for each in stage.keeper.guests)
+        assert all(each.name.isprintable() for each in stage.reconciler.guests)
         assert any("cannot be told" in each.getMessage() for each in stage.lines.records)
         for record in stage.lines.records:
             lines = [each for each in entry(record).splitlines() if each.startswith(b"MESSAGE")]

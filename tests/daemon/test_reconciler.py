@@ -1,4 +1,4 @@
-"""The Keeper on a kernel that frees, reuses and breaks, with a clock that the tests turn."""
+"""The Reconciler on a kernel that frees, reuses and breaks, with a clock that the tests turn."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from tests.hostmaker import (
 )
 from virtirq.control import cycle
 from virtirq.control import journal as journal_module
-from virtirq.control.counters import Tally
+from virtirq.control.counters import Counters
 from virtirq.control.journal import Journal, SharedJournal, locked_journal
 from virtirq.cpuset import CpuSet
 from virtirq.daemon.log import Log
-from virtirq.daemon.reconciler import SOMEBODY, Keeper
+from virtirq.daemon.reconciler import SOMEBODY, Reconciler
 from virtirq.errors import BusyError, JournalError
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
@@ -257,7 +257,7 @@ class Impatient(SharedJournal):
 
 
 class Scene:
-    """A host, and a daemon's Keeper on it. `restart` is the next daemon."""
+    """A host, and a daemon's Reconciler on it. `restart` is the next daemon."""
 
     def __init__(
         self, state: Path, host: MadeHost = HOST, config: Config | None = None, time: Any = None
@@ -274,10 +274,10 @@ class Scene:
         self.start()
 
     def start(self) -> None:
-        self.tally = Tally()
+        self.counters = Counters()
         self.journal = Impatient(self.state, HOST.boot_id)
-        self.keeper = Keeper(
-            self.fs, self.journal, self.config, self.log, self.tally, self.time.later, self.time
+        self.reconciler = Reconciler(
+            self.fs, self.journal, self.config, self.log, self.counters, self.time.later, self.time
         )
 
     def die(self) -> None:
@@ -292,7 +292,7 @@ class Scene:
         self.time.pass_(0)
         self.fs.calls.clear()
         self.lines.records.clear()
-        self.tally.moves.clear()
+        self.counters.moves.clear()
 
     def places(self, *irqs: int) -> dict[int, str]:
         return {irq: self.fs.where(irq) for irq in irqs or self.fs.irqs() if irq in PLANNED}
@@ -313,19 +313,19 @@ class Scene:
 
     def moves(self) -> dict[tuple[str, str], int]:
         self.time.pass_(0)
-        return dict(self.tally.moves)
+        return dict(self.counters.moves)
 
     def move(self, irq: int, cpus: str, who: str = "tuner", pid: int | None = 77) -> None:
         """Someone moves an interrupt, and the kernel tells of it."""
         self.fs.other_moves(irq, cpus)
-        self.keeper.moved(irq, who, pid)
+        self.reconciler.moved(irq, who, pid)
 
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
     """Both guests are known, and all of theirs is in place."""
     made = Scene(tmp_path)
-    made.keeper.know([WEB, DB])
+    made.reconciler.know([WEB, DB])
     made.quiet()
     yield made
     made.die()
@@ -371,33 +371,35 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 class TestKnowing:
     def test_guests_that_are_told_of_are_pinned(self, bare: Scene) -> None:
-        bare.keeper.know([WEB, DB])
+        bare.reconciler.know([WEB, DB])
         assert bare.places() == PLANNED
         assert bare.moves() == {("plan", "applied"): 7}
-        assert {each.name for each in bare.keeper.guests} == {"web", "db"}
-        assert bare.keeper.kept == frozenset(PLANNED)
+        assert {each.name for each in bare.reconciler.guests} == {"web", "db"}
+        assert bare.reconciler.kept == frozenset(PLANNED)
         assert bare.warnings == []
         assert len(bare.records) == 7
 
     def test_nothing_is_written_twice(self, scene: Scene) -> None:
-        scene.keeper.know([WEB, DB])
-        scene.keeper.look_at_all()
-        scene.keeper.cpus_changed()
-        scene.keeper.reconfigure(Config())
+        scene.reconciler.know([WEB, DB])
+        scene.reconciler.look_at_all()
+        scene.reconciler.cpus_changed()
+        scene.reconciler.reconfigure(Config())
         assert scene.fs.written() == []
         assert scene.records == []
 
     def test_who_is_not_told_of_has_gone(self, scene: Scene) -> None:
-        scene.keeper.know([DB])
-        assert [each.name for each in scene.keeper.guests] == ["db"]
+        scene.reconciler.know([DB])
+        assert [each.name for each in scene.reconciler.guests] == ["db"]
         assert scene.places() == FOUND | {120: "0", 121: "1"}
-        assert scene.keeper.kept == {120, 121}
+        assert scene.reconciler.kept == {120, 121}
         assert set(scene.remembered()) == {action_of(0, OTHER), action_of(1, OTHER)}
 
     def test_with_gaps_who_is_missing_is_believed_to_run_on(self, scene: Scene) -> None:
-        scene.keeper.know([replace(DB, vcpus=pinned(2, 3))], [Gap("test: web", "cannot be read")])
+        scene.reconciler.know(
+            [replace(DB, vcpus=pinned(2, 3))], [Gap("test: web", "cannot be read")]
+        )
         assert scene.places() == PLANNED | {120: "2", 121: "3"}
-        assert {each.name for each in scene.keeper.guests} == {"web", "db"}
+        assert {each.name for each in scene.reconciler.guests} == {"web", "db"}
         assert scene.warnings == ["not read: test: web: cannot be read"]
 
     @pytest.mark.parametrize("gaps", [(), (Gap("web", "?"),)])
@@ -407,7 +409,7 @@ class TestKnowing:
         """It is put back, unless they may still be there."""
         scene.die()
         scene.start()
-        scene.keeper.know([DB], gaps)
+        scene.reconciler.know([DB], gaps)
         kept = PLANNED if gaps else FOUND | {120: "0", 121: "1"}
         assert scene.places() == kept
         assert (len(scene.remembered()) == 7) is bool(gaps)
@@ -416,37 +418,37 @@ class TestKnowing:
         """All guests are told of but those that cannot be seen; who has let go has hidden none."""
         scene.die()
         scene.start()
-        scene.keeper.hidden = True
+        scene.reconciler.hidden = True
         scene.fs._put(paths.IRQ_ACTIONS.at(LINE), "")
-        scene.keeper.know([DB])
+        scene.reconciler.know([DB])
         assert scene.places() == PLANNED | {LINE: FOUND[LINE]}
         assert len(scene.remembered()) == 6
-        scene.keeper.hidden = False
-        scene.keeper.know([DB])
+        scene.reconciler.hidden = False
+        scene.reconciler.know([DB])
         assert scene.places() == FOUND | {120: "0", 121: "1"}
 
     def test_what_is_known_to_be_gone_is_put_back_all_the_same(self, scene: Scene) -> None:
-        scene.keeper.hidden = True
-        scene.keeper.gone(WEB.key)
+        scene.reconciler.hidden = True
+        scene.reconciler.gone(WEB.key)
         assert scene.places() == FOUND | {120: "0", 121: "1"}
 
     def test_a_daemon_that_takes_over_moves_nothing(self, scene: Scene) -> None:
         scene.die()
         scene.start()
-        scene.keeper.know([WEB, DB])
+        scene.reconciler.know([WEB, DB])
         assert scene.fs.written() == []
-        assert scene.keeper.kept == frozenset(PLANNED)
-        scene.keeper.restore_all()
+        assert scene.reconciler.kept == frozenset(PLANNED)
+        scene.reconciler.restore_all()
         assert scene.places() == FOUND
 
     def test_threads_and_whose_they_are(self, scene: Scene) -> None:
-        assert scene.keeper.threads == {900, 1000, 1001, 1002, 1003}
+        assert scene.reconciler.threads == {900, 1000, 1001, 1002, 1003}
         for tid, guest in ((900, WEB), (1003, WEB), (999, None)):
-            assert scene.keeper.guest_of_thread(tid) == guest
+            assert scene.reconciler.guest_of_thread(tid) == guest
 
     def test_guests_without_threads_have_none(self, bare: Scene) -> None:
-        bare.keeper.know([replace(DB, vcpus=(Vcpu(0, CpuSet([1])),))])
-        assert bare.keeper.threads == frozenset()
+        bare.reconciler.know([replace(DB, vcpus=(Vcpu(0, CpuSet([1])),))])
+        assert bare.reconciler.threads == frozenset()
 
 
 class TestOtherSources:
@@ -459,97 +461,97 @@ class TestOtherSources:
     )
     def test_the_same_guest_under_another_name_gives_way(self, bare: Scene, same: Guest) -> None:
         """Else the first by name would decide where its interrupts go."""
-        bare.keeper.note([same])
+        bare.reconciler.note([same])
         told = replace(DB, pid=77, devices=(*DB.devices, *WEB.devices[:1]))
-        bare.keeper.know([told], complete=False, apart_from="process")
-        assert [each.name for each in bare.keeper.guests] == ["db"]
+        bare.reconciler.know([told], complete=False, apart_from="process")
+        assert [each.name for each in bare.reconciler.guests] == ["db"]
 
     def test_noted_and_not_moved(self, bare: Scene) -> None:
-        bare.keeper.note([DB])
-        assert [each.name for each in bare.keeper.guests] == ["db"]
+        bare.reconciler.note([DB])
+        assert [each.name for each in bare.reconciler.guests] == ["db"]
         assert bare.fs.written() == []
-        assert not bare.keeper.knows
-        bare.keeper.look_at_all()
+        assert not bare.reconciler.knows
+        bare.reconciler.look_at_all()
         assert bare.places() == FOUND | {120: "0", 121: "1"}
 
     def test_noted_ones_are_kept_track_of(self, bare: Scene) -> None:
-        bare.keeper.note([DB])
-        assert bare.keeper.kept == {120, 121}
-        bare.keeper.moved(120, "somebody")
+        bare.reconciler.note([DB])
+        assert bare.reconciler.kept == {120, 121}
+        bare.reconciler.moved(120, "somebody")
         assert bare.fs.where(120) == "0"
 
     def test_noted_beside_others(self, scene: Scene) -> None:
-        scene.keeper.know([WEB])
+        scene.reconciler.know([WEB])
         scene.fs.calls.clear()
-        scene.keeper.note([self.DPDK])
-        assert {each.name for each in scene.keeper.guests} == {"web", "dpdk"}
+        scene.reconciler.note([self.DPDK])
+        assert {each.name for each in scene.reconciler.guests} == {"web", "dpdk"}
         assert scene.fs.written() == []
 
     def test_noted_anew(self, bare: Scene) -> None:
-        bare.keeper.note([self.DPDK])
-        bare.keeper.note([replace(self.DPDK, vcpus=pinned(2, 3))])
-        bare.keeper.look_at_all()
+        bare.reconciler.note([self.DPDK])
+        bare.reconciler.note([replace(self.DPDK, vcpus=pinned(2, 3))])
+        bare.reconciler.look_at_all()
         assert bare.places() == FOUND | {120: "2", 121: "3"}
 
     def test_what_a_noted_one_has_is_not_left_over(self, scene: Scene) -> None:
         scene.die()
         scene.start()
         scene.fs.calls.clear()
-        scene.keeper.note([self.DPDK])
-        scene.keeper.know([], apart_from="process")
-        assert [each.name for each in scene.keeper.guests] == ["dpdk"]
+        scene.reconciler.note([self.DPDK])
+        scene.reconciler.know([], apart_from="process")
+        assert [each.name for each in scene.reconciler.guests] == ["dpdk"]
         assert scene.places() == FOUND | {120: "0", 121: "1"}
         assert not {(120,), (121,)} & set(scene.fs.written())
 
     def test_all_are_told_of_but_those(self, scene: Scene) -> None:
-        scene.keeper.know([WEB, self.DPDK])
-        scene.keeper.know([], apart_from="process")
-        assert [each.name for each in scene.keeper.guests] == ["dpdk"]
+        scene.reconciler.know([WEB, self.DPDK])
+        scene.reconciler.know([], apart_from="process")
+        assert [each.name for each in scene.reconciler.guests] == ["dpdk"]
         assert scene.places() == FOUND | {120: "0", 121: "1"}
 
     @pytest.mark.parametrize("source", ["", "another"])
     def test_those_of_no_other_source(self, scene: Scene, source: str) -> None:
-        scene.keeper.know([WEB, self.DPDK])
-        scene.keeper.know([WEB], apart_from=source)
-        assert [each.name for each in scene.keeper.guests] == ["web"]
+        scene.reconciler.know([WEB, self.DPDK])
+        scene.reconciler.know([WEB], apart_from=source)
+        assert [each.name for each in scene.reconciler.guests] == ["web"]
 
     def test_the_same_guest_told_of_by_both(self, scene: Scene) -> None:
-        scene.keeper.know([WEB, replace(self.DPDK, uuid=DB.uuid)])
+        scene.reconciler.know([WEB, replace(self.DPDK, uuid=DB.uuid)])
         scene.fs.calls.clear()
-        scene.keeper.know([WEB, DB], apart_from="process")
-        assert {each.name: each.source for each in scene.keeper.guests} == {
+        scene.reconciler.know([WEB, DB], apart_from="process")
+        assert {each.name: each.source for each in scene.reconciler.guests} == {
             "web": "test",
             "db": "test",
         }
         assert scene.fs.written() == []
 
     def test_incomplete_all_are_believed_to_run_on(self, scene: Scene) -> None:
-        scene.keeper.know([WEB, self.DPDK])
-        scene.keeper.know([], complete=False, apart_from="process")
-        assert {each.name for each in scene.keeper.guests} == {"web", "dpdk"}
+        scene.reconciler.know([WEB, self.DPDK])
+        scene.reconciler.know([], complete=False, apart_from="process")
+        assert {each.name for each in scene.reconciler.guests} == {"web", "dpdk"}
         assert scene.places() == PLANNED
 
     def test_it_ends(self, scene: Scene) -> None:
-        scene.keeper.know([WEB, self.DPDK])
-        scene.keeper.gone("dpdk")
+        scene.reconciler.know([WEB, self.DPDK])
+        scene.reconciler.gone("dpdk")
         assert scene.places() == PLANNED | {120: "0-7", 121: "0-7"}
 
 
 class TestRequested:
     def test_a_new_vector_is_moved_and_nothing_else_is_looked_at(self, scene: Scene) -> None:
         event = scene.fs.allocate(130, 4)
-        scene.keeper.requested([replace(event, at=scene.time.now - 0.0002)])
+        scene.reconciler.requested([replace(event, at=scene.time.now - 0.0002)])
         assert scene.fs.where(130) == "4"
         assert scene.fs.written() == [(130,)]
         assert scene.fs.touched() == {130}
         assert scene.moves() == {("new", "applied"): 1}
-        assert sum(scene.tally.reactions.counts) == 1
-        assert scene.tally.reactions.total == pytest.approx(0.0002)
-        assert 130 in scene.keeper.kept
+        assert sum(scene.counters.reactions.counts) == 1
+        assert scene.counters.reactions.total == pytest.approx(0.0002)
+        assert 130 in scene.reconciler.kept
         assert scene.time.waiting == []
 
     def test_what_is_told_of_it(self, scene: Scene) -> None:
-        scene.keeper.requested([scene.fs.allocate(130, 4)])
+        scene.reconciler.requested([scene.fs.allocate(130, 4)])
         (record,) = scene.records
         assert record.getMessage() == f"IRQ 130 {action_of(4)}: to CPU 4 of vCPU 0"
         told = next(
@@ -568,8 +570,8 @@ class TestRequested:
 
     def test_an_event_from_the_future_counts_as_no_time(self, scene: Scene) -> None:
         event = scene.fs.allocate(130, 4)
-        scene.keeper.requested([replace(event, at=scene.time.now + 5)])
-        assert scene.tally.reactions.total == 0
+        scene.reconciler.requested([replace(event, at=scene.time.now + 5)])
+        assert scene.counters.reactions.total == 0
 
     @pytest.mark.parametrize(
         "name",
@@ -587,98 +589,100 @@ class TestRequested:
         ],
     )
     def test_of_others_it_is_ignored(self, scene: Scene, name: str) -> None:
-        scene.keeper.requested([requested(140, name)])
+        scene.reconciler.requested([requested(140, name)])
         assert scene.fs.calls == []
-        assert 140 not in scene.keeper.kept
+        assert 140 not in scene.reconciler.kept
         assert scene.time.waiting == []
 
     def test_a_batch(self, scene: Scene) -> None:
         events = [scene.fs.allocate(300 + n, 10 + n) for n in range(70)]
-        scene.keeper.requested([*events[:35], requested(140, action_of(0, STRANGE)), *events[35:]])
+        scene.reconciler.requested(
+            [*events[:35], requested(140, action_of(0, STRANGE)), *events[35:]]
+        )
         assert [irq for (irq,) in scene.fs.written()] == list(range(300, 370))
         assert all(scene.fs.where(300 + n) == str(4 + (10 + n) % 4) for n in range(70))
         assert scene.moves() == {("new", "applied"): 70}
-        assert sum(scene.tally.reactions.counts) == 70
+        assert sum(scene.counters.reactions.counts) == 70
 
     def test_a_number_that_is_used_again(self, scene: Scene) -> None:
         scene.fs.free(101)
-        scene.keeper.freed(101)
-        assert 101 not in scene.keeper.kept
-        scene.keeper.requested([scene.fs.allocate(101, 3, OTHER)])
+        scene.reconciler.freed(101)
+        assert 101 not in scene.reconciler.kept
+        scene.reconciler.requested([scene.fs.allocate(101, 3, OTHER)])
         assert scene.fs.where(101) == "1"
-        scene.keeper.know([WEB])
+        scene.reconciler.know([WEB])
         assert scene.fs.where(101) == "0-7", "put back with its guest, under its own name"
 
     def test_one_that_was_never_told_to_be_freed(self, scene: Scene) -> None:
         scene.fs.free(101)
-        scene.keeper.requested([scene.fs.allocate(101, 3, OTHER)])
-        scene.keeper.look_at_all()
-        scene.keeper.gone("u-web")
+        scene.reconciler.requested([scene.fs.allocate(101, 3, OTHER)])
+        scene.reconciler.look_at_all()
+        scene.reconciler.gone("u-web")
         assert scene.fs.where(101) == "1"
-        assert 101 in scene.keeper.kept
+        assert 101 in scene.reconciler.kept
 
     def test_not_there_yet(self, scene: Scene) -> None:
         """It is looked at again in a moment."""
-        scene.keeper.requested([requested(130, action_of(4))])
+        scene.reconciler.requested([requested(130, action_of(4))])
         assert scene.fs.written() == []
         scene.fs.allocate(130, 4)
         assert len(scene.time.waiting) == 1
         scene.time.settle()
         assert scene.fs.where(130) == "4"
-        assert 130 in scene.keeper.kept
+        assert 130 in scene.reconciler.kept
 
     def test_gone_again(self, scene: Scene) -> None:
         event = scene.fs.allocate(130, 4)
         scene.fs.free(130)
-        scene.keeper.requested([event])
+        scene.reconciler.requested([event])
         scene.time.settle()
-        assert scene.keeper.kept == frozenset(PLANNED)
+        assert scene.reconciler.kept == frozenset(PLANNED)
         assert scene.records == []
         assert scene.places() == PLANNED
 
     def test_somebody_elses_by_now(self, scene: Scene) -> None:
-        scene.keeper.requested([requested(200, action_of(4))])
+        scene.reconciler.requested([requested(200, action_of(4))])
         scene.time.settle()
         assert scene.fs.where(200) == "0-7"
         assert scene.fs.written() == []
-        assert 200 not in scene.keeper.kept
+        assert 200 not in scene.reconciler.kept
 
     def test_a_line(self, scene: Scene) -> None:
         scene.fs.set(paths.IRQ_ACTIONS.at(LINE), "")
         scene.fs.other_moves(LINE, "0-3")
-        scene.keeper.freed(LINE)
+        scene.reconciler.freed(LINE)
         scene.time.settle()
-        assert LINE not in scene.keeper.kept
+        assert LINE not in scene.reconciler.kept
         scene.fs.set(paths.IRQ_ACTIONS.at(LINE), f"vfio-intx({DISK})")
-        scene.keeper.requested([requested(LINE, f"vfio-intx({DISK})")])
+        scene.reconciler.requested([requested(LINE, f"vfio-intx({DISK})")])
         assert scene.fs.where(LINE) == "4"
-        assert LINE in scene.keeper.kept
+        assert LINE in scene.reconciler.kept
 
     def test_a_line_that_a_host_driver_is_on(self, scene: Scene) -> None:
         scene.fs.other_moves(LINE, "0-3")
         scene.fs.set(paths.IRQ_ACTIONS.at(LINE), f"ahci,vfio-intx({DISK})")
-        scene.keeper.requested([requested(LINE, f"vfio-intx({DISK})")])
+        scene.reconciler.requested([requested(LINE, f"vfio-intx({DISK})")])
         assert scene.fs.where(LINE) == "0-3"
 
     def test_of_a_native_device(self, scene: Scene) -> None:
-        scene.keeper.update(replace(DB, directive=NATIVE))
+        scene.reconciler.update(replace(DB, directive=NATIVE))
         scene.quiet()
-        scene.keeper.requested([scene.fs.allocate(130, 2, OTHER)])
+        scene.reconciler.requested([scene.fs.allocate(130, 2, OTHER)])
         assert scene.fs.calls == []
-        assert 130 not in scene.keeper.kept
+        assert 130 not in scene.reconciler.kept
 
     def test_what_is_planned_for_a_name_is_not_kept_when_that_changes(self, scene: Scene) -> None:
-        scene.keeper.requested([scene.fs.allocate(130, 4)])
+        scene.reconciler.requested([scene.fs.allocate(130, 4)])
         scene.fs.free(130)
-        scene.keeper.freed(130)
-        scene.keeper.update(replace(WEB, vcpus=pinned(7, 6, 5, 4)))
-        scene.keeper.requested([scene.fs.allocate(131, 4)])
+        scene.reconciler.freed(130)
+        scene.reconciler.update(replace(WEB, vcpus=pinned(7, 6, 5, 4)))
+        scene.reconciler.requested([scene.fs.allocate(131, 4)])
         assert scene.fs.where(131) == "7"
 
     def test_no_vector_left_on_the_cpu(self, scene: Scene) -> None:
         for n in range(200):
             scene.fs.allocate(500 + n, n, STRANGE, "4")
-        scene.keeper.requested([scene.fs.allocate(130, 4)])
+        scene.reconciler.requested([scene.fs.allocate(130, 4)])
         assert scene.fs.where(130) in ("5", "6", "7")
         assert scene.warnings == []
 
@@ -691,7 +695,7 @@ class TestAimed:
     """The guest's own choice of vCPUs."""
 
     def test_vectors_follow_it_and_it_is_said_why(self, scene: Scene) -> None:
-        scene.keeper.aim(NIC, aimed(3, 3, 2, 0))
+        scene.reconciler.aim(NIC, aimed(3, 3, 2, 0))
         assert scene.places(100, 101, 102, 103) == {100: "7", 101: "7", 102: "6", 103: "4"}
         assert scene.moves() == {("guest", "applied"): 3}, "one was there already"
         assert scene.records[0].getMessage() == (
@@ -700,60 +704,62 @@ class TestAimed:
         )
 
     def test_the_same_again_touches_nothing(self, scene: Scene) -> None:
-        scene.keeper.aim(NIC, aimed(3, 3, 2, 0))
+        scene.reconciler.aim(NIC, aimed(3, 3, 2, 0))
         scene.quiet()
-        scene.keeper.aim(NIC, aimed(3, 3, 2, 0))
+        scene.reconciler.aim(NIC, aimed(3, 3, 2, 0))
         assert scene.fs.calls == []
 
     def test_other_devices_are_left_alone(self, scene: Scene) -> None:
-        scene.keeper.aim(NIC, aimed(3, 3, 2, 0))
+        scene.reconciler.aim(NIC, aimed(3, 3, 2, 0))
         assert scene.fs.touched() <= {100, 101, 102, 103}
 
     def test_one_that_is_set_up_anew_goes_there_at_once(self, scene: Scene) -> None:
-        scene.keeper.requested([requested(101, action_of(1))])  # so that it is remembered
-        scene.keeper.aim(NIC, aimed(3, 3, 2, 0))
+        scene.reconciler.requested([requested(101, action_of(1))])  # so that it is remembered
+        scene.reconciler.aim(NIC, aimed(3, 3, 2, 0))
         scene.fs.free(101)
-        scene.keeper.freed(101)
-        scene.keeper.requested([scene.fs.allocate(150, 1)])
+        scene.reconciler.freed(101)
+        scene.reconciler.requested([scene.fs.allocate(150, 1)])
         assert scene.fs.where(150) == "7"
 
     def test_a_vcpu_that_is_not_there_is_nobodys(self, scene: Scene) -> None:
-        scene.keeper.aim(NIC, aimed(99, 3, None, 0))
+        scene.reconciler.aim(NIC, aimed(99, 3, None, 0))
         assert scene.places(100, 101, 102, 103) == {100: "4", 101: "7", 102: "6", 103: "4"}
 
     def test_it_outlives_all_but_its_device(self, scene: Scene) -> None:
         there = {100: "7", 101: "7", 102: "6", 103: "4"}
-        scene.keeper.aim(NIC, aimed(3, 3, 2, 0))
-        scene.keeper.reconfigure(Config())
-        scene.keeper.cpus_changed()
-        scene.keeper.update(WEB)
-        scene.keeper.know([WEB, DB])
+        scene.reconciler.aim(NIC, aimed(3, 3, 2, 0))
+        scene.reconciler.reconfigure(Config())
+        scene.reconciler.cpus_changed()
+        scene.reconciler.update(WEB)
+        scene.reconciler.know([WEB, DB])
         assert scene.places(100, 101, 102, 103) == there
-        scene.keeper.gone("u-web")
-        scene.keeper.update(WEB)
+        scene.reconciler.gone("u-web")
+        scene.reconciler.update(WEB)
         assert scene.places() == PLANNED
 
     def test_who_can_be_followed(self, scene: Scene) -> None:
         vectors = {0: 100, 1: 101, 2: 102, 3: 103}
-        assert scene.keeper.followable("u-web") == {NIC: vectors}, "an INTx line is not a vector"
-        assert scene.keeper.followable("u-none") == {}
-        scene.keeper.freed(102)
+        assert scene.reconciler.followable("u-web") == {NIC: vectors}, (
+            "an INTx line is not a vector"
+        )
+        assert scene.reconciler.followable("u-none") == {}
+        scene.reconciler.freed(102)
         del vectors[2]
-        assert scene.keeper.followable("u-web") == {NIC: vectors}
-        scene.keeper.reconfigure(Config(default=NATIVE))
-        assert scene.keeper.followable("u-web") == {}
-        scene.keeper.reconfigure(Config(default=Directive.parse("4-7")))
-        assert scene.keeper.followable("u-web") == {}, "the whole mask for each"
-        scene.keeper.reconfigure(Config(default=Directive.parse("4-7"), spread=Spread.VECTOR))
-        assert scene.keeper.followable("u-web") == {NIC: vectors | {2: 102}}, "it was looked at"
+        assert scene.reconciler.followable("u-web") == {NIC: vectors}
+        scene.reconciler.reconfigure(Config(default=NATIVE))
+        assert scene.reconciler.followable("u-web") == {}
+        scene.reconciler.reconfigure(Config(default=Directive.parse("4-7")))
+        assert scene.reconciler.followable("u-web") == {}, "the whole mask for each"
+        scene.reconciler.reconfigure(Config(default=Directive.parse("4-7"), spread=Spread.VECTOR))
+        assert scene.reconciler.followable("u-web") == {NIC: vectors | {2: 102}}, "it was looked at"
 
     def test_guests_may_be_noted_before_they_are_acted_on(self, tmp_path: Path) -> None:
         scene = Scene(tmp_path)
-        scene.keeper.know([WEB, DB], only_note=True)
+        scene.reconciler.know([WEB, DB], only_note=True)
         assert scene.places() == FOUND
-        assert scene.keeper.kept == frozenset(PLANNED)
-        scene.keeper.aim(NIC, aimed(3, 3, 2, 0))
-        scene.keeper.look_at_all()
+        assert scene.reconciler.kept == frozenset(PLANNED)
+        scene.reconciler.aim(NIC, aimed(3, 3, 2, 0))
+        scene.reconciler.look_at_all()
         assert scene.places() == PLANNED | {100: "7", 101: "7", 102: "6", 103: "4"}
         assert scene.fs.written().count((100,)) == 1
         scene.die()
@@ -763,7 +769,7 @@ class TestMoved:
     def test_it_is_put_back_and_counted(self, scene: Scene) -> None:
         scene.move(101, "0-3", "tuner", 77)
         assert scene.places() == PLANNED
-        assert scene.tally.drift == {"tuner": 1}
+        assert scene.counters.drift == {"tuner": 1}
         assert scene.moves() == {("drift", "applied"): 1}
         (line,) = (each.getMessage() for each in scene.records)
         assert "found at 0-3 instead of our 5: tuner (pid 77); undone to 4-7" in line
@@ -771,7 +777,7 @@ class TestMoved:
 
     def test_the_first_original_stays(self, scene: Scene) -> None:
         scene.move(101, "0-3")
-        scene.keeper.gone("u-web")
+        scene.reconciler.gone("u-web")
         assert scene.fs.where(101) == "4-7"
 
     def test_only_that_one_is_looked_at(self, scene: Scene) -> None:
@@ -781,56 +787,56 @@ class TestMoved:
     def test_to_where_it_is_wanted(self, scene: Scene) -> None:
         scene.move(101, "5")
         assert scene.fs.written() == []
-        assert scene.tally.drift == {}
+        assert scene.counters.drift == {}
 
     def test_by_someone_unknown(self, scene: Scene) -> None:
         scene.move(101, "0-3", "", None)
-        assert scene.tally.drift == {SOMEBODY: 1}
+        assert scene.counters.drift == {SOMEBODY: 1}
         assert scene.places() == PLANNED
 
     @pytest.mark.parametrize("irq", [*ELSEWHERE, 9999])
     def test_of_others_it_is_ignored(self, scene: Scene, irq: int) -> None:
-        scene.keeper.moved(irq, "tuner", 77)
+        scene.reconciler.moved(irq, "tuner", 77)
         assert scene.fs.calls == []
-        assert scene.tally.drift == {}
+        assert scene.counters.drift == {}
 
     def test_of_a_guest_that_is_gone(self, scene: Scene) -> None:
-        scene.keeper.gone("u-db")
+        scene.reconciler.gone("u-db")
         scene.quiet()
         scene.move(120, "5")
         assert scene.fs.calls == []
 
     def test_of_a_native_device(self, scene: Scene) -> None:
-        scene.keeper.update(replace(DB, directive=NATIVE))
+        scene.reconciler.update(replace(DB, directive=NATIVE))
         scene.quiet()
         scene.move(120, "5")
         assert scene.fs.where(120) == "5"
-        assert scene.tally.drift == {}
+        assert scene.counters.drift == {}
 
     def test_freed_meanwhile(self, scene: Scene) -> None:
         scene.fs.free(101)
-        scene.keeper.moved(101, "tuner", 77)
+        scene.reconciler.moved(101, "tuner", 77)
         assert scene.fs.written() == []
-        assert scene.tally.drift == {}
+        assert scene.counters.drift == {}
 
     def test_a_name_that_is_anothers_now(self, scene: Scene) -> None:
         scene.fs.free(101)
         scene.fs.allocate(101, 1, STRANGE)
-        scene.keeper.moved(101, "tuner", 77)
+        scene.reconciler.moved(101, "tuner", 77)
         assert scene.fs.written() == []
 
     def test_a_number_that_is_another_vectors_now(self, scene: Scene) -> None:
         """What we know under this number is over: nobody has moved it."""
         scene.fs.free(101)
         scene.fs.allocate(101, 7)
-        scene.keeper.moved(101, "tuner", 77)
-        assert scene.tally.drift == {}
-        scene.keeper.look_at_all()
+        scene.reconciler.moved(101, "tuner", 77)
+        assert scene.counters.drift == {}
+        scene.reconciler.look_at_all()
         assert scene.fs.where(101) == "7"
 
     def test_a_line_that_two_devices_of_a_guest_are_on(self, tmp_path: Path) -> None:
         scene = Scene(tmp_path, shared_line())
-        scene.keeper.know([TWINS])
+        scene.reconciler.know([TWINS])
         assert scene.fs.where(LINE) == "4"
         scene.move(LINE, "0-3")
         assert scene.fs.where(LINE) == "4"
@@ -855,11 +861,11 @@ def shared_line() -> MadeHost:
 
 def test_one_of_two_devices_lets_a_line_go(tmp_path: Path) -> None:
     scene = Scene(tmp_path, shared_line())
-    scene.keeper.know([TWINS])
+    scene.reconciler.know([TWINS])
     scene.fs.set(paths.IRQ_ACTIONS.at(LINE), f"vfio-intx({DISK})")
-    scene.keeper.freed(LINE)
+    scene.reconciler.freed(LINE)
     scene.time.settle()
-    assert scene.keeper.kept == {LINE}
+    assert scene.reconciler.kept == {LINE}
 
 
 class TestFights:
@@ -868,7 +874,7 @@ class TestFights:
             scene.move(101, "0-3")
             assert scene.fs.where(101) == "5", n
             scene.time.pass_(1)
-        assert scene.keeper.findings() == ()
+        assert scene.reconciler.findings() == ()
         assert scene.warnings == []
 
     def fight(self, scene: Scene) -> None:
@@ -882,7 +888,7 @@ class TestFights:
         (line,) = scene.warnings
         assert line.startswith(f"IRQ 101 {action_of(1)}: tuner (pid 77) keeps moving it: put back")
         assert "in 10 seconds" in line
-        (finding,) = scene.keeper.findings()
+        (finding,) = scene.reconciler.findings()
         assert (finding.code, finding.subject) == ("affinity-contested", f"web {NIC}")
         assert "was moved 5 times by others, most often by tuner" in finding.message
         scene.time.pass_(FIRST_WAIT - 0.01)
@@ -913,19 +919,19 @@ class TestFights:
         assert scene.time.waiting == [pytest.approx(2)]
         scene.time.pass_(2)
         assert scene.fs.where(101) == "5"
-        assert scene.tally.drift == {"tuner": FEW + 2, "another": 1}
+        assert scene.counters.drift == {"tuner": FEW + 2, "another": 1}
         assert len(scene.warnings) == 1
 
     def test_nothing_else_puts_it_back_meanwhile(self, scene: Scene) -> None:
         self.fight(scene)
-        scene.keeper.look_at_all()
-        scene.keeper.know([WEB, DB])
-        scene.keeper.cpus_changed()
-        scene.keeper.device_changed(NIC)
-        scene.keeper.reconfigure(Config())
-        scene.keeper.update(WEB)
-        scene.keeper.requested([requested(101, action_of(1))])
-        scene.keeper.allocated(101, "tuner", 77)
+        scene.reconciler.look_at_all()
+        scene.reconciler.know([WEB, DB])
+        scene.reconciler.cpus_changed()
+        scene.reconciler.device_changed(NIC)
+        scene.reconciler.reconfigure(Config())
+        scene.reconciler.update(WEB)
+        scene.reconciler.requested([requested(101, action_of(1))])
+        scene.reconciler.allocated(101, "tuner", 77)
         assert scene.fs.where(101) == "0-3"
         assert scene.places(100, 102, 103) == {100: "4", 102: "6", 103: "7"}
         scene.time.settle()
@@ -949,26 +955,26 @@ class TestFights:
             scene.move(101, "0-3")
             assert scene.fs.where(101) == "5"
             scene.time.pass_(60 / FEW + 0.1)
-        assert scene.keeper.findings() == ()
+        assert scene.reconciler.findings() == ()
 
     def test_after_peace_it_is_forgotten(self, scene: Scene) -> None:
         self.fight(scene)
         scene.time.settle()
-        assert scene.keeper.findings() != ()
+        assert scene.reconciler.findings() != ()
         scene.time.pass_(WINDOW - 20)
-        assert scene.keeper.findings() != ()
+        assert scene.reconciler.findings() != ()
         scene.time.pass_(21)
-        assert scene.keeper.findings() == ()
+        assert scene.reconciler.findings() == ()
         scene.move(101, "0-3")
         assert scene.fs.where(101) == "5"
 
     def test_a_guest_that_stops_ends_it(self, scene: Scene) -> None:
         self.fight(scene)
-        scene.keeper.gone("u-web")
-        assert scene.keeper.findings() == ()
+        scene.reconciler.gone("u-web")
+        assert scene.reconciler.findings() == ()
         scene.time.settle()
         assert scene.fs.where(101) == "0-3", "somebody else's value: theirs to keep"
-        scene.keeper.update(WEB)
+        scene.reconciler.update(WEB)
         assert scene.fs.where(101) == "5"
 
     def test_a_new_fight_after_an_old_one_waits_no_longer_than_it_says(self, scene: Scene) -> None:
@@ -977,8 +983,8 @@ class TestFights:
             scene.time.settle()
             scene.move(101, "0-3")
         assert scene.time.waiting == [160]
-        scene.keeper.gone("u-web")
-        scene.keeper.update(WEB)
+        scene.reconciler.gone("u-web")
+        scene.reconciler.update(WEB)
         scene.records.clear()
         self.fight(scene)
         assert len(scene.warnings) == 1
@@ -987,15 +993,15 @@ class TestFights:
 
     def test_a_device_that_is_left_alone_has_none(self, scene: Scene) -> None:
         self.fight(scene)
-        scene.keeper.update(replace(WEB, directive=NATIVE))
-        assert scene.keeper.findings() == ()
+        scene.reconciler.update(replace(WEB, directive=NATIVE))
+        assert scene.reconciler.findings() == ()
 
     def test_a_fight_survives_the_vector(self, scene: Scene) -> None:
         """A guest that resets its driver does not make us fight on at once."""
         self.fight(scene)
         scene.fs.free(101)
-        scene.keeper.freed(101)
-        scene.keeper.requested([scene.fs.allocate(131, 1)])
+        scene.reconciler.freed(101)
+        scene.reconciler.requested([scene.fs.allocate(131, 1)])
         assert scene.fs.where(131) == "0-7"
         scene.time.settle()
         assert scene.fs.where(131) == "5"
@@ -1003,115 +1009,115 @@ class TestFights:
 
 class TestChanges:
     def test_only_what_changes_is_written_and_others_are_not_even_read(self, scene: Scene) -> None:
-        scene.keeper.update(replace(WEB, vcpus=pinned(4, 5, 7, 6)))
+        scene.reconciler.update(replace(WEB, vcpus=pinned(4, 5, 7, 6)))
         assert scene.places() == PLANNED | {102: "7", 103: "6"}
         assert sorted(scene.fs.written()) == [(102,), (103,)]
         assert scene.fs.touched() == {LINE, 100, 101, 102, 103}
 
     def test_an_update_that_changes_nothing_writes_nothing(self, scene: Scene) -> None:
-        scene.keeper.update(replace(WEB, emulator=CpuSet([0])))
+        scene.reconciler.update(replace(WEB, emulator=CpuSet([0])))
         assert scene.fs.written() == []
         assert not scene.fs.touched() & {120, 121, *ELSEWHERE}
 
     def test_a_guest_that_begins(self, scene: Scene) -> None:
-        scene.keeper.update(Guest("new", "test", vcpus=pinned(3), devices=(strange(),)))
+        scene.reconciler.update(Guest("new", "test", vcpus=pinned(3), devices=(strange(),)))
         assert (scene.fs.where(140), scene.fs.where(141)) == ("3", "3")
         assert not scene.fs.touched() & {LINE, *range(100, 104), 120, 121}
 
     def test_a_local_device_makes_way_for_another_guests_vcpus(self, scene: Scene) -> None:
         local = replace(strange(), directive=Directive(Word.LOCAL))
-        scene.keeper.update(Guest("new", "test", vcpus=pinned(7), devices=(local,)))
+        scene.reconciler.update(Guest("new", "test", vcpus=pinned(7), devices=(local,)))
         assert {scene.fs.where(140), scene.fs.where(141)} == {"2", "3"}
         scene.quiet()
-        scene.keeper.update(replace(DB, vcpus=pinned(2)))
+        scene.reconciler.update(replace(DB, vcpus=pinned(2)))
         assert {scene.fs.where(140), scene.fs.where(141)} <= {"0", "1", "3"}
         assert not scene.fs.touched() & {LINE, *range(100, 104)}
 
     def test_a_device_that_is_unplugged_is_put_back(self, scene: Scene) -> None:
-        scene.keeper.update(replace(WEB, devices=WEB.devices[:1]))
+        scene.reconciler.update(replace(WEB, devices=WEB.devices[:1]))
         assert scene.fs.where(LINE) == "0-3"
         assert scene.places(100, 101, 102, 103) == {n: PLANNED[n] for n in range(100, 104)}
         assert f"vfio-intx({DISK})" not in scene.remembered()
-        assert LINE not in scene.keeper.kept
+        assert LINE not in scene.reconciler.kept
 
     def test_a_guest_that_stops(self, scene: Scene) -> None:
         """Its line is put back; its vectors are gone already, and are forgotten."""
         for irq in range(100, 104):
             scene.fs.free(irq)
-            scene.keeper.freed(irq)
+            scene.reconciler.freed(irq)
         scene.fs.set(paths.IRQ_ACTIONS.at(LINE), "")
-        scene.keeper.gone("u-web")
+        scene.reconciler.gone("u-web")
         assert scene.places() == {LINE: "0-3", 120: "0", 121: "1"}
         assert set(scene.remembered()) == {action_of(0, OTHER), action_of(1, OTHER)}
-        assert scene.keeper.kept == {120, 121}
+        assert scene.reconciler.kept == {120, 121}
         assert scene.moves() == {("restore", "applied"): 1}
         scene.time.settle()
         assert scene.fs.written() == [(LINE,)]
 
     def test_a_guest_that_was_not_there_can_stop_too(self, scene: Scene) -> None:
-        scene.keeper.gone("u-nobody")
+        scene.reconciler.gone("u-nobody")
         assert scene.fs.calls == []
 
     def test_a_guest_that_stops_and_begins_again(self, scene: Scene) -> None:
         for irq in range(100, 104):
             scene.fs.free(irq)
-            scene.keeper.freed(irq)
-        scene.keeper.gone("u-web")
-        scene.keeper.update(WEB)
+            scene.reconciler.freed(irq)
+        scene.reconciler.gone("u-web")
+        scene.reconciler.update(WEB)
         events = [scene.fs.allocate(103 - n, n, affinity="4-7") for n in range(4)]
-        scene.keeper.requested(events)
+        scene.reconciler.requested(events)
         assert scene.places(100, 101, 102, 103) == {103: "4", 102: "5", 101: "6", 100: "7"}
-        scene.keeper.restore_all()
+        scene.reconciler.restore_all()
         assert scene.places() == FOUND
 
     def test_set_up_anew_where_we_had_put_the_one_before(self, scene: Scene) -> None:
         """Our value, by chance: it is the guest's own default all the same."""
-        scene.keeper.reconfigure(parse_config([("test", 'default = "2-3"')]))
+        scene.reconciler.reconfigure(parse_config([("test", 'default = "2-3"')]))
         scene.fs.free(100)
-        scene.keeper.freed(100)
-        scene.keeper.requested([scene.fs.allocate(100, 0, affinity="2-3")])
-        scene.keeper.reconfigure(Config())
+        scene.reconciler.freed(100)
+        scene.reconciler.requested([scene.fs.allocate(100, 0, affinity="2-3")])
+        scene.reconciler.reconfigure(Config())
         assert scene.places() == PLANNED
-        scene.keeper.restore_all()
+        scene.reconciler.restore_all()
         assert scene.places() == FOUND | {100: "2-3"}
 
     @pytest.mark.parametrize("how", ["setting", "config"])
     def test_native_later_and_no_more(self, scene: Scene, how: str) -> None:
         def native(on: bool) -> None:
             if how == "setting":
-                scene.keeper.update(replace(WEB, directive=NATIVE if on else None))
+                scene.reconciler.update(replace(WEB, directive=NATIVE if on else None))
             else:
                 rule = '[[rule]]\nguest = "web"\ndirective = "native"'
-                scene.keeper.reconfigure(parse_config([("t", rule if on else "")]))
+                scene.reconciler.reconfigure(parse_config([("t", rule if on else "")]))
 
         native(True)
         assert scene.places() == FOUND | {120: "0", 121: "1"}
-        assert scene.keeper.kept == {120, 121}
+        assert scene.reconciler.kept == {120, 121}
         assert scene.moves() == {("restore", "applied"): 5}
         scene.fs.other_moves(100, "1")
-        scene.keeper.look_at_all()
-        scene.keeper.know([*scene.keeper.guests])
+        scene.reconciler.look_at_all()
+        scene.reconciler.know([*scene.reconciler.guests])
         assert scene.fs.where(100) == "1", "left alone"
         scene.quiet()
         native(False)
         assert scene.places() == PLANNED
         assert scene.moves() == {("plan", "applied"): 5}
-        scene.keeper.gone("u-web")
+        scene.reconciler.gone("u-web")
         assert scene.places() == FOUND | {100: "1", 120: "0", 121: "1"}
 
     def test_native_from_the_start_is_put_back_by_the_next_daemon(self, scene: Scene) -> None:
         scene.die()
         scene.start()
-        scene.keeper.know([replace(WEB, directive=NATIVE), DB])
+        scene.reconciler.know([replace(WEB, directive=NATIVE), DB])
         assert scene.places() == FOUND | {120: "0", 121: "1"}
 
     def test_another_default(self, scene: Scene) -> None:
-        scene.keeper.reconfigure(parse_config([("test", 'default = "2"')]))
+        scene.reconciler.reconfigure(parse_config([("test", 'default = "2"')]))
         assert scene.places() == dict.fromkeys(PLANNED, "2")
-        assert scene.keeper.config.default.cpus == CpuSet([2])
+        assert scene.reconciler.config.default.cpus == CpuSet([2])
 
     def test_another_spread(self, scene: Scene) -> None:
-        scene.keeper.reconfigure(parse_config([("test", 'spread = "mask"')]))
+        scene.reconciler.reconfigure(parse_config([("test", 'spread = "mask"')]))
         assert scene.fs.where(101) == "4-7"
         assert scene.fs.where(120) == "0-1"
 
@@ -1121,44 +1127,44 @@ class TestChanges:
         odd = replace(host.devices[1], device=0x1533)
         host = replace(host, devices=(host.devices[0], odd))
         scene = Scene(tmp_path, host, parse_config([("t", rule)]))
-        scene.keeper.know([TWINS])
+        scene.reconciler.know([TWINS])
         assert scene.fs.where(LINE) == "0-3"
-        scene.keeper.reconfigure(Config())
+        scene.reconciler.reconfigure(Config())
         assert scene.fs.where(LINE) == "4"
 
     def test_a_driver_that_comes_and_goes(self, scene: Scene) -> None:
         rule = parse_config([("t", '[[rule]]\ndriver = "vfio-pci"\ndirective = "3"')])
-        scene.keeper.reconfigure(rule)
+        scene.reconciler.reconfigure(rule)
         assert scene.fs.where(100) == "3"
         driver = f"{paths.PCI_DIR}/{NIC}/driver"
         scene.fs.memory.drop(driver)
         scene.quiet()
-        scene.keeper.device_changed(NIC)
+        scene.reconciler.device_changed(NIC)
         assert scene.places(100, 101, 102, 103) == {n: PLANNED[n] for n in range(100, 104)}
         assert not scene.fs.touched() & {120, 121, LINE}
 
     def test_a_device_that_nobody_has(self, scene: Scene) -> None:
-        scene.keeper.device_changed(STRANGE)
+        scene.reconciler.device_changed(STRANGE)
         assert scene.fs.calls == []
 
     def test_a_device_that_appears_after_its_guest(self, scene: Scene) -> None:
         late = PciAddress.parse("0000:45:00.0")
-        scene.keeper.update(
+        scene.reconciler.update(
             Guest("new", "test", vcpus=pinned(3), devices=(GuestDevice(late, "hostdev"),))
         )
         scene.fs.set(f"{paths.PCI_DIR}/{late}/vendor", "0x8086")
         scene.fs.set(f"{paths.PCI_DIR}/{late}/numa_node", "0")
         scene.fs.set(f"{paths.PCI_DIR}/{late}/irq", "0")
         scene.fs.allocate(150, 0, late)
-        scene.keeper.device_changed(late)
+        scene.reconciler.device_changed(late)
         assert scene.fs.where(150) == "3"
 
     def test_two_that_have_one_device(self, scene: Scene) -> None:
         """The first by name decides; when it goes, the other does."""
         rival = replace(WEB, name="zoo", uuid="u-zoo", vcpus=pinned(0, 1, 2, 3))
-        scene.keeper.update(rival)
+        scene.reconciler.update(rival)
         assert scene.places() == PLANNED
-        scene.keeper.gone("u-web")
+        scene.reconciler.gone("u-web")
         assert scene.places(100, 101, 102, 103) == {100: "0", 101: "1", 102: "2", 103: "3"}
 
 
@@ -1170,34 +1176,34 @@ class TestCpus:
     def test_one_goes_and_comes_back(self, scene: Scene) -> None:
         scene.fs.online("0-4,6-7")
         assert scene.fs.where(101) == "0-4,6-7", "the kernel has moved it"
-        scene.keeper.cpus_changed()
+        scene.reconciler.cpus_changed()
         # vCPU 1 runs nowhere: its vectors are dealt to the others.
         assert scene.places(100, 101, 102, 103) == {100: "4", 101: "6", 102: "7", 103: "4"}
         scene.fs.online("0-7")
-        scene.keeper.cpus_changed()
+        scene.reconciler.cpus_changed()
         assert scene.places() == PLANNED
-        scene.keeper.restore_all()
+        scene.reconciler.restore_all()
         assert scene.places() == FOUND
 
     def test_all_that_are_wanted_go(self, scene: Scene) -> None:
         scene.fs.online("0-3")
-        scene.keeper.cpus_changed()
+        scene.reconciler.cpus_changed()
         assert scene.fs.where(101) == "0-3"
-        assert scene.keeper.kept == {120, 121}
+        assert scene.reconciler.kept == {120, 121}
         scene.fs.online("0-7")
-        scene.keeper.cpus_changed()
+        scene.reconciler.cpus_changed()
         assert scene.places() == PLANNED
 
     def test_those_of_others_are_not_touched(self, scene: Scene) -> None:
         scene.fs.online("0-6")
-        scene.keeper.cpus_changed()
+        scene.reconciler.cpus_changed()
         assert not scene.fs.touched() & set(ELSEWHERE)
 
 
 class TestWhatGoesWrong:
     def test_another_virtirq_is_at_work(self, scene: Scene) -> None:
         with lock_held(scene.state):
-            scene.keeper.requested([scene.fs.allocate(130, 4)])
+            scene.reconciler.requested([scene.fs.allocate(130, 4)])
             assert scene.fs.written() == []
             scene.time.pass_(3)
             assert (
@@ -1219,16 +1225,16 @@ class TestWhatGoesWrong:
     def test_it_is_tried_again_once_and_not_for_each_event(self, scene: Scene) -> None:
         with lock_held(scene.state):
             for n in range(20):
-                scene.keeper.requested([scene.fs.allocate(130 + n, 4 + n)])
+                scene.reconciler.requested([scene.fs.allocate(130 + n, 4 + n)])
             assert len(scene.time.waiting) == 1
 
     @pytest.mark.parametrize("how", ["gone", "native"])
     def test_what_is_to_be_put_back_is_tried_again_too(self, scene: Scene, how: str) -> None:
         with lock_held(scene.state):
             if how == "gone":
-                scene.keeper.gone("u-web")
+                scene.reconciler.gone("u-web")
             else:
-                scene.keeper.update(replace(WEB, directive=NATIVE))
+                scene.reconciler.update(replace(WEB, directive=NATIVE))
         scene.time.settle()
         assert scene.fs.where(LINE) == "0-3"
 
@@ -1242,7 +1248,7 @@ class TestWhatGoesWrong:
         (line,) = scene.warnings
         assert "No space left on device" in line
         for _ in range(3):
-            scene.keeper.look_at_all()
+            scene.reconciler.look_at_all()
         assert len(scene.warnings) == 1, "said once"
         room()
         scene.time.settle()
@@ -1252,7 +1258,7 @@ class TestWhatGoesWrong:
         self, scene: Scene, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         room = full(monkeypatch)
-        scene.keeper.requested([scene.fs.allocate(130, 4)])
+        scene.reconciler.requested([scene.fs.allocate(130, 4)])
         room()
         scene.time.pass_(3600)
         assert scene.fs.where(130) == "4"
@@ -1261,14 +1267,14 @@ class TestWhatGoesWrong:
         self, scene: Scene, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         full(monkeypatch)
-        scene.keeper.restore_all()
+        scene.reconciler.restore_all()
         assert scene.places() == FOUND
 
     def test_a_journal_that_makes_no_sense(self, scene: Scene) -> None:
         (scene.state / "journal.jsonl").write_text("nonsense\n")
         scene.move(101, "0-3")
-        scene.keeper.know([DB])
-        scene.keeper.restore_all()
+        scene.reconciler.know([DB])
+        scene.reconciler.restore_all()
         assert scene.fs.written() == []
         assert all("line 1 is malformed" in each for each in scene.warnings)
 
@@ -1281,47 +1287,47 @@ class TestWhatGoesWrong:
     def test_proc_that_is_read_only(self, bare: Scene) -> None:
         for irq in PLANNED:
             bare.fs.faults["write", paths.IRQ_AFFINITY.at(irq)] = errno.EROFS
-        bare.keeper.know([WEB])
+        bare.reconciler.know([WEB])
         assert bare.places() == FOUND
         assert bare.moves() == {("plan", "failed"): 5}
         told = len(bare.warnings)
         assert sum("ProtectKernelTunables" in each for each in bare.warnings) == 1
-        bare.keeper.look_at_all()
-        bare.keeper.know([WEB])
+        bare.reconciler.look_at_all()
+        bare.reconciler.know([WEB])
         assert len(bare.warnings) == told, "said once"
         assert bare.remembered() == {}
 
     def test_proc_that_is_read_only_is_said_once_however_it_is_looked_at(self, bare: Scene) -> None:
         for irq in PLANNED:
             bare.fs.faults["write", paths.IRQ_AFFINITY.at(irq)] = errno.EROFS
-        bare.keeper.know([WEB])
+        bare.reconciler.know([WEB])
         told = len(bare.warnings)
         for _ in range(3):
-            bare.keeper.moved(103, "tuner", 77)
-            bare.keeper.look_at_all()
+            bare.reconciler.moved(103, "tuner", 77)
+            bare.reconciler.look_at_all()
         assert len(bare.warnings) == told
 
     def test_one_that_the_kernel_keeps(self, scene: Scene) -> None:
         scene.fs.allocate(130, 4)
         scene.fs.faults["write", paths.IRQ_AFFINITY.at(130)] = errno.EIO
         for _ in range(3):
-            scene.keeper.look_at_all()
+            scene.reconciler.look_at_all()
         assert scene.moves() == {("plan", "refused"): 3}
         assert len(scene.warnings) == 1
         scene.fs.faults.clear()
-        scene.keeper.look_at_all()
+        scene.reconciler.look_at_all()
         assert scene.fs.where(130) == "4"
         scene.fs.other_moves(130, "1")
         scene.fs.faults["write", paths.IRQ_AFFINITY.at(130)] = errno.EIO
-        scene.keeper.look_at_all()
+        scene.reconciler.look_at_all()
         assert len(scene.warnings) == 2, "it was well in between"
 
     def test_one_that_cannot_be_read(self, scene: Scene) -> None:
         scene.fs.other_moves(101, "1")
         scene.fs.faults[paths.IRQ_AFFINITY.at(101)] = errno.EIO
-        scene.keeper.moved(101, "tuner", 77)
-        scene.keeper.look_at_all()
-        scene.keeper.restore_all()
+        scene.reconciler.moved(101, "tuner", 77)
+        scene.reconciler.look_at_all()
+        scene.reconciler.restore_all()
         scene.fs.faults.clear()
         assert action_of(1) in scene.remembered()
         assert scene.places(100, 102) == {100: "4-7", 102: "4-7"}
@@ -1333,89 +1339,89 @@ class TestWhatGoesWrong:
                 scene.fs.free(102)
 
         scene.fs.before = free
-        scene.keeper.update(replace(WEB, vcpus=pinned(7, 6, 5, 4)))
+        scene.reconciler.update(replace(WEB, vcpus=pinned(7, 6, 5, 4)))
         assert scene.places() == {LINE: "7", 100: "7", 101: "6", 103: "4", 120: "0", 121: "1"}
         assert scene.warnings == []
 
 
 class TestRestoreAll:
     def test_all_is_as_it_was_found(self, scene: Scene) -> None:
-        scene.keeper.restore_all()
+        scene.reconciler.restore_all()
         assert scene.places() == FOUND
         assert scene.remembered() == {}
         assert scene.moves() == {("restore", "applied"): 7}
-        scene.keeper.restore_all()
+        scene.reconciler.restore_all()
         assert len(scene.fs.written()) == 7
 
     def test_what_others_moved_is_theirs(self, scene: Scene) -> None:
         scene.fs.other_moves(101, "2")
-        scene.keeper.restore_all()
+        scene.reconciler.restore_all()
         assert scene.places() == FOUND | {101: "2"}
 
     def test_guests_of_an_earlier_daemon_too(self, scene: Scene) -> None:
         scene.die()
         scene.start()
-        scene.keeper.restore_all()
+        scene.reconciler.restore_all()
         assert scene.places() == FOUND
 
     def test_nothing_to_do(self, bare: Scene) -> None:
-        bare.keeper.restore_all()
+        bare.reconciler.restore_all()
         assert bare.fs.written() == []
 
 
 class TestWithoutEvents:
     def test_nothing_has_happened(self, scene: Scene) -> None:
-        assert scene.keeper.poll() is False
+        assert scene.reconciler.poll() is False
         assert scene.fs.written() == []
 
     def test_a_vector_has_come(self, scene: Scene) -> None:
         scene.fs.allocate(130, 4)
-        assert scene.keeper.poll() is True
+        assert scene.reconciler.poll() is True
         assert scene.fs.where(130) == "4"
         assert scene.moves() == {("new", "applied"): 1}
-        assert scene.tally.drift == {}
-        assert scene.keeper.poll() is False
+        assert scene.counters.drift == {}
+        assert scene.reconciler.poll() is False
 
     def test_a_vector_has_gone(self, scene: Scene) -> None:
         scene.fs.free(101)
-        assert scene.keeper.poll() is True
-        assert 101 not in scene.keeper.kept
-        assert scene.keeper.poll() is False
+        assert scene.reconciler.poll() is True
+        assert 101 not in scene.reconciler.kept
+        assert scene.reconciler.poll() is False
 
     def test_one_was_moved(self, scene: Scene) -> None:
-        scene.keeper.poll()
+        scene.reconciler.poll()
         scene.fs.other_moves(101, "1")
-        assert scene.keeper.poll() is True
+        assert scene.reconciler.poll() is True
         assert scene.places() == PLANNED
-        assert scene.tally.drift == {SOMEBODY: 1}
+        assert scene.counters.drift == {SOMEBODY: 1}
         assert scene.moves() == {("drift", "applied"): 1}
-        assert scene.keeper.poll() is False
+        assert scene.reconciler.poll() is False
 
     def test_those_of_others_are_not_looked_at(self, scene: Scene) -> None:
-        scene.keeper.poll()
+        scene.reconciler.poll()
         assert not scene.fs.touched() & set(ELSEWHERE)
 
     def test_a_fight_is_not_counted_up_by_looking(self, scene: Scene) -> None:
-        scene.keeper.poll()
+        scene.reconciler.poll()
         for _ in range(FEW + 1):
             scene.fs.other_moves(101, "1")
-            scene.keeper.poll()
+            scene.reconciler.poll()
         for _ in range(5):
             scene.time.pass_(1)
-            scene.keeper.poll()
-        assert scene.tally.drift == {SOMEBODY: FEW + 1}
+            scene.reconciler.poll()
+        assert scene.counters.drift == {SOMEBODY: FEW + 1}
 
     def test_a_refusal_is_no_move_by_someone(self, scene: Scene) -> None:
         scene.fs.allocate(130, 4)
         scene.fs.faults["write", paths.IRQ_AFFINITY.at(130)] = errno.EIO
         for _ in range(2 * FEW):
-            scene.keeper.poll()
+            scene.reconciler.poll()
             scene.time.pass_(1)
-        assert scene.tally.drift == {}
-        assert scene.keeper.findings() == ()
+        assert scene.counters.drift == {}
+        assert scene.reconciler.findings() == ()
 
     def test_x86_tells_of_a_vector_in_the_midst_of_it(self, scene: Scene) -> None:
-        scene.keeper.allocated(130, "qemu", 5)
+        scene.reconciler.allocated(130, "qemu", 5)
         assert scene.fs.calls == []
         scene.fs.allocate(130, 4)
         scene.time.settle()
@@ -1423,19 +1429,19 @@ class TestWithoutEvents:
         assert scene.places() == PLANNED
 
     def test_x86_tells_of_a_vector_of_the_hosts(self, scene: Scene) -> None:
-        scene.keeper.allocated(200, "modprobe", 5)
+        scene.reconciler.allocated(200, "modprobe", 5)
         scene.time.settle()
         assert scene.fs.written() == []
         assert scene.fs.touched() == {200}
 
     def test_x86_tells_of_a_move(self, scene: Scene) -> None:
         scene.fs.other_moves(101, "1")
-        scene.keeper.allocated(101, "tuner", 77)
+        scene.reconciler.allocated(101, "tuner", 77)
         assert scene.places() == PLANNED
-        assert scene.tally.drift == {"tuner": 1}
+        assert scene.counters.drift == {"tuner": 1}
 
     def test_x86_tells_of_a_move_before_it_is_done(self, scene: Scene) -> None:
-        scene.keeper.allocated(101, "tuner", 77)
+        scene.reconciler.allocated(101, "tuner", 77)
         scene.fs.other_moves(101, "1")
         scene.time.settle()
         assert scene.places() == PLANNED
@@ -1443,37 +1449,37 @@ class TestWithoutEvents:
 
 class TestFreed:
     def test_a_vector(self, scene: Scene) -> None:
-        scene.keeper.freed(101)
-        assert scene.keeper.kept == frozenset(PLANNED) - {101}
+        scene.reconciler.freed(101)
+        assert scene.reconciler.kept == frozenset(PLANNED) - {101}
         assert scene.fs.calls == []
 
     @pytest.mark.parametrize("irq", [*ELSEWHERE, 9999])
     def test_of_others_it_is_ignored(self, scene: Scene, irq: int) -> None:
-        scene.keeper.freed(irq)
+        scene.reconciler.freed(irq)
         assert scene.fs.calls == []
         assert scene.time.waiting == []
-        assert scene.keeper.kept == frozenset(PLANNED)
+        assert scene.reconciler.kept == frozenset(PLANNED)
 
     def test_a_line_that_is_still_held(self, scene: Scene) -> None:
         """It was another's action that went, or it was taken again."""
-        scene.keeper.freed(LINE)
+        scene.reconciler.freed(LINE)
         scene.time.settle()
-        assert LINE in scene.keeper.kept
+        assert LINE in scene.reconciler.kept
 
     def test_a_line_that_is_not_ours_to_move_is_not_kept(self, scene: Scene) -> None:
         scene.fs.set(paths.IRQ_ACTIONS.at(LINE), f"ahci,vfio-intx({DISK})")
-        scene.keeper.look_at_all()
-        assert LINE not in scene.keeper.kept
+        scene.reconciler.look_at_all()
+        assert LINE not in scene.reconciler.kept
 
 
 def test_events_that_were_missed(scene: Scene) -> None:
     scene.fs.free(100)
     scene.fs.allocate(131, 0)
     scene.fs.other_moves(102, "1")
-    scene.keeper.look_at_all()
+    scene.reconciler.look_at_all()
     assert scene.places() == {n: PLANNED[n] for n in PLANNED if n != 100}
     assert scene.fs.where(131) == "4"
-    assert scene.keeper.kept == (frozenset(PLANNED) - {100}) | {131}
+    assert scene.reconciler.kept == (frozenset(PLANNED) - {100}) | {131}
 
 
 def test_two_of_the_errors_are_what_the_journal_raises(tmp_path: Path) -> None:
@@ -1524,7 +1530,7 @@ class Whatever(RuleBasedStateMachine):
         super().__init__()
         self.directory = tempfile.TemporaryDirectory(dir=SHM)
         self.scene = Scene(Path(self.directory.name))
-        self.fs, self.keeper = self.scene.fs, self.scene.keeper
+        self.fs, self.reconciler = self.scene.fs, self.scene.reconciler
         self.guests: dict[str, Guest] = {}
         self.missed = False
         self.born = {irq: self.fs.where(irq) for irq in PLANNED}
@@ -1540,12 +1546,12 @@ class Whatever(RuleBasedStateMachine):
     def next_daemon(self) -> None:
         self.scene.die()
         self.scene.start()
-        self.keeper, self.missed = self.scene.keeper, False
+        self.reconciler, self.missed = self.scene.reconciler, False
 
     @initialize(guests=st.lists(st.sampled_from(["web", "db"]), unique=True))
     def begins(self, guests: list[str]) -> None:
         self.guests = {LIVES[each].key: LIVES[each] for each in guests}
-        self.keeper.know(self.guests.values())
+        self.reconciler.know(self.guests.values())
 
     @rule(
         irq=GUESTS_IRQS,
@@ -1560,13 +1566,13 @@ class Whatever(RuleBasedStateMachine):
             return
         event = requested(irq, name, self.scene.time.now)
         if told == "early":
-            self.keeper.requested([event])
+            self.reconciler.requested([event])
         self.fs.allocate(irq, vector, device, affinity)
         self.born[irq] = affinity
         if told == "requested":
-            self.keeper.requested([event])
+            self.reconciler.requested([event])
         elif told == "allocated":
-            self.keeper.allocated(irq, "qemu", 5)
+            self.reconciler.allocated(irq, "qemu", 5)
         elif told == "missed":
             self.missed = True
 
@@ -1575,11 +1581,11 @@ class Whatever(RuleBasedStateMachine):
         if irq not in self.fs.irqs() or irq == LINE:
             return
         if told == "before":
-            self.keeper.freed(irq)
+            self.reconciler.freed(irq)
         self.fs.free(irq)
         self.born.pop(irq, None)
         if told == "after":
-            self.keeper.freed(irq)
+            self.reconciler.freed(irq)
         self.missed |= told == "missed"
 
     @rule(held=st.booleans())
@@ -1587,9 +1593,9 @@ class Whatever(RuleBasedStateMachine):
         name = f"vfio-intx({DISK})"
         if held and not self.fs.actions(LINE):
             self.fs.set(paths.IRQ_ACTIONS.at(LINE), name)
-            self.keeper.requested([requested(LINE, name)])
+            self.reconciler.requested([requested(LINE, name)])
         elif not held and self.fs.actions(LINE):
-            self.keeper.freed(LINE)
+            self.reconciler.freed(LINE)
             self.fs.set(paths.IRQ_ACTIONS.at(LINE), "")
 
     @rule(
@@ -1605,7 +1611,7 @@ class Whatever(RuleBasedStateMachine):
             self.fs.other_moves(irq, cpus)
             self.born.pop(irq, None)
             if told:
-                self.keeper.moved(irq, "tuner", 77)
+                self.reconciler.moved(irq, "tuner", 77)
             else:
                 self.missed = True
 
@@ -1616,40 +1622,40 @@ class Whatever(RuleBasedStateMachine):
         for irq, was in before.items():
             if self.fs.where(irq) != was:
                 self.born.pop(irq, None)
-        self.keeper.cpus_changed()
+        self.reconciler.cpus_changed()
 
     @rule(life=st.sampled_from(sorted(LIVES)))
     def guest_changes(self, life: str) -> None:
         guest = LIVES[life]
         self.guests[guest.key] = guest
-        self.keeper.update(guest)
+        self.reconciler.update(guest)
 
     @rule(key=st.sampled_from(["u-web", "u-db", "u-zoo"]))
     def guest_stops(self, key: str) -> None:
         self.guests.pop(key, None)
-        self.keeper.gone(key)
+        self.reconciler.gone(key)
 
     @rule(lives=st.lists(st.sampled_from(sorted(LIVES)), max_size=3), whole=st.booleans())
     def libvirt_is_back(self, lives: list[str], whole: bool) -> None:
         told = {LIVES[each].key: LIVES[each] for each in lives}
         self.guests = told if whole else self.guests | told
-        self.keeper.know(told.values(), () if whole else [Gap("a guest", "?")])
+        self.reconciler.know(told.values(), () if whole else [Gap("a guest", "?")])
 
     @rule(config=st.sampled_from(sorted(CONFIGS)))
     def config_changes(self, config: str) -> None:
         self.scene.config = CONFIGS[config]
-        self.keeper.reconfigure(CONFIGS[config])
+        self.reconciler.reconfigure(CONFIGS[config])
 
     @rule(
         device=st.sampled_from([NIC, DISK, OTHER, STRANGE]),
         vcpus=st.dictionaries(st.integers(0, 6), st.sampled_from([None, 0, 1, 2, 3, 99])),
     )
     def guest_aims(self, device: PciAddress, vcpus: dict[int, int | None]) -> None:
-        self.keeper.aim(device, {vector: Aimed(vcpu) for vector, vcpu in vcpus.items()})
+        self.reconciler.aim(device, {vector: Aimed(vcpu) for vector, vcpu in vcpus.items()})
 
     @rule(device=st.sampled_from([NIC, DISK, OTHER, STRANGE]))
     def driver_changes(self, device: PciAddress) -> None:
-        self.keeper.device_changed(device)
+        self.reconciler.device_changed(device)
 
     @rule(seconds=st.sampled_from([0.005, 1.0, 15.0, 700.0]))
     def time_passes(self, seconds: float) -> None:
@@ -1657,7 +1663,7 @@ class Whatever(RuleBasedStateMachine):
 
     @rule()
     def looks_for_want_of_events(self) -> None:
-        self.keeper.poll()
+        self.reconciler.poll()
 
     @rule(life=st.sampled_from(sorted(LIVES)), after=st.integers(1, 90))
     def daemon_dies_at_work(self, life: str, after: int) -> None:
@@ -1671,23 +1677,23 @@ class Whatever(RuleBasedStateMachine):
         self.guests[guest.key] = guest
         self.fs.before = strike
         try:
-            self.keeper.update(guest)
+            self.reconciler.update(guest)
         except Death:
             pass
         finally:
             self.fs.before = None
         self.next_daemon()
-        self.keeper.know(self.guests.values())
+        self.reconciler.know(self.guests.values())
 
     @rule(whole=st.booleans())
     def daemon_stops(self, whole: bool) -> None:
         if whole:
             self.settles()
-            self.keeper.restore_all()
+            self.reconciler.restore_all()
             there = {irq: self.fs.where(irq) for irq in self.born}
             assert there == self.born
         self.next_daemon()
-        self.keeper.know(self.guests.values())
+        self.reconciler.know(self.guests.values())
 
     @precondition(lambda self: self.scene.fs.calls)
     @invariant()
@@ -1699,11 +1705,11 @@ class Whatever(RuleBasedStateMachine):
     def settles(self) -> None:
         if self.missed:
             self.missed = False
-            self.keeper.look_at_all()
+            self.reconciler.look_at_all()
         self.scene.time.settle()
-        assert {each.key: each for each in self.keeper.guests} == self.guests
+        assert {each.key: each for each in self.reconciler.guests} == self.guests
         snapshot = cycle.observe(self.fs, tuple(self.guests.values()))
-        planned = plan(replace(snapshot, aimed=self.keeper.aimed), self.scene.config)
+        planned = plan(replace(snapshot, aimed=self.reconciler.aimed), self.scene.config)
         assert planned.pins == ()
         ours = [
             action
@@ -1712,9 +1718,9 @@ class Whatever(RuleBasedStateMachine):
             for action in device.actions
             if device.target is not None
         ]
-        assert self.keeper.kept == {each.irq for each in ours if each.key.action}
+        assert self.reconciler.kept == {each.irq for each in ours if each.key.action}
         owned = {device for guest in self.guests.values() for device in _devices_of(guest)}
-        assert self.keeper.aimed.keys() <= owned
+        assert self.reconciler.aimed.keys() <= owned
         assert {each.key.device for each in self.scene.remembered().values()} <= owned
 
 

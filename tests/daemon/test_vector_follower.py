@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from tests.hostmaker import MadeFs, MadeHost, passthrough
-from virtirq.control.counters import Tally
+from virtirq.control.counters import Counters
 from virtirq.control.journal import SharedJournal
 from virtirq.cpuset import CpuSet
 from virtirq.daemon import vector_follower as module
 from virtirq.daemon.log import Log
-from virtirq.daemon.reconciler import Keeper
-from virtirq.daemon.vector_follower import Aiming
+from virtirq.daemon.reconciler import Reconciler
+from virtirq.daemon.vector_follower import VectorFollower
 from virtirq.errors import LibvirtError, UnavailableError, VirtirqError
 from virtirq.guests.vectors.by_peek import Learned, Wanted
 from virtirq.host import paths
@@ -79,20 +79,20 @@ def nic(*vcpus: int | None, why: str = "") -> Learned:
 
 
 class Stage:
-    """A guest, its interrupts, and an Aiming; to be made inside of a loop."""
+    """A guest, its interrupts, and an VectorFollower; to be made inside of a loop."""
 
     def __init__(self, state: Path, *readers: FakeReader, on: bool = True) -> None:
         self.fs: MadeFs = HOST.live()
         self.journal = SharedJournal(state, HOST.boot_id)
         loop = asyncio.get_running_loop()
-        self.keeper = Keeper(
-            self.fs, self.journal, Config(), Log(), Tally(), loop.call_later, loop.time
+        self.reconciler = Reconciler(
+            self.fs, self.journal, Config(), Log(), Counters(), loop.call_later, loop.time
         )
         self.reread: list[Guest] = []
-        self.aiming = Aiming(readers, self.keeper, Log(), self.reread.append)
-        self.aiming.told = True
-        self.aiming.follow(on=on)
-        self.keeper.know([WEB])
+        self.follower = VectorFollower(readers, self.reconciler, Log(), self.reread.append)
+        self.follower.told = True
+        self.follower.follow(on=on)
+        self.reconciler.know([WEB])
 
     def places(self) -> list[str]:
         return [self.fs.read(paths.IRQ_AFFINITY.at(irq)) for irq in (100, 101, 102)]
@@ -104,7 +104,7 @@ class Stage:
 
     @property
     def findings(self) -> list[tuple[str, str, str]]:
-        return [(each.code, each.subject, each.message) for each in self.aiming.findings()]
+        return [(each.code, each.subject, each.message) for each in self.follower.findings()]
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(ENOUGH):
@@ -113,7 +113,7 @@ class Stage:
 
     async def looked(self) -> None:
         """Whatever was to be looked at has been."""
-        looks = self.aiming._looks
+        looks = self.follower._looks
         await self.until(
             lambda: not looks._under_way and ("u-web", module._BURST) not in looks._due
         )
@@ -133,7 +133,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
             try:
                 await act(stage)
             finally:
-                await stage.aiming.close()
+                await stage.follower.close()
                 stage.journal.close()
 
         asyncio.run(main())
@@ -150,14 +150,14 @@ def test_each_vector_goes_where_the_guest_aims_it(play: Play) -> None:
 
     async def act(stage: Stage) -> None:
         assert stage.places() == SPREAD
-        stage.aiming.look("u-web")
+        stage.follower.look("u-web")
         await stage.until(lambda: stage.places() == ["6", "6", "4"])
         await stage.looked()
         assert reader.asked == [("u-web", {NIC: {0: 100, 1: 101, 2: 102}, DISK: {0: 110}})] * 2
         assert stage.findings == [
             ("vectors-followed", "web", "where it aims its vectors is read by peek")
         ]
-        assert stage.keeper.aimed == {NIC: nic(2, 2, 0)[NIC].aimed}
+        assert stage.reconciler.aimed == {NIC: nic(2, 2, 0)[NIC].aimed}
 
     play(act, reader)
     assert reader.closed
@@ -167,7 +167,7 @@ def test_a_choice_counts_when_it_was_read_twice_alike(play: Play) -> None:
     reader = FakeReader("peek", nic(0, 0, 0), nic(1, 0, 0), nic(2, 2, 2), nic(2, 2, 2))
 
     async def act(stage: Stage) -> None:
-        stage.aiming.look("u-web")
+        stage.follower.look("u-web")
         await stage.looked()
         assert stage.places() == ["6", "6", "6"]
         assert len(reader.asked) == 4
@@ -184,7 +184,7 @@ def test_a_guest_that_never_agrees_with_itself_is_given_up(
     reader = FakeReader("peek", *different)
 
     async def act(stage: Stage) -> None:
-        stage.aiming.look("u-web")
+        stage.follower.look("u-web")
         await stage.looked()
         assert len(reader.asked) == 8
         assert stage.places() == SPREAD
@@ -196,7 +196,7 @@ def test_what_is_no_single_vcpu_is_left_to_the_spread(play: Play) -> None:
     reader = FakeReader("peek", nic(2, None, 0))
 
     async def act(stage: Stage) -> None:
-        stage.aiming.look("u-web")
+        stage.follower.look("u-web")
         await stage.looked()
         assert stage.places() == ["6", "5", "4"]
 
@@ -207,9 +207,9 @@ def test_a_vector_that_is_away_for_a_moment_keeps_its_place(play: Play) -> None:
     reader = FakeReader("peek", nic(2, 2, 2), nic(2, 2, 2), {NIC: GuestVectors({0: Aimed(2)})})
 
     async def act(stage: Stage) -> None:
-        stage.aiming.look("u-web")
+        stage.follower.look("u-web")
         await stage.looked()
-        stage.aiming.look("u-web")
+        stage.follower.look("u-web")
         await stage.looked()
         assert len(reader.asked) == 4
         assert stage.places() == ["6", "6", "6"]
@@ -223,9 +223,9 @@ def test_a_vector_moves_once_in_a_while_only(play: Play, monkeypatch: pytest.Mon
     reader = FakeReader("peek", *[nic(2, 2, 2)] * 2, nic(0, 2, 2))
 
     async def act(stage: Stage) -> None:
-        stage.aiming.look("u-web")
+        stage.follower.look("u-web")
         await stage.looked()
-        stage.aiming.look("u-web")
+        stage.follower.look("u-web")
         await stage.looked()
         assert stage.places() == ["6", "6", "6"]
         await stage.until(lambda: stage.places() == ["4", "6", "6"])
@@ -238,10 +238,10 @@ def test_what_is_asked_for_during_a_look_is_looked_at_after_it(play: Play) -> No
 
     async def act(stage: Stage) -> None:
         reader.go.clear()
-        stage.aiming.look("u-web")
+        stage.follower.look("u-web")
         await asyncio.sleep(0.01)
         for _ in range(5):
-            stage.aiming.look("u-web")
+            stage.follower.look("u-web")
         reader.go.set()
         await stage.looked()
         assert len(reader.asked) == 4
@@ -254,7 +254,7 @@ def test_the_first_reader_that_can_is_used_and_why_not_a_better_one_is_said(play
     second = FakeReader("peek", nic(2, 2, 2))
 
     async def act(stage: Stage) -> None:
-        stage.aiming.look("u-web")
+        stage.follower.look("u-web")
         await stage.looked()
         assert stage.places() == ["6", "6", "6"]
         said = "where it aims its vectors is read by peek; bpf: bpftrace is not installed"
@@ -267,7 +267,7 @@ def test_a_guest_that_cannot_be_read_says_why_and_is_not_tried_for_ever(play: Pl
     reader = FakeReader("peek", UnavailableError("its machine 'pc' has no such space"))
 
     async def act(stage: Stage) -> None:
-        stage.aiming.look("u-web")
+        stage.follower.look("u-web")
         await stage.looked()
         await asyncio.sleep(0.02)
         assert len(reader.asked) == 1
@@ -283,14 +283,14 @@ def test_one_that_could_be_read_before_is_tried_again(play: Play) -> None:
     reader = FakeReader("peek", nic(2, 2, 2), nic(2, 2, 2), lost, lost, nic(1, 1, 1))
 
     async def act(stage: Stage) -> None:
-        stage.aiming.look("u-web")
+        stage.follower.look("u-web")
         await stage.looked()
-        stage.keeper.aim(NIC, {})  # so that there is something to see
-        stage.aiming.look("u-web")
+        stage.reconciler.aim(NIC, {})  # so that there is something to see
+        stage.follower.look("u-web")
         await stage.looked()
         assert stage.places() == SPREAD
         reader.answers = [nic(1, 1, 1)]
-        stage.aiming.look("u-web")
+        stage.follower.look("u-web")
         await stage.until(lambda: stage.places() == ["5", "5", "5"])
 
     play(act, reader)
@@ -300,7 +300,7 @@ def test_a_device_that_hides_is_told_of(play: Play) -> None:
     reader = FakeReader("peek", {NIC: GuestVectors({}, "the guest does not see it")})
 
     async def act(stage: Stage) -> None:
-        stage.aiming.look("u-web")
+        stage.follower.look("u-web")
         await stage.looked()
         assert [each[:2] for each in stage.findings] == [
             ("vectors-followed", "web"),
@@ -315,8 +315,8 @@ def test_without_the_kernels_word_it_reads_now_and_then(play: Play) -> None:
     reader = FakeReader("peek", *[nic(2, 2, 2)] * 2, nic(1, 1, 1))
 
     async def act(stage: Stage) -> None:
-        stage.aiming.told = False
-        stage.aiming.look("u-web")
+        stage.follower.told = False
+        stage.follower.look("u-web")
         await stage.until(lambda: stage.places() == ["6", "6", "6"])
         await stage.until(lambda: stage.places() == ["5", "5", "5"])
 
@@ -330,15 +330,15 @@ def test_running_guests_are_read_before_anything_of_theirs_is_moved(play: Play) 
         fresh = HOST.live()
         loop = asyncio.get_running_loop()
         stage.fs = fresh
-        stage.keeper = Keeper(
-            fresh, stage.journal, Config(), Log(), Tally(), loop.call_later, loop.time
+        stage.reconciler = Reconciler(
+            fresh, stage.journal, Config(), Log(), Counters(), loop.call_later, loop.time
         )
-        aiming = Aiming([reader], stage.keeper, Log())
+        aiming = VectorFollower([reader], stage.reconciler, Log())
         aiming.follow(on=True)
-        stage.keeper.know([WEB], only_note=True)
+        stage.reconciler.know([WEB], only_note=True)
         assert stage.places() == ["0-7"] * 3
         await aiming.prepare()
-        stage.keeper.look_at_all()
+        stage.reconciler.look_at_all()
         assert stage.places() == ["6", "6", "4"]
         assert [stage.moves(irq) for irq in (100, 101, 102)] == [1, 1, 1]
 
@@ -353,7 +353,7 @@ def test_one_that_hangs_does_not_keep_the_daemon_from_starting(
 
     async def act(stage: Stage) -> None:
         reader.go.clear()
-        await stage.aiming.prepare()
+        await stage.follower.prepare()
         assert stage.places() == SPREAD
         reader.go.set()
 
@@ -364,18 +364,18 @@ def test_switched_off_nothing_is_read_and_the_spread_decides_again(play: Play) -
     reader = FakeReader("peek", nic(2, 2, 2))
 
     async def act(stage: Stage) -> None:
-        stage.aiming.look("u-web")
+        stage.follower.look("u-web")
         await stage.looked()
-        stage.aiming.follow(on=False)
+        stage.follower.follow(on=False)
         assert stage.places() == SPREAD
         assert stage.findings == []
         reader.asked.clear()
-        stage.aiming.look("u-web")
-        stage.aiming.look_at_all()
-        await stage.aiming.prepare()
+        stage.follower.look("u-web")
+        stage.follower.look_at_all()
+        await stage.follower.prepare()
         await stage.looked()
         assert reader.asked == []
-        stage.aiming.follow(on=True)
+        stage.follower.follow(on=True)
         await stage.until(lambda: stage.places() == ["6", "6", "6"])
 
     play(act, reader)
@@ -385,9 +385,9 @@ def test_whoever_does_not_follow_is_not_read(play: Play) -> None:
     reader = FakeReader("peek", nic(2, 2, 2))
 
     async def act(stage: Stage) -> None:
-        stage.keeper.reconfigure(Config(default=NATIVE))
-        stage.aiming.look("u-web")
-        stage.aiming.look("nobody")
+        stage.reconciler.reconfigure(Config(default=NATIVE))
+        stage.follower.look("u-web")
+        stage.follower.look("nobody")
         await stage.looked()
         assert reader.asked == []
 
@@ -398,17 +398,17 @@ def test_a_guest_that_is_gone_is_forgotten(play: Play) -> None:
     reader = FakeReader("peek", nic(2, 2, 2))
 
     async def act(stage: Stage) -> None:
-        stage.aiming.look("u-web")
+        stage.follower.look("u-web")
         await stage.looked()
-        stage.keeper.gone("u-web")
-        stage.aiming.known()
-        assert (stage.findings, stage.keeper.aimed) == ([], {})
+        stage.reconciler.gone("u-web")
+        stage.follower.known()
+        assert (stage.findings, stage.reconciler.aimed) == ([], {})
         books: list[Mapping[Any, Any]] = [
-            stage.aiming._reader,
-            stage.aiming._why_not,
-            stage.aiming._hidden,
-            stage.aiming._looks._put_off,
-            stage.aiming._pace._steps,
+            stage.follower._reader,
+            stage.follower._why_not,
+            stage.follower._hidden,
+            stage.follower._looks._put_off,
+            stage.follower._pace._steps,
         ]
         assert not any(books)
 
@@ -419,11 +419,11 @@ def test_devices_whose_vectors_were_set_up_are_looked_at(play: Play) -> None:
     reader = FakeReader("peek", nic(2, 2, 2))
 
     async def act(stage: Stage) -> None:
-        stage.aiming.look_at_devices(set())
-        stage.aiming.look_at_devices({PciAddress.parse("0000:99:00.0")})
+        stage.follower.look_at_devices(set())
+        stage.follower.look_at_devices({PciAddress.parse("0000:99:00.0")})
         await stage.looked()
         assert reader.asked == []
-        stage.aiming.look_at_devices({DISK})
+        stage.follower.look_at_devices({DISK})
         await stage.looked()
         assert len(reader.asked) == 2
 
@@ -434,15 +434,15 @@ def test_a_guest_that_is_met_later_is_read_without_being_told_of(play: Play) -> 
     """It may never choose anew; and once is enough for each run of it."""
 
     async def act(stage: Stage) -> None:
-        stage.aiming.known()
+        stage.follower.known()
         await stage.until(lambda: stage.places() == ["6", "5", "4"])
         await stage.looked()
         count = len(reader.asked)
-        stage.aiming.known()
+        stage.follower.known()
         await stage.looked()
         assert len(reader.asked) == count
-        stage.keeper.update(replace(WEB, pid=77))
-        stage.aiming.known()
+        stage.reconciler.update(replace(WEB, pid=77))
+        stage.follower.known()
         await stage.looked()
         assert len(reader.asked) > count
 
@@ -453,13 +453,13 @@ def test_a_guest_that_is_met_later_is_read_without_being_told_of(play: Play) -> 
 def test_what_is_read_when_it_was_switched_off_counts_no_more(play: Play) -> None:
     async def act(stage: Stage) -> None:
         reader.go.clear()
-        stage.aiming.look(WEB.key)
+        stage.follower.look(WEB.key)
         await asyncio.sleep(0.05)
-        stage.aiming.follow(on=False)
+        stage.follower.follow(on=False)
         reader.go.set()
         await stage.looked()
-        assert (stage.keeper.aimed, stage.places()) == ({}, SPREAD)
-        assert (stage.aiming.readers, stage.findings) == ({}, [])
+        assert (stage.reconciler.aimed, stage.places()) == ({}, SPREAD)
+        assert (stage.follower.readers, stage.findings) == ({}, [])
 
     reader = FakeReader("one", nic(2, 1, 0))
     play(act, reader)
@@ -471,8 +471,8 @@ def test_a_reader_that_stumbles_does_not_end_the_daemon(play: Play) -> None:
             raise RuntimeError("what nobody thought of")
 
     async def act(stage: Stage) -> None:
-        await stage.aiming.prepare()
-        stage.keeper.look_at_all()
+        await stage.follower.prepare()
+        stage.reconciler.look_at_all()
         assert stage.places() == ["6", "5", "4"]
 
     play(act, Stumbling("one", nic(0)), FakeReader("two", nic(2, 1, 0)))
@@ -480,11 +480,11 @@ def test_a_reader_that_stumbles_does_not_end_the_daemon(play: Play) -> None:
 
 def test_the_next_holder_of_a_device_has_not_chosen_what_the_one_before_has(play: Play) -> None:
     async def act(stage: Stage) -> None:
-        await stage.aiming.prepare()
-        stage.keeper.look_at_all()
+        await stage.follower.prepare()
+        stage.reconciler.look_at_all()
         assert stage.places() == ["6", "5", "4"]
-        stage.keeper.know([replace(WEB, name="next", uuid="u-next")])
-        assert (stage.keeper.aimed, stage.places()) == ({}, SPREAD)
+        stage.reconciler.know([replace(WEB, name="next", uuid="u-next")])
+        assert (stage.reconciler.aimed, stage.places()) == ({}, SPREAD)
 
     play(act, FakeReader("one", nic(2, 1, 0)))
 
@@ -497,14 +497,14 @@ def test_a_reader_that_hangs_holds_up_nobody_else(
 
     async def act(stage: Stage) -> None:
         hung.go.clear()
-        stage.aiming.look(WEB.key)
+        stage.follower.look(WEB.key)
         await stage.until(lambda: stage.places() == ["6", "5", "4"])
         said = ("where it aims its vectors is read by other; hung: no answer within 0.05 seconds",)
         assert tuple(message for _, _, message in stage.findings) == said
         await asyncio.sleep(0.5)
         assert len(hung.asked) == 0
         hung.go.set()
-        await stage.until(lambda: stage.aiming.readers == {WEB.key: "hung"})
+        await stage.until(lambda: stage.follower.readers == {WEB.key: "hung"})
 
     hung = FakeReader("hung", nic(2, 1, 0))
     play(act, hung, FakeReader("other", nic(2, 1, 0)))
@@ -522,7 +522,7 @@ def test_readings_that_hang_do_not_grow_in_number(
     async def act(stage: Stage) -> None:
         before = count()
         hung.go.clear()
-        stage.aiming.look(WEB.key)
+        stage.follower.look(WEB.key)
         await stage.until(lambda: count() == before + 1)
         await asyncio.sleep(0.2)
         assert count() == before + 1
@@ -546,11 +546,11 @@ def test_one_guest_that_hangs_takes_no_other_guests_turns(
 
     async def act(stage: Stage) -> None:
         reader.go.clear()
-        stage.keeper.know([replace(WEB, devices=WEB.devices[:1]), OTHER])
-        stage.aiming.look(WEB.key)
+        stage.reconciler.know([replace(WEB, devices=WEB.devices[:1]), OTHER])
+        stage.follower.look(WEB.key)
         await asyncio.sleep(0.2)
-        stage.aiming.look(OTHER.key)
-        await stage.until(lambda: stage.aiming.readers == {OTHER.key: "one"})
+        stage.follower.look(OTHER.key)
+        await stage.until(lambda: stage.follower.readers == {OTHER.key: "one"})
         reader.go.set()
 
     reader = HangsForWeb("one", nic(2, 1, 0))
@@ -563,12 +563,12 @@ OTHER = replace(WEB, name="other", uuid="u-other", devices=WEB.devices[1:])
 def test_what_was_read_of_one_guest_is_not_the_next_ones(play: Play) -> None:
     async def act(stage: Stage) -> None:
         reader.go.clear()
-        stage.aiming.look(WEB.key)
+        stage.follower.look(WEB.key)
         await asyncio.sleep(0.05)
-        stage.keeper.know([replace(WEB, name="next", uuid="u-next")])
+        stage.reconciler.know([replace(WEB, name="next", uuid="u-next")])
         reader.go.set()
         await stage.looked()
-        assert (stage.keeper.aimed, stage.places()) == ({}, SPREAD)
+        assert (stage.reconciler.aimed, stage.places()) == ({}, SPREAD)
 
     reader = FakeReader("one", nic(2, 1, 0))
     play(act, reader)
@@ -576,12 +576,12 @@ def test_what_was_read_of_one_guest_is_not_the_next_ones(play: Play) -> None:
 
 def test_who_aims_at_a_vcpu_that_nobody_knows_may_have_been_given_one(play: Play) -> None:
     async def act(stage: Stage) -> None:
-        stage.aiming.look(WEB.key)
+        stage.follower.look(WEB.key)
         await stage.until(lambda: stage.reread == [WEB])
         await stage.looked()
         grown = replace(WEB, vcpus=(*WEB.vcpus, Vcpu(3, CpuSet([7]), apic=3)))
-        stage.keeper.update(grown)
-        stage.aiming.known()
+        stage.reconciler.update(grown)
+        stage.follower.known()
         await stage.until(lambda: stage.places() == ["6", "5", "7"])
         await stage.looked()
         assert stage.reread == [WEB], "once is enough"

@@ -29,7 +29,7 @@ STATE = "/run/virtirq-bans"
 SCRIPT = f"""
 import json, os, signal, socket, struct, sys
 from pathlib import Path
-from virtirq.control.irqbalance import Bans, parse_setup
+from virtirq.control.irqbalance import IrqbalanceClient, parse_setup
 from virtirq.host.fs import LiveFs
 from virtirq.host.irqbalance import read_version
 
@@ -46,7 +46,7 @@ def ask(pid, send=True, listen=True):
 def said(told):
     return [told.state.value, told.pid, sorted(told.left_out), told.reason]
 
-bans = Bans(Path({STATE!r}), LiveFs())
+bans = IrqbalanceClient(Path({STATE!r}), LiveFs())
 """
 
 

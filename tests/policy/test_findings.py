@@ -39,7 +39,7 @@ from virtirq.model import (
 )
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.config import Config
-from virtirq.policy.contention import Fight
+from virtirq.policy.contention import Contention
 from virtirq.policy.findings import (
     VECTORS_LOW,
     contested,
@@ -279,7 +279,7 @@ CASES: Final[dict[str, Case]] = {
 DAEMONS = {
     "affinity-contested": (
         contested(
-            "vm", InterruptKey(NIC, f"vfio-msix[0]({NIC})"), Fight(by=Counter(sh=3), wait=20)
+            "vm", InterruptKey(NIC, f"vfio-msix[0]({NIC})"), Contention(by=Counter(sh=3), wait=20)
         ),
         f"vm {NIC}",
         f"vfio-msix[0]({NIC}) was moved 3 times by others, most often by sh;"

@@ -13,7 +13,7 @@ from tests.policy.facts import GPU, NIC, USB, cpus, function, guest, host, snaps
 from virtirq.cpuset import CpuSet
 from virtirq.errors import NoRoomError
 from virtirq.model import Guest, Node, Topology
-from virtirq.policy.place import Seating, seat
+from virtirq.policy.place import Placement, place
 from virtirq.policy.target import pinned_cpus
 
 LOOSE: Final = (None, None)
@@ -120,14 +120,14 @@ CASES: Final[dict[str, Case]] = {
 }  # fmt: skip
 
 
-def seated(case: Case) -> Seating:
+def seated(case: Case) -> Placement:
     devices = zip((NIC, GPU, USB), case.nodes, strict=False)
     state = snapshot(
         case.topology,
         [function(address, node) for address, node in devices],
         guests=[case.guest, *case.others],
     )
-    return seat(state, case.guest, case.wanted)
+    return place(state, case.guest, case.wanted)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -212,7 +212,7 @@ def test_a_place_is_a_place(made: tuple[Topology, list[Guest]], node: int) -> No
     me, *others = guests
     state = snapshot(topology, [function(node=node)], guests=guests)
     try:
-        found = seat(state, me)
+        found = place(state, me)
     except NoRoomError:
         return
     mine, theirs = CpuSet(found.vcpus.values()), pinned_cpus(others, topology)
@@ -230,8 +230,8 @@ def test_a_place_is_a_place(made: tuple[Topology, list[Guest]], node: int) -> No
         me,
         vcpus=tuple(replace(vcpu, cpus=CpuSet([found.vcpus[vcpu.index]])) for vcpu in me.vcpus),
     )
-    again = seat(snapshot(topology, [function(node=node)], guests=[there, *others]), there)
+    again = place(snapshot(topology, [function(node=node)], guests=[there, *others]), there)
     assert (again.vcpus, again.moves) == (found.vcpus, False)
     # The order in which guests are told makes no difference.
     other_way = snapshot(topology, [function(node=node)], guests=[*reversed(others), me])
-    assert seat(other_way, me) == found
+    assert place(other_way, me) == found

@@ -25,8 +25,8 @@ from tests.conftest import REPOSITORY
 from tests.hostmaker import MadeDevice, MadeHost, MadeInterrupt, passthrough
 from tests.needs import not_run
 from virtirq.control import cycle, sources
-from virtirq.control.counters import Tally, Trigger
-from virtirq.control.daemon_status import Presence
+from virtirq.control.counters import Counters, Trigger
+from virtirq.control.daemon_status import DaemonStatus
 from virtirq.cpuset import CpuSet
 from virtirq.errors import UnavailableError, VirtirqError
 from virtirq.host.events import EventKind
@@ -78,9 +78,9 @@ def demo() -> Look:
     return look(cycle.observe(fs, found.guests, gaps=found.gaps))
 
 
-def busy() -> Presence:
+def busy() -> DaemonStatus:
     """A daemon that has counted something of every kind."""
-    counted = Tally(
+    counted = Counters(
         moves=Counter(
             {
                 (Trigger.NEW.value, Status.APPLIED.value): 8,
@@ -98,14 +98,14 @@ def busy() -> Presence:
     for seconds in (0.004, 0.03):
         counted.cycles.observe(seconds)
     contested = Finding("affinity-contested", Severity.WARNING, "IRQ 65", "moved again", "stop it")
-    return Presence(
+    return DaemonStatus(
         pid=4711,
         since=1750000000.25,
         version="0",
         events="kernel probes",
         guests="libvirt",
         findings=(contested,),
-        tally=counted,
+        counters=counted,
     )
 
 
@@ -174,7 +174,7 @@ def test_without_a_daemon_nothing_is_told_of_it_but_that() -> None:
 
 
 def test_a_daemon_that_counts_nothing_is_up() -> None:
-    page = metrics.render(*demo(), replace(busy(), tally=None))
+    page = metrics.render(*demo(), replace(busy(), counters=None))
     assert values(page, "virtirq_daemon_up") == {(): 1}
     assert values(page, "virtirq_daemon_start_time_seconds") == {(): 1750000000.25}
     assert "virtirq_moves" not in families(page)
@@ -194,7 +194,7 @@ def test_verdicts_are_those_of_the_other_screens() -> None:
 
 
 def test_what_is_known_beforehand_starts_at_zero() -> None:
-    page = metrics.render(*demo(), replace(busy(), tally=Tally()))
+    page = metrics.render(*demo(), replace(busy(), counters=Counters()))
     moves = values(page, "virtirq_moves_total")
     assert moves == {(end.value, why.value): 0 for why in Trigger for end in Status}
     assert values(page, "virtirq_drift_total", mover="irqbalance") == {(): 0}
@@ -225,8 +225,8 @@ def test_names_that_would_steer_a_terminal_or_break_a_line() -> None:
 
 
 def test_names_that_look_the_same_are_one_series() -> None:
-    counted = Tally(drift=Counter({"x\x01": 1, "x\x02": 2, "\ud800": 4}))
-    page = metrics.render(*demo(), replace(busy(), tally=counted))
+    counted = Counters(drift=Counter({"x\x01": 1, "x\x02": 2, "\ud800": 4}))
+    page = metrics.render(*demo(), replace(busy(), counters=counted))
     shown = values(page, "virtirq_drift_total")
     assert shown["x\N{REPLACEMENT CHARACTER}",] == 3
     assert shown["\N{REPLACEMENT CHARACTER}",] == 4

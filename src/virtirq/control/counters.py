@@ -52,7 +52,7 @@ class Histogram:
 
 
 @dataclass(slots=True)
-class Tally:
+class Counters:
     """Counts since the daemon began. `moves` is by trigger and outcome; `drift` by who moved."""
 
     moves: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -78,7 +78,7 @@ class Tally:
         }
 
     @classmethod
-    def from_json(cls, data: Any) -> Tally:
+    def from_json(cls, data: Any) -> Counters:
         """The inverse of `as_json`. Raises what is in `MALFORMED` for anything else."""
         return cls(
             moves=Counter({(str(why), str(end)): int(n) for why, end, n in data["moves"]}),

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from virtirq.control.counters import MALFORMED, Tally
+from virtirq.control.counters import MALFORMED, Counters
 from virtirq.control.state import StateDirectory
 from virtirq.errors import BusyError, InputError
 from virtirq.model import Aimed, Finding, PciAddress, Severity
@@ -30,7 +30,7 @@ _LARGEST: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Presence:
+class DaemonStatus:
     """A daemon that runs. `since` is seconds since the epoch; `events` and `guests` say how it
     learns of interrupts and of guests. `spared` is the pid of the irqbalance that was told to
     leave our interrupts alone. `aimed` is what it knows of the guests' own choices,
@@ -44,7 +44,7 @@ class Presence:
     guests: str
     spared: int | None = None
     findings: tuple[Finding, ...] = ()
-    tally: Tally | None = None
+    counters: Counters | None = None
     aimed: Mapping[PciAddress, Mapping[int, Aimed]] = field(default_factory=dict)
     readers: Mapping[str, str] = field(default_factory=dict)
 
@@ -58,7 +58,7 @@ class Presence:
             "guests": self.guests,
             "spared": self.spared,
             "findings": [each.as_json() for each in self.findings],
-            "tally": self.tally and self.tally.as_json(),
+            "tally": self.counters and self.counters.as_json(),
             "aimed": {
                 str(address): {
                     str(vector): [each.vcpu, each.why] for vector, each in vectors.items()
@@ -69,7 +69,7 @@ class Presence:
         }
 
     @classmethod
-    def from_json(cls, data: Any) -> Presence:
+    def from_json(cls, data: Any) -> DaemonStatus:
         """The inverse of `as_json`. Raises what is in `MALFORMED` for anything else."""
         if data["schema"] != SCHEMA:
             raise ValueError(f"schema {data['schema']!r}")
@@ -91,7 +91,7 @@ class Presence:
                 )
                 for each in data["findings"]
             ),
-            tally=None if data["tally"] is None else Tally.from_json(data["tally"]),
+            counters=None if data["tally"] is None else Counters.from_json(data["tally"]),
             aimed={
                 PciAddress.parse(address): {
                     int(vector): Aimed(None if vcpu is None else int(vcpu), str(why))
@@ -103,7 +103,7 @@ class Presence:
         )
 
 
-def ask(state: Path) -> Presence | None:
+def ask(state: Path) -> DaemonStatus | None:
     """The daemon that runs with this state directory; None when there is none.
 
     Raises BusyError for one that does not answer.
@@ -113,7 +113,7 @@ def ask(state: Path) -> Presence | None:
             asked.settimeout(WAIT)
             asked.connect(str(state / SOCKET))
             data = _all_of(asked)
-        return Presence.from_json(json.loads(data))
+        return DaemonStatus.from_json(json.loads(data))
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         return None
     except (OSError, RecursionError, InputError, *MALFORMED) as error:

@@ -162,7 +162,7 @@ class _Trouble(Exception):  # noqa: N818 - it never leaves this module
     """Why irqbalance cannot be told, as one line."""
 
 
-class Bans:
+class IrqbalanceClient:
     """Our interrupts in irqbalance's list of those that it does not touch.
 
     Its methods block, for a little longer than `patience` seconds at most, raise nothing, and are

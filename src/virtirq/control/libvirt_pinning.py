@@ -17,14 +17,16 @@ from virtirq.cpuset import CpuSet
 from virtirq.errors import LibvirtError, VirtirqError
 from virtirq.guests.libvirt.connection import Affect, Connection, VirDomain
 from virtirq.guests.libvirt.reading import read_domain
-from virtirq.policy.place import Seating
+from virtirq.policy.place import Placement
 
 _NODESET: Final = "numa_nodeset"  # VIR_DOMAIN_NUMA_NODESET
 _MODE: Final = "numa_mode"  # VIR_DOMAIN_NUMA_MODE
 _PREFERRED: Final = 1  # VIR_DOMAIN_NUMATUNE_MEM_PREFERRED
 
 
-def seat(connection: Connection, domain: VirDomain, seating: Seating, affect: Affect) -> list[str]:
+def place(
+    connection: Connection, domain: VirDomain, placement: Placement, affect: Affect
+) -> list[str]:
     """Do what is proposed; what is to be known of it, a line each.
 
     All of it is done, or none. Raises LibvirtError, AccessError.
@@ -35,14 +37,14 @@ def seat(connection: Connection, domain: VirDomain, seating: Seating, affect: Af
     if affect & Affect.LIVE:
         undo = _pins(connection, domain)
         try:
-            _pin(connection, domain, seating, count, Affect.LIVE)
+            _pin(connection, domain, placement, count, Affect.LIVE)
         except VirtirqError as error:
             raise _taken_back(connection, domain, undo, error) from error
     if affect & Affect.CONFIG:
         before = connection.xml(domain, inactive=True, secure=True)
         try:
-            _pin(connection, domain, seating, count, Affect.CONFIG)
-            notes += _remember(connection, domain, seating.node)
+            _pin(connection, domain, placement, count, Affect.CONFIG)
+            notes += _remember(connection, domain, placement.node)
         except VirtirqError as error:
             with connection.asking("take its definition back"):
                 connection.raw.defineXMLFlags(before, 0)
@@ -72,12 +74,12 @@ def _pins(connection: Connection, domain: VirDomain) -> _Pins:
 
 
 def _pin(
-    connection: Connection, domain: VirDomain, seating: Seating, count: int, where: Affect
+    connection: Connection, domain: VirDomain, placement: Placement, count: int, where: Affect
 ) -> None:
-    if seating.emulator is not None:
-        with connection.asking(f"pin the emulator of {domain.name()} to {seating.emulator}"):
-            domain.pinEmulator(_bits(seating.emulator, count), where)
-    for vcpu, cpu in seating.vcpus.items():
+    if placement.emulator is not None:
+        with connection.asking(f"pin the emulator of {domain.name()} to {placement.emulator}"):
+            domain.pinEmulator(_bits(placement.emulator, count), where)
+    for vcpu, cpu in placement.vcpus.items():
         with connection.asking(f"pin vCPU {vcpu} of {domain.name()} to CPU {cpu}"):
             domain.pinVcpuFlags(vcpu, _bits(CpuSet([cpu]), count), where)
 

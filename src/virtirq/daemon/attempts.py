@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from virtirq.control.counters import Tally, Trigger
+from virtirq.control.counters import Counters, Trigger
 from virtirq.control.cycle import observe_devices, put_back
 from virtirq.control.executor import Executor
 from virtirq.control.journal import Journal, SharedJournal
@@ -45,12 +45,12 @@ class Attempts:
     """Carries out what is decided and tells what came of it."""
 
     def __init__(
-        self, fs: HostFs, journal: SharedJournal, log: Log, tally: Tally, later: Later
+        self, fs: HostFs, journal: SharedJournal, log: Log, counters: Counters, later: Later
     ) -> None:
         self._fs = fs
         self._journal = journal
         self._log = log
-        self._tally = tally
+        self._counters = counters
         self._later = later
         self._untold: list[tuple[Outcome, Trigger, str]] = []
         self._said: dict[InterruptKey, str] = {}
@@ -83,7 +83,7 @@ class Attempts:
             self._complaint = ""
             told = list(outcomes)
         for each in outcomes:
-            self._tally.moves[trigger.value, each.status.value] += 1
+            self._counters.moves[trigger.value, each.status.value] += 1
         self._tell(told, trigger, names)
         return None if executor.journal_fault else outcomes
 
@@ -148,7 +148,7 @@ class Attempts:
         )
         outcomes = put_back(self._fs, journal, snapshot, entries).outcomes
         for each in outcomes:
-            self._tally.moves[Trigger.RESTORE.value, each.status.value] += 1
+            self._counters.moves[Trigger.RESTORE.value, each.status.value] += 1
         self._tell(outcomes, Trigger.RESTORE, {each.guest: each.name for each in entries})
         return frozenset(each.pin.key.device for each in outcomes if each.status.bad)
 

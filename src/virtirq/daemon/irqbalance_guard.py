@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from virtirq.control.irqbalance import Bans, State, Told
+from virtirq.control.irqbalance import IrqbalanceClient, State, Told
 from virtirq.daemon.blocking import beside
 from virtirq.daemon.log import Log
 from virtirq.model import Finding
@@ -26,11 +26,13 @@ _AGAIN: Final = 30.0
 """Seconds until an irqbalance that did not listen is asked once more."""
 
 
-class Sparing:
+class IrqbalanceGuard:
     """What irqbalance is to leave alone, and whether it was told."""
 
-    def __init__(self, bans: Bans, log: Log, clock: Callable[[], float] = time.monotonic) -> None:
-        self._bans = bans
+    def __init__(
+        self, bans: IrqbalanceClient, log: Log, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._client = bans
         self._clock = clock
         self._log = log
         self._asked = False
@@ -97,7 +99,7 @@ class Sparing:
         if release:
             self._wanted = None
             await self._tell(verify=True)
-        self._bans.close()
+        self._client.close()
 
     async def _next(self) -> None:
         again = self._told is not None and self._told.state is State.REFUSED
@@ -125,9 +127,9 @@ class Sparing:
         wanted = self._wanted
         self._spared = self._with_freed(wanted)
         call = (
-            self._bans.release
+            self._client.release
             if wanted is None
-            else partial(self._bans.keep, self._spared, verify=verify)
+            else partial(self._client.keep, self._spared, verify=verify)
         )
         self._call = asyncio.ensure_future(beside(call, "irqbalance"))
         told = await asyncio.shield(self._call)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from virtirq.daemon.blocking import beside
 from virtirq.daemon.log import Log
-from virtirq.daemon.reconciler import Keeper
+from virtirq.daemon.reconciler import Reconciler
 from virtirq.errors import AccessError, DependencyError, UsageError, VirtirqError
 from virtirq.guests.libvirt.connection import SOURCE
 from virtirq.guests.libvirt.watch import Watch, open_watch
@@ -27,8 +27,8 @@ _REREAD: Final = 5.0
 """Seconds until a guest that could not be read is tried again."""
 
 
-class Following:
-    """The guests of libvirt at `uri`, told to `keeper`.
+class LibvirtSource:
+    """The guests of libvirt at `uri`, told to `reconciler`.
 
     `known` is called after each time that what is known of guests may have changed, and `prepare`
     when all guests are known and nothing of theirs was moved yet. While libvirt is away, its
@@ -39,7 +39,7 @@ class Following:
         self,
         uri: str,
         fs: HostFs,
-        keeper: Keeper,
+        reconciler: Reconciler,
         log: Log,
         known: Callable[[], None],
         prepare: Callable[[], Awaitable[None]],
@@ -48,7 +48,7 @@ class Following:
     ) -> None:
         self._uri = uri
         self._fs = fs
-        self._keeper = keeper
+        self._reconciler = reconciler
         self._log = log
         self._known = known
         self._prepare = prepare
@@ -77,7 +77,7 @@ class Following:
 
     def look_at_all(self) -> None:
         """Every guest may have changed: what the kernel does to threads is told nobody."""
-        for guest in self._keeper.guests:
+        for guest in self._reconciler.guests:
             self.look_if_ours(guest)
 
     def look_if_ours(self, guest: Guest) -> None:
@@ -140,7 +140,7 @@ class Following:
             raise
         self.state = f"connected to {watch.uri}"
         self._log.info(f"{self.state}: {len(live.guests)} guests run")
-        self._keeper.know(
+        self._reconciler.know(
             live.guests,
             live.gaps,
             complete=live.complete,
@@ -149,9 +149,9 @@ class Following:
         )
         await self._prepare()
         self.prepared = True
-        self._keeper.look_at_all()
+        self._reconciler.look_at_all()
         there = {guest.key for guest in live.guests}
-        for guest in self._keeper.guests:
+        for guest in self._reconciler.guests:
             if guest.key not in there:
                 self.look_if_ours(guest)  # it may have stopped while libvirt was away
         self._known()
@@ -209,9 +209,9 @@ class Following:
                 for gap in found.gaps:
                     self._log.warning(f"not read: {gap.path}: {gap.error}")
                 for guest in found.guests:
-                    self._keeper.update(guest)
+                    self._reconciler.update(guest)
                 if not found.guests and not found.gaps:
-                    self._keeper.gone(uuid)
+                    self._reconciler.gone(uuid)
                 self._known()
 
 

@@ -17,7 +17,7 @@ from typing import Final
 from virtirq.daemon.blocking import beside
 from virtirq.daemon.log import Log
 from virtirq.daemon.looks import Looks
-from virtirq.daemon.reconciler import Keeper
+from virtirq.daemon.reconciler import Reconciler
 from virtirq.guests.processes.find import SOURCE, Found, find_processes, read_process
 from virtirq.host.events import KernelEvent
 from virtirq.host.fs import HostFs
@@ -36,8 +36,8 @@ _START: Final = 10.0
 """
 
 
-class Processes:
-    """Guests by their processes, told to `keeper`.
+class ProcessSource:
+    """Guests by their processes, told to `reconciler`.
 
     `known` is called after each time that what is known of guests may have changed. Of guests of
     which `theirs` holds, another source is to tell, which knows more of them.
@@ -46,14 +46,14 @@ class Processes:
     def __init__(
         self,
         fs: HostFs,
-        keeper: Keeper,
+        reconciler: Reconciler,
         log: Log,
         known: Callable[[], None],
         theirs: Callable[[Guest], bool] = lambda _: False,
     ) -> None:
         self._fs = fs
         self._theirs = theirs
-        self._keeper = keeper
+        self._reconciler = reconciler
         self._log = log
         self._known = known
         self._loop = asyncio.get_running_loop()
@@ -75,7 +75,7 @@ class Processes:
         """Whether guests are looked for at all."""
         if on == self.on:
             return
-        self.on = self._keeper.hidden = on
+        self.on = self._reconciler.hidden = on
         if on:
             self.look_at_all()
         else:
@@ -84,7 +84,7 @@ class Processes:
 
     async def begin(self) -> None:
         """Look through all processes for the first time; nothing is moved yet."""
-        self.on = self._keeper.hidden = True
+        self.on = self._reconciler.hidden = True
         try:
             async with asyncio.timeout(_START):
                 found = await self._find()
@@ -93,7 +93,7 @@ class Processes:
             self.look_at_all()
             return
         self._tell(found)
-        self._keeper.note(
+        self._reconciler.note(
             guest
             for guest in found.guests
             if guest.pid is not None and not self._holds_back(guest) and self._watch(guest.pid)
@@ -133,7 +133,7 @@ class Processes:
         others = self._others()
         for guest in self._guests():
             if others.have(guest):
-                self._keeper.gone(guest.key)
+                self._reconciler.gone(guest.key)
 
     def look(self, pid: int, delay: float | None = None) -> None:
         """Look at the process that this is a thread of, soon or after so many seconds."""
@@ -150,10 +150,12 @@ class Processes:
         self._ends.clear()
 
     async def _find(self) -> Found:
-        found = await beside(partial(find_processes, self._fs, self._keeper.guests), "processes")
+        found = await beside(
+            partial(find_processes, self._fs, self._reconciler.guests), "processes"
+        )
         self.complete = not any(map(_hides, found.gaps))
         if self.on:
-            self._keeper.hidden = not self.complete
+            self._reconciler.hidden = not self.complete
         return found
 
     async def _look_at_all(self, _: None) -> None:
@@ -175,7 +177,9 @@ class Processes:
     async def _look(self, pid: int) -> None:
         if not self.on:
             return
-        found = await beside(partial(read_process, self._fs, pid, self._keeper.guests), "process")
+        found = await beside(
+            partial(read_process, self._fs, pid, self._reconciler.guests), "process"
+        )
         self._meanwhile |= {guest.pid for guest in found.guests if guest.pid is not None}
         if not found.guests and any(guest.pid == pid for guest in self._guests()):
             self.look_at_all()  # it has let go, and another may hold what it had
@@ -206,16 +210,16 @@ class Processes:
         if not self._watch(guest.pid):
             return
         # First: what it has is nobody's in between, and is not put back.
-        self._keeper.update(guest)
+        self._reconciler.update(guest)
         devices = _addresses([guest])
         for before in self._guests():
             if before.key == guest.key:
                 continue
             left = tuple(each for each in before.devices if each.address not in devices)
             if not left or before.pid == guest.pid:
-                self._keeper.gone(before.key)
+                self._reconciler.gone(before.key)
             elif left != before.devices:
-                self._keeper.update(replace(before, devices=left))
+                self._reconciler.update(replace(before, devices=left))
 
     def _holds_back(self, guest: Guest) -> bool:
         held_back = self._theirs(guest)
@@ -247,20 +251,20 @@ class Processes:
                 self._gone(guest)
 
     def _gone(self, guest: Guest) -> None:
-        self._keeper.gone(guest.key)
+        self._reconciler.gone(guest.key)
         self._known()
 
     def _guests(self) -> tuple[Guest, ...]:
-        return tuple(guest for guest in self._keeper.guests if guest.source == SOURCE)
+        return tuple(guest for guest in self._reconciler.guests if guest.source == SOURCE)
 
     def _others(self) -> _Others:
-        return _Others(guest for guest in self._keeper.guests if guest.source != SOURCE)
+        return _Others(guest for guest in self._reconciler.guests if guest.source != SOURCE)
 
     def _owner(self, address: PciAddress) -> Guest | None:
         return next(
             (
                 guest
-                for guest in self._keeper.guests
+                for guest in self._reconciler.guests
                 if any(device.address == address for device in guest.devices)
             ),
             None,

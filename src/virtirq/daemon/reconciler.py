@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Final
 
-from virtirq.control.counters import Tally, Trigger
+from virtirq.control.counters import Counters, Trigger
 from virtirq.control.journal import SharedJournal
 from virtirq.cpuset import CpuSet
 from virtirq.daemon.attempts import Attempts, Later
@@ -41,9 +41,9 @@ from virtirq.model import (
     by_device,
 )
 from virtirq.policy.config import Config
-from virtirq.policy.contention import Fights
+from virtirq.policy.contention import Contentions
 from virtirq.policy.findings import contested
-from virtirq.policy.plan import Aims
+from virtirq.policy.plan import Desired
 from virtirq.policy.restoring import SOMEONE
 from virtirq.policy.target import Target
 
@@ -53,7 +53,7 @@ _SOON: Final = (0.01, 0.2)
 _INTX: Final = "vfio-intx("
 
 
-class Keeper:
+class Reconciler:
     """The guests, what is wanted for their devices, and which interrupts those have.
 
     `later` is how it asks to be called again; `clock` gives the seconds of CLOCK_MONOTONIC, as
@@ -66,21 +66,21 @@ class Keeper:
         journal: SharedJournal,
         config: Config,
         log: Log,
-        tally: Tally,
+        counters: Counters,
         later: Later,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fs = fs
         self._config = config
         self._log = log
-        self._tally = tally
+        self._counters = counters
         self._later = later
         self._clock = clock
-        self._attempts = Attempts(fs, journal, log, tally, later)
+        self._attempts = Attempts(fs, journal, log, counters, later)
         self._guests: dict[str, Guest] = {}
         self._topology = read_topology(Reader(fs))
         self._pci: dict[PciAddress, PciDevice] = {}
-        self._aims = Aims(Snapshot(0.0, self._topology), config)
+        self._desired = Desired(Snapshot(0.0, self._topology), config)
         self._irqs: dict[int, dict[InterruptKey, bool]] = {}
         """The guests' interrupts by IRQ, several on a shared line: whether we say where they go."""
         self._kept: frozenset[int] | None = None
@@ -90,7 +90,7 @@ class Keeper:
         """Which vCPU the guest itself aims each vector at, as far as it was learned."""
         self._appearing: dict[str, Action] = {}
         """What to do when an interrupt of this name appears, once that was asked."""
-        self._fights: Fights[InterruptKey] = Fights(clock)
+        self._contentions: Contentions[InterruptKey] = Contentions(clock)
         self._waiting: dict[InterruptKey, object] = {}
         self._let_go: frozenset[PciAddress] = frozenset()
         self._retries = Retries(later, self._again)
@@ -136,7 +136,7 @@ class Keeper:
         found = {}
         guest = self._guests.get(key)
         for device in guest.devices if guest is not None else ():
-            aim = self._aims.of(device.address)
+            aim = self._desired.of(device.address)
             if aim is not None and aim.guest.key == key and aim.follows:
                 vectors = self._vectors(device.address)
                 if vectors:
@@ -171,8 +171,8 @@ class Keeper:
     def findings(self) -> tuple[Finding, ...]:
         """Interrupts that someone else moves again and again."""
         return tuple(
-            contested(self._name_of(key.device), key, fight)
-            for key, fight in self._fights.ongoing()
+            contested(self._name_of(key.device), key, contention)
+            for key, contention in self._contentions.ongoing()
         )
 
     # What is wanted has changed.
@@ -240,7 +240,7 @@ class Keeper:
 
     def device_changed(self, address: PciAddress) -> None:
         """A device was given to a driver, or taken from one."""
-        if address in self._pci or self._aims.of(address) is not None:
+        if address in self._pci or self._desired.of(address) is not None:
             self._pci.pop(address, None)
             self._change(self._guests, look={address})
 
@@ -267,7 +267,7 @@ class Keeper:
         # The next to hold a device has not chosen what the one before it has.
         others = {each for each in self._aimed if holders.get(each) != now_held.get(each)}
         self._aimed = {each: aimed for each, aimed in self._aimed.items() if each not in others}
-        self._aims = Aims(
+        self._desired = Desired(
             Snapshot(0.0, self._topology, pci=self._pci, guests=self.guests, aimed=self._aimed),
             self._config,
         )
@@ -287,11 +287,11 @@ class Keeper:
         self.look(changed | (set(look) & owned), Trigger.PLAN, only_note=only_note)
 
     def _targets(self) -> dict[PciAddress, Target]:
-        aims = {address: self._aims.of(address) for address in _addresses(self.guests)}
+        aims = {address: self._desired.of(address) for address in _addresses(self.guests)}
         return {address: aim.target for address, aim in aims.items() if aim is not None}
 
     def _is_native(self, address: PciAddress) -> bool:
-        aim = self._aims.of(address)
+        aim = self._desired.of(address)
         return aim is not None and aim.target.code == "native"
 
     def _on_lines_with(self, addresses: Collection[PciAddress]) -> set[PciAddress]:
@@ -336,9 +336,9 @@ class Keeper:
 
     def _make_peace(self, address: PciAddress) -> None:
         """Where an interrupt of the device is, is nobody's concern any more."""
-        for key in self._fights.known():
+        for key in self._contentions.known():
             if key.device == address:
-                self._fights.forget(key)
+                self._contentions.forget(key)
                 self._waiting.pop(key, None)
 
     def _know_of(
@@ -376,7 +376,7 @@ class Keeper:
                 lines.add(todo.key.device)  # others may be on the line
                 continue
             self._know_of(event.irq, todo.key.device, {todo.key: _is_kept(todo)})
-            if isinstance(todo, Pin) and not self._fights.wait(todo.key):
+            if isinstance(todo, Pin) and not self._contentions.wait(todo.key):
                 pins.append(_at(event.irq, todo))
                 at[todo.key] = event.at
         if pins:
@@ -389,7 +389,7 @@ class Keeper:
         outcomes = self._carry_out(pins, Trigger.NEW)
         now = self._clock()
         for outcome in outcomes:
-            self._tally.reactions.observe(max(0.0, now - at[outcome.pin.key]))
+            self._counters.reactions.observe(max(0.0, now - at[outcome.pin.key]))
         early = {each.pin.key.device for each in outcomes if each.status is Status.VANISHED}
         if early:  # asked for, and not in place yet; or gone again
             self._later(_SOON[0], lambda: self.look(early, Trigger.NEW))
@@ -400,7 +400,7 @@ class Keeper:
         if known is not None:
             return known
         action = vfio_action(name)
-        aim = None if action is None else self._aims.of(action.device)
+        aim = None if action is None else self._desired.of(action.device)
         if action is None or aim is None:
             return None
         todo = aim.appeared(Interrupt(0, action.device, action.kind, action.vector, (name,)))
@@ -422,10 +422,10 @@ class Keeper:
 
     def aim(self, address: PciAddress, aimed: Mapping[int, Aimed]) -> None:
         """This is where the guest aims the vectors of the device now."""
-        if self._aims.of(address) is None or self._aimed.get(address, {}) == aimed:
+        if self._desired.of(address) is None or self._aimed.get(address, {}) == aimed:
             return
         self._aimed[address] = aimed
-        self._aims.follow(address, aimed)
+        self._desired.follow(address, aimed)
         self._appearing = {
             name: todo for name, todo in self._appearing.items() if todo.key.device != address
         }
@@ -442,8 +442,8 @@ class Keeper:
     def _undo(self, pin: Pin, who: str, pid: int | None) -> None:
         """Put the interrupt where it belongs, after `who` has moved it."""
         irq, key = pin.irq, pin.key
-        self._tally.drifted(who)
-        delay = self._fights.moved(key, who)
+        self._counters.drifted(who)
+        delay = self._contentions.moved(key, who)
         teller = SOMEONE if pid is None else f"{who} (pid {pid})"
         if not delay:
             self._carry_out([pin], Trigger.DRIFT, teller)
@@ -482,7 +482,7 @@ class Keeper:
 
         With `only_note` nothing is put right.
         """
-        aims = [(each, aim) for each in sorted(addresses) if (aim := self._aims.of(each))]
+        aims = [(each, aim) for each in sorted(addresses) if (aim := self._desired.of(each))]
         if not aims:
             return 0
         began = self._clock()
@@ -495,11 +495,11 @@ class Keeper:
             pins += (
                 each
                 for each in actions
-                if isinstance(each, Pin) and not self._fights.wait(each.key)
+                if isinstance(each, Pin) and not self._contentions.wait(each.key)
             )
         if pins and not only_note:
             self._carry_out(pins, trigger)
-        self._tally.cycles.observe(self._clock() - began)
+        self._counters.cycles.observe(self._clock() - began)
         return len(pins)
 
     def poll(self) -> bool:
@@ -513,7 +513,7 @@ class Keeper:
                 # What was set up anew, or could not be put right, nobody has moved.
                 if there is None or now is None or there == now or there[0] != now[0]:
                     continue
-                if self._fights.wait(key):
+                if self._contentions.wait(key):
                     continue
                 pin = self._misplaced(irq, key)
                 if pin is not None:
@@ -558,7 +558,7 @@ class Keeper:
 
     def _misplaced(self, irq: int, key: InterruptKey) -> Pin | None:
         """How to put an interrupt right that we keep; None when it is where it should be."""
-        aim, action = self._aims.of(key.device), vfio_action(key.action)
+        aim, action = self._desired.of(key.device), vfio_action(key.action)
         if aim is None or action is None:
             return None
         interrupt = read_interrupt(Reader(self._fs), irq, key.device, action.kind)
@@ -572,9 +572,9 @@ class Keeper:
 
         def over() -> None:
             if self._waiting.get(key) is not token:
-                return  # that fight is over, and maybe there is another
+                return  # that contention is over, and maybe there is another
             del self._waiting[key]
-            remaining = self._fights.wait(key)
+            remaining = self._contentions.wait(key)
             if remaining:
                 self._wait(key, remaining, teller)
                 return
@@ -599,7 +599,7 @@ class Keeper:
         return outcomes or ()
 
     def _name_of(self, address: PciAddress) -> str:
-        aim = self._aims.of(address)
+        aim = self._desired.of(address)
         return aim.guest.name if aim is not None else ""
 
 

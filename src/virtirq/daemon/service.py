@@ -1,4 +1,4 @@
-"""The daemon: hears what happens, has the Keeper act on it, and sleeps.
+"""The daemon: hears what happens, has the Reconciler act on it, and sleeps.
 
 Everything that touches interrupts runs on the loop's own thread, one thing after another; what may
 block (libvirt, irqbalance) runs beside it. An event only ever says *look*. While nothing happens
@@ -19,22 +19,22 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from virtirq import __version__
-from virtirq.control.counters import Tally
-from virtirq.control.daemon_status import Lock, Presence
-from virtirq.control.irqbalance import Bans
+from virtirq.control.counters import Counters
+from virtirq.control.daemon_status import DaemonStatus, Lock
+from virtirq.control.irqbalance import IrqbalanceClient
 from virtirq.control.journal import SharedJournal
 from virtirq.daemon.blocking import beside
 from virtirq.daemon.floods import Floods
-from virtirq.daemon.irqbalance_guard import Sparing
+from virtirq.daemon.irqbalance_guard import IrqbalanceGuard
 from virtirq.daemon.kernel_events import KernelEvents, open_kernel_events
-from virtirq.daemon.libvirt_source import Following
+from virtirq.daemon.libvirt_source import LibvirtSource
 from virtirq.daemon.log import Log
 from virtirq.daemon.looks import Looks
-from virtirq.daemon.process_source import Processes
-from virtirq.daemon.reconciler import Keeper
-from virtirq.daemon.status_server import Answering
+from virtirq.daemon.process_source import ProcessSource
+from virtirq.daemon.reconciler import Reconciler
+from virtirq.daemon.status_server import StatusServer
 from virtirq.daemon.systemd import ServiceManager
-from virtirq.daemon.vector_follower import Aiming
+from virtirq.daemon.vector_follower import VectorFollower
 from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
 from virtirq.guests.processes.affinity import is_libvirts, runs_elsewhere
 from virtirq.guests.processes.find import SOURCE as PROCESS
@@ -80,7 +80,7 @@ class Inside:
 
     guests: tuple[Guest, ...]
     config: Config
-    presence: Presence
+    daemon_status: DaemonStatus
 
 
 Serve = Callable[[str, Callable[[], Inside]], Server]
@@ -137,32 +137,36 @@ class Daemon:
         self._manager = ServiceManager()
         self._lock = Lock(setup.state)
         self._journal = SharedJournal(setup.state, Reader(self._fs).text(paths.BOOT_ID))
-        self._tally = Tally()
-        self._keeper = Keeper(self._fs, self._journal, config, log, self._tally, self._later)
-        self._sparing = Sparing(Bans(setup.state, self._fs), log)
+        self._counters = Counters()
+        self._reconciler = Reconciler(
+            self._fs, self._journal, config, log, self._counters, self._later
+        )
+        self._guard = IrqbalanceGuard(IrqbalanceClient(setup.state, self._fs), log)
         peek = [] if setup.uri is None else [PeekReader(setup.uri)]
         readers: list[VectorReader] = [*peek, QmpReader(self._fs), RoutesReader()]
-        self._aiming = Aiming(readers, self._keeper, log, self._look_again)
-        self._aiming.follow(on=config.guest_vectors.follow)
-        self._following = (
+        self._follower = VectorFollower(readers, self._reconciler, log, self._look_again)
+        self._follower.follow(on=config.guest_vectors.follow)
+        self._libvirt = (
             None
             if setup.uri is None
-            else Following(
+            else LibvirtSource(
                 setup.uri,
                 self._fs,
-                self._keeper,
+                self._reconciler,
                 log,
                 self._known,
-                self._aiming.prepare,
+                self._follower.prepare,
                 must=setup.must,
             )
         )
-        self._processes = Processes(self._fs, self._keeper, log, self._known, self._is_libvirts)
-        self._answering = Answering(setup.state, lambda: self._presence().as_json())
+        self._processes = ProcessSource(
+            self._fs, self._reconciler, log, self._known, self._is_libvirts
+        )
+        self._status_server = StatusServer(setup.state, lambda: self._daemon_status().as_json())
         self._events: KernelEvents | None = None
         self._floods = Floods(
             {
-                EventKind.ROUTED: self._aiming.look_at_all,
+                EventKind.ROUTED: self._follower.look_at_all,
                 EventKind.REPINNED: self._confined,
                 EventKind.CONFINED: self._confined,
             },
@@ -177,7 +181,7 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._soon: set[str] = set()
         self._comparing: Looks[None] = Looks(
-            lambda _: self._look_at_threads(self._keeper.guests), _CONFINED
+            lambda _: self._look_at_threads(self._reconciler.guests), _CONFINED
         )
         self._threads: frozenset[int] = frozenset()
 
@@ -188,31 +192,31 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._end)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
-        await self._answering.start()
-        self._serve_metrics("", self._keeper.config.metrics.listen)
+        await self._status_server.start()
+        self._serve_metrics("", self._reconciler.config.metrics.listen)
         # Before guests are read: what happens meanwhile is not missed.
         self._hear_kernel()
         self._hear_uevents()
-        self._task(self._sparing.run())
-        if self._finds(self._keeper.config):
+        self._task(self._guard.run())
+        if self._finds(self._reconciler.config):
             # First, so that nothing of theirs is taken for left over; what libvirt tells is the
             # better word, and replaces it.
             begun = asyncio.ensure_future(self._processes.begin())
             await asyncio.wait([self._stop, begun], return_when=asyncio.FIRST_COMPLETED)
-        if self._following is None:
-            self._keeper.know(self._setup.guests, apart_from=PROCESS, only_note=True)
+        if self._libvirt is None:
+            self._reconciler.know(self._setup.guests, apart_from=PROCESS, only_note=True)
         else:  # until libvirt has told its guests, whoever is in the journal may still run
-            self._task(self._following.follow())
-            tried = asyncio.ensure_future(self._following.tried())
+            self._task(self._libvirt.follow())
+            tried = asyncio.ensure_future(self._libvirt.tried())
             await asyncio.wait(
                 [self._stop, tried], timeout=_START, return_when=asyncio.FIRST_COMPLETED
             )
             tried.cancel()
-            if self._following.given_up:
-                self._keeper.know(self._keeper.guests)
-        if self._following is None or not self._following.prepared:
-            await self._aiming.prepare()  # guests that libvirt has not told of
-        self._keeper.look_at_all()
+            if self._libvirt.given_up:
+                self._reconciler.know(self._reconciler.guests)
+        if self._libvirt is None or not self._libvirt.prepared:
+            await self._follower.prepare()  # guests that libvirt has not told of
+        self._reconciler.look_at_all()
         self._known()
         if self._events is None:
             self._task(self._poll())
@@ -230,7 +234,7 @@ class Daemon:
         self._loop.remove_signal_handler(signal.SIGHUP)
         # First: nothing is to be pinned anew while it is put back.
         self._processes.close()
-        self._aiming.stop()
+        self._follower.stop()
         self._comparing.stop()
         for task in self._tasks:
             task.cancel()
@@ -238,23 +242,23 @@ class Daemon:
             if each is not None:
                 self._loop.remove_reader(each.fileno())
                 each.close()
-        undo = self._keeper.config.restore_on_stop
+        undo = self._reconciler.config.restore_on_stop
         if undo:
-            self._keeper.restore_all()
-        self._keeper.flush()
+            self._reconciler.restore_all()
+        self._reconciler.flush()
         try:
             async with asyncio.timeout(_FAREWELL):
                 # Where pins stay, so do the bans that guard them: irqbalance would move all of
                 # them while the daemon is being replaced. 'virtirq restore' undoes both.
-                await self._sparing.close(release=undo)
-                await self._aiming.close()
-                if self._following is not None:
-                    await self._following.close()
+                await self._guard.close(release=undo)
+                await self._follower.close()
+                if self._libvirt is not None:
+                    await self._libvirt.close()
                 if self._metrics is not None:
                     await beside(self._metrics.close, "metrics")
         except TimeoutError:
             self._log.warning("irqbalance or libvirt does not answer: not waited for")
-        self._answering.close()
+        self._status_server.close()
         self._journal.close()
         self._lock.close()
         self._log.info("stopped")
@@ -265,7 +269,7 @@ class Daemon:
 
     def _is_libvirts(self, guest: Guest) -> bool:
         """Whether libvirt is to tell of this guest, of whom it knows what is asked for it."""
-        following = self._following
+        following = self._libvirt
         return following is not None and not following.given_up and is_libvirts(self._fs, guest)
 
     def _end(self) -> None:
@@ -315,15 +319,15 @@ class Daemon:
             self._manager.ready(self._status())
 
     def _take(self, config: Config) -> None:
-        old = self._keeper.config
-        self._keeper.reconfigure(config)
+        old = self._reconciler.config
+        self._reconciler.reconfigure(config)
         self._serve_metrics(old.metrics.listen, config.metrics.listen)
-        self._aiming.follow(on=config.guest_vectors.follow)
+        self._follower.follow(on=config.guest_vectors.follow)
         self._processes.follow(on=self._finds(config))
         self._known()
         self._processes.look_at_all()
-        if self._following is not None:
-            self._following.look_at_all()
+        if self._libvirt is not None:
+            self._libvirt.look_at_all()
         self._log.info("the configuration was read again")
         if config.libvirt != old.libvirt:
             self._log.warning("[libvirt] uri holds from the next start on")
@@ -343,51 +347,51 @@ class Daemon:
     # What others see.
 
     def _status(self) -> str:
-        kept, guests = len(self._keeper.kept), len(self._keeper.guests)
+        kept, guests = len(self._reconciler.kept), len(self._reconciler.guests)
         return f"{kept} interrupts of {guests} guests; {self._heard()}"
 
     def _heard(self) -> str:
         """How we learn of interrupts."""
         return self._events.described if self._events is not None else "polling"
 
-    def _presence(self) -> Presence:
-        findings = self._keeper.findings() + self._sparing.findings() + self._aiming.findings()
+    def _daemon_status(self) -> DaemonStatus:
+        findings = self._reconciler.findings() + self._guard.findings() + self._follower.findings()
         if self._events is None:
             findings += (events_polled(self._no_events),)
-        return Presence(
+        return DaemonStatus(
             pid=os.getpid(),
             since=self._since,
             version=__version__,
             events=self._heard(),
-            guests=self._following.state if self._following is not None else "domain XML files",
-            spared=self._sparing.spared,
+            guests=self._libvirt.state if self._libvirt is not None else "domain XML files",
+            spared=self._guard.spared,
             findings=findings,
-            tally=self._tally,
-            aimed=self._keeper.aimed,
-            readers=self._aiming.readers,
+            counters=self._counters,
+            aimed=self._reconciler.aimed,
+            readers=self._follower.readers,
         )
 
     def _inside(self) -> Inside:
         """From another thread: the loop's own thread may be counting."""
 
         async def tell() -> Inside:
-            # There and back, so that nobody shares the tally that goes on being counted.
-            presence = Presence.from_json(self._presence().as_json())
-            return Inside(self._keeper.guests, self._keeper.config, presence)
+            # There and back, so that nobody shares the counters that goes on being counted.
+            daemon_status = DaemonStatus.from_json(self._daemon_status().as_json())
+            return Inside(self._reconciler.guests, self._reconciler.config, daemon_status)
 
         return asyncio.run_coroutine_threadsafe(tell(), self._loop).result(_FAREWELL)
 
     def _known(self) -> None:
         """What is known of guests or interrupts may have changed."""
         self._processes.give_way()
-        threads = self._keeper.threads
+        threads = self._reconciler.threads
         new, self._threads = threads - self._threads, threads
         if self._events is not None:
             self._events.watch_threads(threads)
         # Somebody may have confined a thread after it was read and before it was watched.
-        for guest in filter(None, map(self._keeper.guest_of_thread, new)):
+        for guest in filter(None, map(self._reconciler.guest_of_thread, new)):
             self._look_again(guest)
-        self._aiming.known()
+        self._follower.known()
         self._spare()
         self._manager.status(self._status())
 
@@ -395,15 +399,15 @@ class Daemon:
         """Its threads may run elsewhere now."""
         if guest.source == PROCESS and guest.pid is not None:
             self._processes.look(guest.pid)
-        elif self._following is not None:
-            self._following.look_if_ours(guest)
+        elif self._libvirt is not None:
+            self._libvirt.look_if_ours(guest)
 
     def _spare(self) -> None:
-        if not self._keeper.config.irqbalance.cooperate:
-            self._sparing.want(None)
-        elif self._keeper.knows or (self._processes.complete and self._processes.alone):
+        if not self._reconciler.config.irqbalance.cooperate:
+            self._guard.want(None)
+        elif self._reconciler.knows or (self._processes.complete and self._processes.alone):
             # Until all guests are known, a list would let go of what the daemon before has kept.
-            self._sparing.want(self._keeper.kept)
+            self._guard.want(self._reconciler.kept)
 
     # What is heard.
 
@@ -415,7 +419,7 @@ class Daemon:
             hint = f" (hint: {error.hint})" if error.hint else ""
             self._log.warning(f"no events of the kernel, looking now and then: {error}{hint}")
         else:
-            self._aiming.told = self._events.tells_routes
+            self._follower.told = self._events.tells_routes
             self._loop.add_reader(self._events.fileno(), self._kernel_events, self._events)
 
     def _hear_uevents(self) -> None:
@@ -434,7 +438,7 @@ class Daemon:
             self._later_once("overdue", _SETTLES, partial(self._overdue, events))
         if events.lost:
             events.lost = False
-            self._tally.lost += 1
+            self._counters.lost += 1
             delay = max(_BURST, self._losses.wait("lost"))
             self._later_once("lost", delay, self._after_loss)
 
@@ -446,60 +450,60 @@ class Daemon:
     def _after_loss(self) -> None:
         self._losses.changed("lost")
         self._log.info("events of the kernel were lost: looking at everything")
-        self._keeper.look_at_all()
-        self._aiming.look_at_all()
+        self._reconciler.look_at_all()
+        self._follower.look_at_all()
         self._processes.look_at_all()
         self._spare()
-        if self._following is not None:
-            self._following.look_at_all()
+        if self._libvirt is not None:
+            self._libvirt.look_at_all()
 
     def _act_on(self, events: Sequence[KernelEvent]) -> None:
         requested: list[KernelEvent] = []
         for event in events:
-            self._tally.events[event.kind.value] += 1
+            self._counters.events[event.kind.value] += 1
             if event.kind is EventKind.REQUESTED:
                 requested.append(event)  # a device's vectors come in one go
                 continue
-            self._keeper.requested(requested)
+            self._reconciler.requested(requested)
             requested = []
             self._act_on_one(event)
-        self._keeper.requested(requested)
+        self._reconciler.requested(requested)
         self._aim_anew(events)
         self._spare()
 
     def _aim_anew(self, events: Sequence[KernelEvent]) -> None:
         """Guests have set vectors up, or told KVM where they are for: see where that is."""
         threads = {event.pid for event in events if event.kind is EventKind.ROUTED}
-        for guest in filter(None, map(self._keeper.guest_of_thread, threads)):
-            self._aiming.look(guest.key)
+        for guest in filter(None, map(self._reconciler.guest_of_thread, threads)):
+            self._follower.look(guest.key)
         names = {event.name for event in events if event.kind is EventKind.REQUESTED}
         actions = filter(None, map(vfio_action, names))
-        self._aiming.look_at_devices({action.device for action in actions})
+        self._follower.look_at_devices({action.device for action in actions})
         self._processes.requested(e for e in events if e.kind is EventKind.REQUESTED)
 
     def _act_on_one(self, event: KernelEvent) -> None:
         match event.kind:
             case EventKind.FREED | EventKind.TORN_DOWN:
-                self._keeper.freed(event.irq)
+                self._reconciler.freed(event.irq)
             case EventKind.MOVED:
-                self._keeper.moved(event.irq, event.comm, event.pid)
-                if event.comm == _IRQBALANCE and self._keeper.keeps(event.irq):
-                    self._sparing.check()  # somebody has taken our bans out
+                self._reconciler.moved(event.irq, event.comm, event.pid)
+                if event.comm == _IRQBALANCE and self._reconciler.keeps(event.irq):
+                    self._guard.check()  # somebody has taken our bans out
             case EventKind.ALLOCATED:
-                self._keeper.allocated(event.irq, event.comm, event.pid)
+                self._reconciler.allocated(event.irq, event.comm, event.pid)
             case EventKind.REPINNED:
-                guest = self._keeper.guest_of_thread(event.tid)
+                guest = self._reconciler.guest_of_thread(event.tid)
                 if guest is not None:
                     # Told of at the entry: it is done by then.
                     self._later_once(f"guest {guest.key}", _BURST, partial(self._look_again, guest))
             case EventKind.ENDED:
-                guest = self._keeper.guest_of_thread(event.pid)
+                guest = self._reconciler.guest_of_thread(event.pid)
                 if guest is not None:  # of a vCPU that was taken out libvirt tells nobody
                     self._later_once(f"end {guest.key}", _ENDED, partial(self._look_again, guest))
             case EventKind.CONFINED:
                 self._confined()
             case EventKind.STARTED:
-                self._sparing.restarted()
+                self._guard.restarted()
 
     def _confined(self) -> None:
         """Threads may run elsewhere now, by a cpuset say: whose those are, the threads tell."""
@@ -515,33 +519,33 @@ class Daemon:
             if event.cpu is not None:
                 self._later_once("cpus", _BURST, self._cpus)
             elif event.function is not None:
-                self._keeper.device_changed(event.function)
+                self._reconciler.device_changed(event.function)
                 self._processes.device_changed(event.function)
         if uevents.lost:
             uevents.lost = False
             self._later_once("cpus", _BURST, self._cpus)
 
     def _cpus(self) -> None:
-        self._keeper.cpus_changed()
+        self._reconciler.cpus_changed()
         self._processes.look_at_all()
         self._spare()
-        if self._following is not None:
+        if self._libvirt is not None:
             # A thread whose last CPU went may run elsewhere now (kernel/sched/core.c,
             # select_fallback_rq()), and stays there when the CPU comes back.
-            self._following.look_at_all()
+            self._libvirt.look_at_all()
 
     async def _poll(self) -> None:
         delay = _POLL[0]
         while True:
             await asyncio.sleep(delay)
-            changed = self._keeper.poll()
+            changed = self._reconciler.poll()
             self._processes.look_at_all()
             # All processes are looked at anyway.
-            await self._look_at_threads(g for g in self._keeper.guests if g.source != PROCESS)
+            await self._look_at_threads(g for g in self._reconciler.guests if g.source != PROCESS)
             if changed:
-                self._aiming.look_at_all()
+                self._follower.look_at_all()
             self._spare()
-            self._sparing.check()
+            self._guard.check()
             delay = _POLL[0] if changed else min(delay * 2, _POLL[1])
 
 

@@ -13,7 +13,7 @@ from virtirq.control.daemon_status import SOCKET, WAIT
 from virtirq.errors import DeploymentError
 
 
-class Answering:
+class StatusServer:
     """Answers whoever asks, until `close`; `tell` gives the document."""
 
     def __init__(self, directory: Path, tell: Callable[[], Mapping[str, Any]]) -> None:

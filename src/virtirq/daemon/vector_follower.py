@@ -17,7 +17,7 @@ from typing import Final
 from virtirq.daemon.blocking import beside
 from virtirq.daemon.log import Log
 from virtirq.daemon.looks import Looks
-from virtirq.daemon.reconciler import Keeper
+from virtirq.daemon.reconciler import Reconciler
 from virtirq.errors import VirtirqError
 from virtirq.guests.vectors.by_peek import Learned, VectorReader, Wanted
 from virtirq.model import Finding, Guest, PciAddress
@@ -75,8 +75,8 @@ class _Turns:
             reading.exception()  # nobody may be waiting for it any more
 
 
-class Aiming:
-    """Has the Keeper follow its guests, by the first of `readers` that can read each.
+class VectorFollower:
+    """Has the Reconciler follow its guests, by the first of `readers` that can read each.
 
     `reread` is called for a guest that may have other vCPUs than are known: libvirt tells nobody of
     one that is plugged in.
@@ -85,12 +85,12 @@ class Aiming:
     def __init__(
         self,
         readers: Sequence[VectorReader],
-        keeper: Keeper,
+        reconciler: Reconciler,
         log: Log,
         reread: Callable[[Guest], object] = lambda _: None,
     ) -> None:
         self._turns = [_Turns(reader) for reader in readers]
-        self._keeper = keeper
+        self._reconciler = reconciler
         self._log = log
         self._reread = reread
         self._pace: Pace[tuple[PciAddress, int]] = Pace(time.monotonic)
@@ -116,7 +116,7 @@ class Aiming:
     def findings(self) -> tuple[Finding, ...]:
         """How each guest is followed, and why not in a better way; or why it is not."""
         found = []
-        for guest in self._keeper.guests:
+        for guest in self._reconciler.guests:
             why_not = self._why_not.get(guest.key)
             reader = self._reader.get(guest.key)
             if reader is not None:
@@ -136,7 +136,7 @@ class Aiming:
         """
         try:
             async with asyncio.timeout(_FIRST):
-                await asyncio.gather(*(self._look(g.key) for g in self._keeper.guests))
+                await asyncio.gather(*(self._look(g.key) for g in self._reconciler.guests))
         except TimeoutError:
             self.look_at_all()
 
@@ -151,39 +151,39 @@ class Aiming:
         self._reader.clear()
         self._why_not.clear()
         self._hidden.clear()
-        for address in tuple(self._keeper.aimed):
-            self._keeper.aim(address, {})
+        for address in tuple(self._reconciler.aimed):
+            self._reconciler.aim(address, {})
 
     def look(self, key: str) -> None:
         """This guest may have chosen anew."""
-        if self._on and self._keeper.followable(key):
+        if self._on and self._reconciler.followable(key):
             self._looks.ask(key)
 
     def look_at_all(self) -> None:
-        for guest in self._keeper.guests:
+        for guest in self._reconciler.guests:
             self.look(guest.key)
 
     def look_at_devices(self, addresses: Collection[PciAddress]) -> None:
         """Vectors of these devices were set up."""
-        for guest in self._keeper.guests:
+        for guest in self._reconciler.guests:
             if any(device.address in addresses for device in guest.devices):
                 self.look(guest.key)
 
     def known(self) -> None:
         """Guests may be others than before."""
-        guests = {guest.key for guest in self._keeper.guests}
+        guests = {guest.key for guest in self._reconciler.guests}
         for books in (self._reader, self._why_not):
             for key in books.keys() - guests:
                 del books[key]
         self._looks.keep(guests.__contains__)
-        devices = {(g.key, device.address) for g in self._keeper.guests for device in g.devices}
+        devices = {(g.key, device.address) for g in self._reconciler.guests for device in g.devices}
         for each in self._hidden.keys() - devices:
             del self._hidden[each]
         self._met = {key: run for key, run in self._met.items() if key in guests}
-        for guest in self._keeper.guests:
+        for guest in self._reconciler.guests:
             if self._met.get(guest.key) != self._run(guest):
                 self.look(guest.key)
-        there = self._keeper.aimed.keys()
+        there = self._reconciler.aimed.keys()
         self._pace.keep(lambda key: key[0] in there)
 
     def stop(self) -> None:
@@ -197,12 +197,12 @@ class Aiming:
             await beside(turns.reader.close, "vectors")
 
     async def _look(self, key: str) -> None:
-        guest = self._keeper.guest(key)
+        guest = self._reconciler.guest(key)
         if guest is None or not self._on:
             return
         run = self._met[key] = self._run(guest)
-        learned = await self._settled(guest, self._keeper.followable(key))
-        now = self._keeper.guest(key)
+        learned = await self._settled(guest, self._reconciler.followable(key))
+        now = self._reconciler.guest(key)
         if not self._on or now is None or self._run(now) != run:
             return  # it is another by now, which `known` has looked at
         wait = None if learned is None else self._take(guest, learned)
@@ -213,7 +213,7 @@ class Aiming:
 
     def _run(self, guest: Guest) -> object:
         vcpus = frozenset(vcpu.index for vcpu in guest.vcpus)
-        return guest.pid, vcpus, frozenset(self._keeper.followable(guest.key))
+        return guest.pid, vcpus, frozenset(self._reconciler.followable(guest.key))
 
     async def _settled(self, guest: Guest, wanted: Wanted) -> Learned | None:
         """What two readings agree on."""
@@ -266,7 +266,7 @@ class Aiming:
         unknown = False
         for address, each in learned.items():
             self._hidden[guest.key, address] = each.why
-            before = self._keeper.aimed.get(address, {})
+            before = self._reconciler.aimed.get(address, {})
             after = dict(before)
             for vector, aimed in each.aimed.items():
                 if before.get(vector) == aimed:
@@ -278,7 +278,7 @@ class Aiming:
                 after[vector] = aimed
                 unknown |= aimed.vcpu is None
                 self._pace.changed((address, vector))
-            self._keeper.aim(address, after)
+            self._reconciler.aim(address, after)
         if unknown:
             self._reread(guest)
         return min(waits, default=None)

@@ -23,7 +23,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(slots=True)
-class Fight:
+class Contention:
     """What others did to one interrupt. All times are seconds of one monotonic clock."""
 
     moves: deque[float] = field(default_factory=lambda: deque(maxlen=FEW + 1))
@@ -50,48 +50,52 @@ class Fight:
         return self.by.total()
 
 
-class Fights(Generic[Key]):
+class Contentions(Generic[Key]):
     """Who moved which interrupt how often, and when it may be put back."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._fights: dict[Key, Fight] = {}
+        self._contentions: dict[Key, Contention] = {}
 
     def moved(self, key: Key, who: str) -> float:
         """`who` moved the interrupt. How many seconds from now to put it back; 0: at once."""
         now = self._clock()
-        fight = self._fights.get(key)
-        if fight is None or fight.over(now):
-            fight = self._fights[key] = Fight()
-        fight.moves.append(now)
-        known = who in fight.by or len(fight.by) < _MOST_NAMES
-        fight.by[who if known else "others"] += 1
-        if now < fight.until:
-            return fight.until - now  # it is being waited for already
-        many = len(fight.moves) > FEW and now - fight.moves[0] <= WINDOW
-        if many or fight.on:
-            fight.wait = min(fight.wait * 2, LONGEST_WAIT) if fight.on else FIRST_WAIT
-            fight.until = now + fight.wait
-            return fight.wait
+        contention = self._contentions.get(key)
+        if contention is None or contention.over(now):
+            contention = self._contentions[key] = Contention()
+        contention.moves.append(now)
+        known = who in contention.by or len(contention.by) < _MOST_NAMES
+        contention.by[who if known else "others"] += 1
+        if now < contention.until:
+            return contention.until - now  # it is being waited for already
+        many = len(contention.moves) > FEW and now - contention.moves[0] <= WINDOW
+        if many or contention.on:
+            contention.wait = (
+                min(contention.wait * 2, LONGEST_WAIT) if contention.on else FIRST_WAIT
+            )
+            contention.until = now + contention.wait
+            return contention.wait
         return 0.0
 
     def wait(self, key: Key) -> float:
         """Seconds until the interrupt may be put back; 0: now."""
-        fight = self._fights.get(key)
-        return max(0.0, fight.until - self._clock()) if fight is not None else 0.0
+        contention = self._contentions.get(key)
+        return max(0.0, contention.until - self._clock()) if contention is not None else 0.0
 
     def known(self) -> tuple[Key, ...]:
-        """Whatever was moved by others, a fight or not."""
-        return tuple(self._fights)
+        """Whatever was moved by others, a contention or not."""
+        return tuple(self._contentions)
 
     def forget(self, key: Key) -> None:
         """The interrupt is gone, or is nobody's any more."""
-        self._fights.pop(key, None)
+        self._contentions.pop(key, None)
 
-    def ongoing(self) -> Iterator[tuple[Key, Fight]]:
-        """The fights that are on; what is over is forgotten."""
+    def ongoing(self) -> Iterator[tuple[Key, Contention]]:
+        """The contentions that are on; what is over is forgotten."""
         now = self._clock()
-        over = [key for key, fight in self._fights.items() if fight.over(now)]
+        over = [key for key, contention in self._contentions.items() if contention.over(now)]
         for key in over:
-            del self._fights[key]
-        return iter([(key, fight) for key, fight in self._fights.items() if fight.on])
+            del self._contentions[key]
+        return iter(
+            [(key, contention) for key, contention in self._contentions.items() if contention.on]
+        )

@@ -19,7 +19,7 @@ from virtirq.model import (
     Word,
 )
 from virtirq.policy.advice import ADVICE
-from virtirq.policy.contention import Fight
+from virtirq.policy.contention import Contention
 from virtirq.policy.target import local_to, pinned_cpus, wide
 
 VECTORS_LOW: Final = 180
@@ -46,11 +46,12 @@ def _finding(code: str, subject: str, message: str) -> Finding:
     return Finding(code, advice.severity, subject, message, advice.remedy)
 
 
-def contested(guest: str, key: InterruptKey, fight: Fight) -> Finding:
+def contested(guest: str, key: InterruptKey, contention: Contention) -> Finding:
     """Someone moves an interrupt as often as the daemon puts it back."""
     text = (
-        f"{key.action} was moved {fight.total} times by others, most often by {fight.suspect};"
-        f" it is put back {fight.wait:.0f} seconds after each move"
+        f"{key.action} was moved {contention.total} times by others, most often by"
+        f" {contention.suspect};"
+        f" it is put back {contention.wait:.0f} seconds after each move"
     )
     return _finding("affinity-contested", f"{guest} {key.device}", text)
 

@@ -22,7 +22,7 @@ _LOCAL: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Seating:
+class Placement:
     """A CPU for each vCPU, CPUs for the emulator (None: as it is), and the memory's node.
 
     `near` are the guest's devices on that node, out of all whose node is known. `notes` is what
@@ -43,7 +43,7 @@ class Seating:
         return any(vcpu.cpus != CpuSet([self.vcpus[vcpu.index]]) for vcpu in self.guest.vcpus)
 
 
-def seat(snapshot: Snapshot, guest: Guest, wanted: int | None = None) -> Seating:
+def place(snapshot: Snapshot, guest: Guest, wanted: int | None = None) -> Placement:
     """A proposal for the guest, on the node of most of its devices or on the `wanted` one.
 
     Raises NoRoomError, which says what is missing.
@@ -67,7 +67,7 @@ def seat(snapshot: Snapshot, guest: Guest, wanted: int | None = None) -> Seating
     iothreads = union(guest.iothreads.values())
     if iothreads - node.cpus:
         notes += (f"its I/O threads stay on CPUs {iothreads}",)
-    return Seating(
+    return Placement(
         guest,
         node.number,
         seats,

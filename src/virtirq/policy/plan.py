@@ -40,10 +40,10 @@ def plan(snapshot: Snapshot, config: Config) -> Plan:
 
     Pure and deterministic; a plan made on the result of a plan has no pins.
     """
-    return Aims(snapshot, config).plan(by_device(snapshot.interrupts))
+    return Desired(snapshot, config).plan(by_device(snapshot.interrupts))
 
 
-class Aims:
+class Desired:
     """What is wanted of every guest's devices, whatever interrupts they have.
 
     Of the snapshot it uses guests, devices and topology, not the interrupts: as long as those
@@ -57,8 +57,8 @@ class Aims:
             for device in guest.devices:
                 owners.setdefault(device.address, guest)
         taken = pinned_cpus(snapshot.guests, snapshot.topology)
-        self._guests: list[tuple[Guest, tuple[Aim, ...]]] = []
-        self._owned: dict[PciAddress, Aim] = {}
+        self._guests: list[tuple[Guest, tuple[DesiredDevice, ...]]] = []
+        self._owned: dict[PciAddress, DesiredDevice] = {}
         for guest in ordered:
             asks = {
                 device.address: asked_for(guest, device, snapshot.pci.get(device.address), config)
@@ -73,7 +73,7 @@ class Aims:
                 if owner is not guest:
                     text = f"{owner.name} has this device too and decides"
                     target = Target(None, text, "claimed")
-                aim = Aim(guest, device, pci, asks, target, snapshot.topology, owners)
+                aim = DesiredDevice(guest, device, pci, asks, target, snapshot.topology, owners)
                 aims.append(aim)
                 if owner is guest:
                     self._owned[device.address] = aim
@@ -86,7 +86,7 @@ class Aims:
         if aim is not None:
             aim.aimed = aimed
 
-    def of(self, address: PciAddress) -> Aim | None:
+    def of(self, address: PciAddress) -> DesiredDevice | None:
         """What is wanted of a device, by the guest that decides; None when no guest has it."""
         return self._owned.get(address)
 
@@ -112,7 +112,7 @@ class _Place(NamedTuple):
     follows: Follows | None = None
 
 
-class Aim:
+class DesiredDevice:
     """What is wanted of one device of one guest; what its interrupts share.
 
     `aimed` is the guest's own choice of a vCPU for each vector, as far as it is known.

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from virtirq import __version__
 from virtirq.control import counters
-from virtirq.control.counters import Histogram, Tally, Trigger
-from virtirq.control.daemon_status import Presence
+from virtirq.control.counters import Counters, Histogram, Trigger
+from virtirq.control.daemon_status import DaemonStatus
 from virtirq.cpuset import CpuSet, union
 from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
 from virtirq.host.events import EventKind
@@ -49,11 +49,11 @@ _MOVERS: Final = ("irqbalance", counters.OTHERS)
 
 
 def render(
-    snapshot: Snapshot, plan: Plan, findings: Iterable[Finding], presence: Presence | None
+    snapshot: Snapshot, plan: Plan, findings: Iterable[Finding], daemon_status: DaemonStatus | None
 ) -> str:
     """The page in Prometheus' text format, of a host, the plan for it, and the daemon there.
 
-    What both `findings` and `presence` have counts once.
+    What both `findings` and `daemon_status` have counts once.
     """
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.registry import Collector
@@ -61,8 +61,8 @@ def render(
     class Page(Collector):
         def collect(self) -> Iterator[Metric]:
             yield from _of_host(snapshot, plan)
-            yield from _of_findings(snapshot, findings, presence)
-            yield from _of_daemon(presence)
+            yield from _of_findings(snapshot, findings, daemon_status)
+            yield from _of_daemon(daemon_status)
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Page())
@@ -97,9 +97,9 @@ def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Metric]:
 
 
 def _of_findings(
-    snapshot: Snapshot, findings: Iterable[Finding], presence: Presence | None
+    snapshot: Snapshot, findings: Iterable[Finding], daemon_status: DaemonStatus | None
 ) -> Iterator[Metric]:
-    told = dict.fromkeys((*findings, *(presence.findings if presence else ())))
+    told = dict.fromkeys((*findings, *(daemon_status.findings if daemon_status else ())))
     counts: Counter[tuple[str, ...]] = Counter()
     counts.update({(code, each.severity.value): 0 for code, each in ADVICE.items()})
     counts.update((each.code, each.severity.value) for each in told)
@@ -114,23 +114,23 @@ def _of_findings(
     )
 
 
-def _of_daemon(presence: Presence | None) -> Iterator[Metric]:
+def _of_daemon(daemon_status: DaemonStatus | None) -> Iterator[Metric]:
     yield _gauge(
-        "virtirq_daemon_up", "Whether the virtirq daemon runs.", (), {(): presence is not None}
+        "virtirq_daemon_up", "Whether the virtirq daemon runs.", (), {(): daemon_status is not None}
     )
-    if presence is None:
+    if daemon_status is None:
         return
     yield _gauge(
         "virtirq_daemon_start_time_seconds",
         "When the daemon began, in seconds since the epoch.",
         (),
-        {(): presence.since},
+        {(): daemon_status.since},
     )
-    if presence.tally is not None:
-        yield from _of_tally(presence.tally)
+    if daemon_status.counters is not None:
+        yield from _of_tally(daemon_status.counters)
 
 
-def _of_tally(counted: Tally) -> Iterator[Metric]:
+def _of_tally(counted: Counters) -> Iterator[Metric]:
     zeros: dict[tuple[str, ...], float]
     zeros = {(why.value, end.value): 0 for why in Trigger for end in Status}
     yield _counter(

@@ -10,23 +10,25 @@ from virtirq.cpuset import CpuSet
 from virtirq.errors import UsageError
 from virtirq.guests.libvirt import connection as libvirt
 from virtirq.model import Gap, Guest, Snapshot
-from virtirq.policy.place import Seating, seat
+from virtirq.policy.place import Placement, place
 from virtirq.ui import report, screens
 from virtirq.ui.document import Cell, Document, Table
 from virtirq.ui.settings import Shown, affect_of
 
 
-def propose(snapshot: Snapshot, name: str, node: int | None) -> Seating:
+def propose(snapshot: Snapshot, name: str, node: int | None) -> Placement:
     """For the guest of this name, UUID or id. Raises UnknownGuestError, NoRoomError, UsageError."""
     guest = cycle.named(name, snapshot.guests)
     if guest.kind != "machine":
         raise UsageError(f"{guest.name} has no vCPUs", hint="place it by its own options")
-    return seat(snapshot, guest, node)
+    return place(snapshot, guest, node)
 
 
-def do(uri: str, seating: Seating, args: argparse.Namespace) -> tuple[Sequence[str], Sequence[str]]:
+def do(
+    uri: str, placement: Placement, args: argparse.Namespace
+) -> tuple[Sequence[str], Sequence[str]]:
     """Pin the guest as proposed; where that was done, and what is to be known of it."""
-    guest = seating.guest
+    guest = placement.guest
     if guest.source != libvirt.SOURCE:
         raise UsageError(
             f"{guest.name} is not libvirt's: virtirq pins no threads itself",
@@ -35,29 +37,29 @@ def do(uri: str, seating: Seating, args: argparse.Namespace) -> tuple[Sequence[s
     with libvirt.connected(uri, write=True) as connection:
         domain = connection.find(guest.uuid or guest.name)
         affect = libvirt_settings.affected(connection, domain, affect_of(args))
-        notes = libvirt_pinning.seat(connection, domain, seating, affect)
+        notes = libvirt_pinning.place(connection, domain, placement, affect)
     return affect.words, notes
 
 
 def shown(
-    seating: Seating, gaps: Iterable[Gap], done: Sequence[str], notes: Sequence[str]
+    placement: Placement, gaps: Iterable[Gap], done: Sequence[str], notes: Sequence[str]
 ) -> Shown:
     """The proposal, and where it was carried out (nowhere: it was not)."""
-    guest = seating.guest
-    told = (*seating.notes, *notes)
+    guest = placement.guest
+    told = (*placement.notes, *notes)
     document = Document()
     count = screens.plural(len(guest.vcpus), "vCPU")
-    where = f"with {seating.near} of its {seating.devices} devices" if seating.devices else ""
-    there = "" if seating.moves else ": they are there already"
+    where = f"with {placement.near} of its {placement.devices} devices" if placement.devices else ""
+    there = "" if placement.moves else ": they are there already"
     document.line(
-        Cell(guest.name, "bold"), f"  {count} on node {seating.node} {where}".rstrip() + there
+        Cell(guest.name, "bold"), f"  {count} on node {placement.node} {where}".rstrip() + there
     )
     rows = [
-        (f"vCPU {vcpu.index}", _any(vcpu.cpus), str(seating.vcpus[vcpu.index]))
+        (f"vCPU {vcpu.index}", _any(vcpu.cpus), str(placement.vcpus[vcpu.index]))
         for vcpu in guest.vcpus
     ]
-    rows.append(("emulator", _any(guest.emulator), _any(seating.emulator or guest.emulator)))
-    rows.append(("memory", _nodes(guest), f"node {seating.node}, from its next start on"))
+    rows.append(("emulator", _any(guest.emulator), _any(placement.emulator or guest.emulator)))
+    rows.append(("memory", _nodes(guest), f"node {placement.node}, from its next start on"))
     document.table(
         Table(
             ("", "NOW", "THEN"),
@@ -78,24 +80,24 @@ def shown(
     data = {
         "schema": report.SCHEMA,
         "guest": guest.name,
-        "node": seating.node,
-        "devices_near": seating.near,
-        "devices": seating.devices,
+        "node": placement.node,
+        "devices_near": placement.near,
+        "devices": placement.devices,
         "vcpus": [
             {
                 "vcpu": vcpu.index,
                 "before": None if vcpu.cpus is None else str(vcpu.cpus),
-                "after": str(seating.vcpus[vcpu.index]),
+                "after": str(placement.vcpus[vcpu.index]),
             }
             for vcpu in guest.vcpus
         ],
         "emulator": {
             "before": None if guest.emulator is None else str(guest.emulator),
-            "after": None if seating.emulator is None else str(seating.emulator),
+            "after": None if placement.emulator is None else str(placement.emulator),
         },
         "memory_nodes": {
             "before": None if guest.memory_nodes is None else sorted(guest.memory_nodes),
-            "after": [seating.node],
+            "after": [placement.node],
         },
         "notes": list(told),
         "applied": list(done),

@@ -24,7 +24,7 @@ from virtirq.model import (
 from virtirq.policy.config import Config
 
 if TYPE_CHECKING:
-    from virtirq.control.daemon_status import Presence
+    from virtirq.control.daemon_status import DaemonStatus
 
 SCHEMA: Final = 1
 
@@ -128,7 +128,7 @@ def gaps_json(gaps: Iterable[Gap]) -> list[dict[str, str]]:
     return [{"path": gap.path, "error": gap.error} for gap in gaps]
 
 
-def daemon_json(daemon: Presence | None) -> dict[str, Any] | None:
+def daemon_json(daemon: DaemonStatus | None) -> dict[str, Any] | None:
     """The running daemon; None when there is none."""
     if daemon is None:
         return None

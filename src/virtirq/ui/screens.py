@@ -26,7 +26,7 @@ from virtirq.ui.document import Cell, Document, Style, Table
 from virtirq.ui.report import Row, Rows, count_outcomes
 
 if TYPE_CHECKING:
-    from virtirq.control.daemon_status import Presence
+    from virtirq.control.daemon_status import DaemonStatus
 
 _MANY: Final = 12
 """On a terminal, more rows than this that are in place are told in one line."""
@@ -71,7 +71,7 @@ def status_screen(
     snapshot: Snapshot,
     plan: Plan,
     findings: Sequence[Finding],
-    daemon: Presence | None,
+    daemon: DaemonStatus | None,
     *,
     short: bool,
 ) -> Document:
@@ -163,7 +163,7 @@ def _host(document: Document, snapshot: Snapshot) -> None:
         document.line("no guest with passed-through devices is known")
 
 
-def _daemon(document: Document, daemon: Presence | None) -> None:
+def _daemon(document: Document, daemon: DaemonStatus | None) -> None:
     if daemon is None:
         document.line(Cell("no daemon runs: what guests set up anew is not pinned", "dim"))
         return

@@ -36,7 +36,7 @@ from virtirq.ui import report, screens
 from virtirq.ui.document import Document
 
 if TYPE_CHECKING:
-    from virtirq.control.daemon_status import Presence
+    from virtirq.control.daemon_status import DaemonStatus
     from virtirq.daemon.service import Inside, Server
     from virtirq.ui.settings import Shown
 
@@ -54,7 +54,7 @@ class View(NamedTuple):
     snapshot: Snapshot
     plan: Plan
     findings: tuple[Finding, ...]
-    daemon: Presence | None
+    daemon: DaemonStatus | None
 
 
 @contextmanager
@@ -140,9 +140,9 @@ def restore(args: argparse.Namespace) -> int:
 
 def _release(code: int) -> int:
     """Gives irqbalance its freedom back, too; `code`, or that it could not be told."""
-    from virtirq.control.irqbalance import Bans, State
+    from virtirq.control.irqbalance import IrqbalanceClient, State
 
-    bans = Bans(STATE_DIR, sources.open_fs(None))
+    bans = IrqbalanceClient(STATE_DIR, sources.open_fs(None))
     told = bans.release()
     bans.close()
     if told.state is State.REFUSED:
@@ -275,7 +275,7 @@ def _serve(listen: str, inside: Callable[[], Inside]) -> Server:
 
     def page() -> str:
         now = inside()
-        view = _seen(sources.open_fs(None), now.guests, now.config, (), now.presence)
+        view = _seen(sources.open_fs(None), now.guests, now.config, (), now.daemon_status)
         return pages.render(view.snapshot, view.plan, view.findings, view.daemon)
 
     return pages.serve(listen, page)
@@ -405,7 +405,7 @@ def _seen(
     guests: Sequence[Guest],
     config: Config,
     gaps: Sequence[Gap],
-    daemon: Presence | None,
+    daemon: DaemonStatus | None,
 ) -> View:
     snapshot = cycle.observe(fs, guests, gaps=gaps)
     if daemon is not None and daemon.spared == snapshot.irqbalance.pid:
@@ -419,7 +419,7 @@ def _seen(
     return View(snapshot, planned, found, daemon)
 
 
-def _daemon(args: argparse.Namespace) -> Presence | None:
+def _daemon(args: argparse.Namespace) -> DaemonStatus | None:
     """The daemon of this machine, if one runs. Raises BusyError for one that does not answer."""
     if args.sysroot is not None:
         return None
