@@ -68,6 +68,21 @@ class TestThisMachine:
         assert fs.recording is None
         assert all(fs.covers(path) for path in paths.MANIFEST)
 
+    def test_a_part_of_a_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = tmp_path / "long"
+        made.write_text("ab" * 50_000)
+        fs = LiveFs()
+        for most in (1, 4095, 4096, 16384, 16385, 99_999, 100_000, 200_000):
+            assert fs.head(str(made), most) == ("ab" * 50_000)[:most]
+        assert len(fs.read(str(made))) == 100_000
+        monkeypatch.setattr("virtirq.host.fs._MOST", 99_999)
+        with pytest.raises(OSError, match="File too large"):
+            fs.read(str(made))
+
+    def test_a_part_of_a_directory(self) -> None:
+        assert len(LiveFs().first("/proc", 5)) == 5
+        assert set(LiveFs().first("/proc/self", 10_000)) >= {"fd", "cmdline"}
+
     @pytest.mark.parametrize("path", ["/proc/irq/4294967295/smp_affinity_list", "/proc/self/no"])
     def test_what_is_not_there(self, path: str) -> None:
         fs = LiveFs()

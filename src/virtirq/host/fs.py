@@ -11,12 +11,15 @@ import errno
 import os
 import stat
 from abc import ABC, abstractmethod
+from itertools import islice
 from typing import Final
 
 from virtirq.host.paths import KernelPath
 from virtirq.model import Gap
 
 _PIECE: Final = 16384  # read(2) of more costs as much as the open: its buffer is made anew
+_MOST: Final = 64 << 20
+"""Bytes of a file that is read whole: ``/proc/kallsyms``, the largest of them, has some 10 MB."""
 
 
 class HostFs(ABC):
@@ -30,9 +33,17 @@ class HostFs(ABC):
     def read(self, path: str) -> str:
         """The content, without surrounding white space."""
 
+    def head(self, path: str, most: int) -> str:
+        """As `read`, of a file that is as long as somebody likes: the first `most` bytes of it."""
+        return self.read(path).encode()[:most].decode("utf-8", "replace")
+
     @abstractmethod
     def listdir(self, path: str) -> list[str]:
         """Names in a directory, in no particular order."""
+
+    def first(self, path: str, most: int) -> list[str]:
+        """As `listdir`, of a directory that somebody can fill: `most` names of it, and no more."""
+        return self.listdir(path)[:most]
 
     @abstractmethod
     def readlink(self, path: str) -> str:
@@ -78,19 +89,31 @@ class LiveFs(HostFs):
     writable = True
 
     def read(self, path: str) -> str:
+        content = self._head(path, _MOST + 1)
+        if len(content) > _MOST:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+        return decode(content)
+
+    def head(self, path: str, most: int) -> str:
+        return decode(self._head(path, most))
+
+    def _head(self, path: str, most: int) -> bytes:
         # os.open and not open(): a quarter of the time, and a host has thousands of these.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            content = os.read(descriptor, _PIECE)
+            content = os.read(descriptor, min(most, _PIECE))
             if len(content) >= 4096:  # seq_file hands out a page or more at a time
-                while more := os.read(descriptor, _PIECE):
-                    content += more
+                content = _rest(descriptor, content, most)
         finally:
             os.close(descriptor)
-        return decode(content)
+        return content
 
     def listdir(self, path: str) -> list[str]:
         return os.listdir(path)
+
+    def first(self, path: str, most: int) -> list[str]:
+        with os.scandir(path) as entries:
+            return [each.name for each in islice(entries, most)]
 
     def readlink(self, path: str) -> str:
         return os.readlink(path)
@@ -112,6 +135,15 @@ class LiveFs(HostFs):
             os.write(descriptor, text.encode())
         finally:
             os.close(descriptor)
+
+
+def _rest(descriptor: int, content: bytes, most: int) -> bytes:
+    """The file from here on, after `content`, up to `most` bytes in all; put together once."""
+    pieces, size = [content], len(content)
+    while size < most and (more := os.read(descriptor, min(most - size, _PIECE))):
+        pieces.append(more)
+        size += len(more)
+    return b"".join(pieces)
 
 
 def decode(content: bytes) -> str:

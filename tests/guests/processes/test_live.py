@@ -43,8 +43,14 @@ class OverlaidFs(LiveFs):
     def read(self, path: str) -> str:
         return super().read(path) if self._is_real(path) else self._made.read(path)
 
+    def head(self, path: str, most: int) -> str:
+        return super().head(path, most) if self._is_real(path) else self._made.head(path, most)
+
     def listdir(self, path: str) -> list[str]:
         return super().listdir(path) if self._is_real(path) else self._made.listdir(path)
+
+    def first(self, path: str, most: int) -> list[str]:
+        return super().first(path, most) if self._is_real(path) else self._made.first(path, most)
 
     def readlink(self, path: str) -> str:
         return super().readlink(path) if self._is_real(path) else self._made.readlink(path)
@@ -201,6 +207,45 @@ ctypes.memset(start, ord("q"), end - start - 1)
 """
     with python(code, device, *["y" * 100_000] * 4) as pid:
         assert guest_of(look(), pid).name.isprintable()
+
+
+STRETCH = """
+class Map(ctypes.Structure):  # struct prctl_mm_map
+    _fields_ = [(f"f{n}", ctypes.c_uint64) for n in range(12)]
+    _fields_ += [("size", ctypes.c_uint32), ("exe", ctypes.c_uint32)]
+held = open(sys.argv[1])
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = libc.syscall.restype = ctypes.c_long
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+size = 16 << 20
+at = libc.mmap(None, size, 3, 0x22, -1, 0)
+ctypes.memset(at, ord("a"), size - 2)
+with open("/proc/self/stat") as stat:
+    told = [0, *stat.read().rpartition(")")[2].split()]
+code, data, env = told[24:26], told[43:45], told[48:50]
+code, data, env = ([int(each) for each in pair] for pair in (code, data, env))
+brk, stack = int(told[45]), int(told[26])
+made = Map(*code, *data, brk, libc.syscall(12, 0), stack, at, at + size - 1, *env, 0, 0, 2**32 - 1)
+if libc.prctl(35, 14, ctypes.byref(made), ctypes.sizeof(made), 0):  # PR_SET_MM, PR_SET_MM_MAP
+    sys.exit(os.strerror(ctypes.get_errno()))
+"""
+
+
+def test_arguments_of_sixteen_megabytes(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any user can have them: prctl(PR_SET_MM_MAP) moves the borders of one's own."""
+    real, taken = os.read, []
+
+    def read(descriptor: int, most: int) -> bytes:
+        taken.append(len(content := real(descriptor, most)))
+        return content
+
+    with python(STRETCH, device) as pid:
+        with open(f"/proc/{pid}/cmdline", "rb") as arguments:
+            assert len(arguments.read()) > 15 << 20, "the process has them"
+        monkeypatch.setattr(os, "read", read)
+        guest = guest_of(look(pid), pid)
+    assert guest.name.isprintable()
+    assert sum(taken) < 8 << 20, "a bounded part, a few times"
 
 
 def test_processes_that_end_while_they_are_read(device: Path) -> None:

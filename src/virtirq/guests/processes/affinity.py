@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from virtirq.guests.processes.threads import (
+    MOST_TEXT,
     Threads,
     allowed,
     iothread_cpus,
@@ -24,6 +25,7 @@ from virtirq.guests.processes.threads import (
     numbers,
     text_of,
 )
+from virtirq.guests.processes.values import MOST_BYTES, split
 from virtirq.host import paths
 from virtirq.host.fs import HostFs
 from virtirq.model import Guest, Vcpu
@@ -34,7 +36,7 @@ def is_libvirts(fs: HostFs, guest: Guest) -> bool:
     if guest.pid is None or "/" in guest.name:
         return False
     try:
-        return fs.read(paths.LIBVIRT_PID.at(guest.name)) == str(guest.pid)
+        return fs.head(paths.LIBVIRT_PID.at(guest.name), MOST_TEXT) == str(guest.pid)
     except OSError:
         return False
 
@@ -87,7 +89,7 @@ class Processes:
     def _candidates(self, name: str, uuid: str) -> list[int]:
         """libvirt's own file first: nobody but root can write it, so nobody can pose as a guest."""
         pid = number(text_of(self._fs, paths.LIBVIRT_PID.at(name)) if "/" not in name else None)
-        if pid is not None and _uuid(text_of(self._fs, paths.PROCESS_ARGUMENTS.at(pid))) == uuid:
+        if pid is not None and self._uuid(pid) == uuid:
             return [pid]
         # libvirt runs for a user, or in a container where pids are others: then whoever was
         # started with the guest's UUID.
@@ -98,13 +100,12 @@ class Processes:
     def _scan(self) -> Mapping[str, list[int]]:
         found: dict[str, list[int]] = {}
         for pid in numbers(self._fs, paths.PROC_DIR):
-            uuid = _uuid(text_of(self._fs, paths.PROCESS_ARGUMENTS.at(pid)))
+            uuid = self._uuid(pid)
             if uuid is not None:
                 found.setdefault(uuid, []).append(pid)
         return found
 
-
-def _uuid(arguments: str | None) -> str | None:
-    """The argument of ``-uuid`` (src/qemu/qemu_command.c, qemuBuildCommandLine())."""
-    words = (arguments or "").split("\0")
-    return words[words.index("-uuid") + 1].lower() if "-uuid" in words[:-1] else None
+    def _uuid(self, pid: int) -> str | None:
+        """The argument of ``-uuid`` (src/qemu/qemu_command.c, qemuBuildCommandLine())."""
+        words = split(text_of(self._fs, paths.PROCESS_ARGUMENTS.at(pid), MOST_BYTES) or "")
+        return words[words.index("-uuid") + 1].lower() if "-uuid" in words[:-1] else None

@@ -108,7 +108,7 @@ def classify(link: str) -> Descriptor | None:
 
 def descriptors(fs: HostFs, pid: int) -> list[str]:
     """The process's descriptors. Raises OSError: it has ended, or they are not to be seen."""
-    return fs.listdir(f"{paths.PROC_DIR}/{pid}/fd")
+    return fs.first(f"{paths.PROC_DIR}/{pid}/fd", MOST_DESCRIPTORS + 1)
 
 
 def read_descriptors(fs: HostFs, pid: int, names: Iterable[str]) -> Held:

@@ -17,7 +17,7 @@ from virtirq.guests.processes.descriptors import (
 )
 from virtirq.guests.processes.devices import VfioDevices, read_vfio
 from virtirq.guests.processes.threads import number, stat_fields, text_of
-from virtirq.guests.processes.values import CommandLine, split
+from virtirq.guests.processes.values import MOST_BYTES, CommandLine, split
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.model import PciAddress
@@ -121,7 +121,7 @@ class Holders:
 
     def words(self, pid: int) -> list[str]:
         """Its command line; none of a process that has none, or is hidden."""
-        return split(text_of(self._fs, paths.PROCESS_ARGUMENTS.at(pid)) or "")
+        return split(text_of(self._fs, paths.PROCESS_ARGUMENTS.at(pid), MOST_BYTES) or "")
 
     def _held(self, pid: int) -> Held:
         """What it has open; nothing when it has ended. Raises PermissionError."""

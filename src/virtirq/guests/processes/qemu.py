@@ -46,12 +46,15 @@ def read_qemu(words: Sequence[str]) -> CommandLine:
     """What QEMU, or one of its tools, was told."""
     name: dict[str, str] = {}
     devices: list[dict[str, str]] = []
+    by_id: dict[str, dict[str, str]] = {}
     found: list[PciAddress | None] = []
     vmid, uuid, product = "", None, None
     for option, value in options(words, _OPTIONS):
         match option:
             case "device":
-                devices.append(_given(value, "driver"))
+                devices.append(device := _given(value, "driver"))
+                if "id" in device:
+                    by_id.setdefault(device["id"], device)
             case "name":
                 name |= pairs(value, "guest")  # the option may be there twice: system/vl.c
             case "id" if _VMID.fullmatch(value):
@@ -61,7 +64,7 @@ def read_qemu(words: Sequence[str]) -> CommandLine:
             case "smbios":
                 product = uuid_of(pairs(value).get("uuid", "")) or product
             case "set":
-                _set(devices, value)
+                _set(by_id, value)
             case "drive" | "blockdev":
                 found += _nvme(value)
     found = [*map(_held, devices), *found]
@@ -119,14 +122,16 @@ def _json(text: str) -> Mapping[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _set(devices: list[dict[str, str]], value: str) -> None:
-    """``-set device.ID.KEY=VALUE`` changes a device that stands before it."""
+def _set(devices: Mapping[str, dict[str, str]], value: str) -> None:
+    """``-set device.ID.KEY=VALUE`` changes a device that stands before it.
+
+    Of several with one id it is the first (util/qemu-option.c, qemu_opts_find()), and QEMU refuses
+    to start with them.
+    """
     where, _, text = value.partition("=")
     match where.split("."):
-        case ["device", name, key]:
-            for each in devices:
-                if each.get("id") == name:
-                    each[key] = text
+        case ["device", name, key] if name in devices:
+            devices[name][key] = text
 
 
 def _held(device: Mapping[str, str]) -> PciAddress | None:

@@ -38,6 +38,15 @@ from virtirq.model import Vcpu
 MOST_THREADS: Final = 16384
 """Threads of a process that are looked at; KVM has 4096 vCPUs at most on x86."""
 
+MOST_PROCESSES: Final = 1 << 22
+"""The kernel has no more (include/linux/threads.h, PID_MAX_LIMIT)."""
+
+MOST_TEXT: Final = 65536
+"""Bytes that are read of a file of another process: it may make some of them as long as it likes.
+
+``/proc/PID/cmdline`` shows what prctl(PR_SET_MM) says, ``fdinfo`` all that an epoll(7) watches.
+"""
+
 _VCPU: Final = re.compile(
     r"CPU ([0-9]{1,5})/[A-Za-z]+|(?:vcpu|crosvm_vcpu|fc_vcpu ?|kvm-vcpu-)([0-9]{1,5})", re.ASCII
 )
@@ -76,10 +85,10 @@ class Places:
     why: str = ""
 
 
-def numbers(fs: HostFs, directory: str) -> list[int]:
+def numbers(fs: HostFs, directory: str, most: int = MOST_PROCESSES) -> list[int]:
     """The entries of a directory that are numbers, ascending; none when it cannot be read."""
     try:
-        names = fs.listdir(directory)
+        names = fs.first(directory, most)
     except OSError:
         return []  # a process may end at any time, and another user's may be hidden
     return sorted(filter(None, map(number, names)))
@@ -89,16 +98,16 @@ def number(text: str | None) -> int | None:
     return int(text) if text and text.isdecimal() and text.isascii() and len(text) < 10 else None
 
 
-def text_of(fs: HostFs, path: str) -> str | None:
-    """The file's content, None when it cannot be read."""
+def text_of(fs: HostFs, path: str, most: int = MOST_TEXT) -> str | None:
+    """The file's content, None when it cannot be read; of a longer one, its beginning."""
     try:
-        return fs.read(path)
+        return fs.head(path, most)
     except OSError:
         return None
 
 
 def thread_ids(fs: HostFs, pid: int) -> list[int]:
-    return numbers(fs, f"{paths.PROC_DIR}/{pid}/task")[:MOST_THREADS]
+    return numbers(fs, f"{paths.PROC_DIR}/{pid}/task", MOST_THREADS)
 
 
 def allowed(fs: HostFs, pid: int, tid: int) -> CpuSet | None:

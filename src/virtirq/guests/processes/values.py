@@ -14,6 +14,9 @@ from virtirq.model import PciAddress
 MOST_WORDS: Final = 65536
 """Words of a command line that are looked at; a process may have some two million."""
 
+MOST_BYTES: Final = 1 << 20
+"""Bytes of a command line that are read: QEMU's with a hundred disks is a tenth of it."""
+
 MOST_CHARACTERS: Final = 131072
 """Characters of a word that are looked at: MAX_ARG_STRLEN, include/uapi/linux/binfmts.h.
 

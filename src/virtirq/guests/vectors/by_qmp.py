@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from virtirq.errors import InputError, UnavailableError
 from virtirq.guests.processes.qemu import options, pairs
+from virtirq.guests.processes.values import MOST_BYTES, split
 from virtirq.guests.vectors.by_peek import Learned, Wanted
 from virtirq.guests.vectors.entries import ENTRY, Peek, table, whole
 from virtirq.guests.vectors.hardware import Iommu
@@ -115,7 +116,7 @@ class QmpReader:
         if guest.pid is None:
             raise UnavailableError("its process is not known")
         try:
-            words = self._fs.read(paths.PROCESS_ARGUMENTS.at(guest.pid)).split("\0")
+            words = split(self._fs.head(paths.PROCESS_ARGUMENTS.at(guest.pid), MOST_BYTES))
         except OSError as error:
             raise UnavailableError(f"its process: {error.strerror}") from error
         path = monitor_of(words)
