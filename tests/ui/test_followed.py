@@ -9,7 +9,8 @@ from virtirq.control import cycle, sources
 from virtirq.model import Aimed, PciAddress, Plan, Snapshot
 from virtirq.policy.config import Config
 from virtirq.policy.plan import plan
-from virtirq.ui import explanation, report, screens
+from virtirq.ui import report, screens
+from virtirq.ui.verbs import explain
 
 DISK = PciAddress.parse("0000:42:00.0")
 
@@ -64,7 +65,7 @@ def test_plan_says_whose_choice_it_is() -> None:
 
 def test_explain_says_so_too() -> None:
     snapshot, planned = followed()
-    text = explanation.of_object("60", snapshot, planned, ()).document.plain()
+    text = explain.of_object("60", snapshot, planned, ()).document.plain()
     assert "should be on CPU 7: to CPU 7 of vCPU 3, where the guest aims it, from CPU 6" in text
     assert "where it aims its vectors is read by libvirt's memory peek" in text
 

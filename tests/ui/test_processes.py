@@ -18,7 +18,7 @@ from tests.hostmaker import MadeFs, passthrough
 from virtirq.control import sources
 from virtirq.guests.libvirt.connection import LiveGuests
 from virtirq.host import paths
-from virtirq.ui import verbs
+from virtirq.ui import inputs
 from virtirq.ui.cli import main
 
 CLAIMANT = replace(QEMU, uid=107)
@@ -50,7 +50,7 @@ class Desk:
         patch.setattr(sources, "open_fs", lambda _: self.fs)
         patch.setattr(sources, "state_dir", lambda _: state)
         patch.setattr(sources, "_this_machines", no_guests)
-        patch.setattr(verbs, "_daemon", lambda _: None)
+        patch.setattr(inputs, "daemon_of", lambda _: None)
         config = state / "virtirq.toml"
         config.write_text(more.get("config", ""))
         self._config = str(config)

@@ -273,6 +273,17 @@ def gap_lines(document: Document, gaps: Iterable[Gap]) -> None:
         document.line(Cell(f"not read: {gap.path}: {gap.error}", "dim"))
 
 
+def with_gaps(document: Document, snapshot: Snapshot) -> Document:
+    """Says that something was not read: all of it where no guest is known, else where to look."""
+    if not snapshot.guests:
+        gap_lines(document, snapshot.gaps)
+    elif snapshot.gaps:
+        count = len(snapshot.gaps)
+        what = "1 kind of file" if count == 1 else f"{count} kinds of file"
+        document.line(f"{what} could not be read: 'virtirq status' lists them")
+    return document
+
+
 def _verdict(row: Row) -> Cell:
     text = _VERDICTS.get(row.status, row.reason)
     return Cell(text, _STYLES.get(row.status, "warn" if row.moves else "dim"))

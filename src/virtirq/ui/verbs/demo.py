@@ -6,6 +6,7 @@ is written goes to the copy; where an interrupt then lands is modelled as x86 do
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import tarfile
 import tempfile
@@ -20,10 +21,19 @@ from virtirq.host.scratch import LOG
 from virtirq.policy.config import Config
 from virtirq.policy.findings import findings as find
 from virtirq.policy.plan import plan as make_plan
-from virtirq.ui import screens
+from virtirq.ui import arguments, screens
 from virtirq.ui.document import Cell, Document
+from virtirq.ui.verbs import Verb
 
 HOST: Final = "two-node.tar.xz"
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.sysroot or args.domains or args.config or args.connect or args.json:
+        raise UsageError(
+            "demo shows the recorded host that ships with virtirq: it takes no options"
+        )
+    return copy_to(args.dir) if args.dir else tour()
 
 
 def copy_to(directory: Path) -> int:
@@ -46,7 +56,7 @@ def copy_to(directory: Path) -> int:
     return EXIT_OK
 
 
-def run() -> int:
+def tour() -> int:
     """Status, plan, apply, verification, status, restore; the exit code tells if all held."""
     with tempfile.TemporaryDirectory(prefix="virtirq-demo-") as directory:
         root = Path(directory)
@@ -140,3 +150,23 @@ def _say(*lines: str) -> None:
     for line in lines:
         document.line(line)
     document.print()
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.completed_as_path(
+        parser.add_argument(
+            "dir",
+            metavar="DIR",
+            type=Path,
+            nargs="?",
+            help="instead, make a scratch copy there to try verbs on with --sysroot DIR",
+        )
+    )
+
+
+VERB = Verb(
+    run,
+    "run the main job on a scratch copy of a recorded host",
+    arguments=_arguments,
+    refused=("--sysroot", "--domain", "--config", "--connect", "--json"),
+)

@@ -1,4 +1,4 @@
-"""``place``: where a guest's vCPUs could run next to its devices, and having them run there."""
+"""``virtirq place``: where a guest could run next to its devices, and pinning it there."""
 
 from __future__ import annotations
 
@@ -11,9 +11,25 @@ from virtirq.errors import UsageError
 from virtirq.guests.libvirt import connection as libvirt
 from virtirq.model import Gap, Guest, Snapshot
 from virtirq.policy.place import Placement, place
-from virtirq.ui import report, screens
+from virtirq.ui import arguments, inputs, report, screens
 from virtirq.ui.document import Cell, Document, Table
-from virtirq.ui.settings import Shown, affect_of
+from virtirq.ui.output import Shown, show_all
+from virtirq.ui.verbs import Verb
+
+
+def run(args: argparse.Namespace) -> int:
+    uri = inputs.uri_of(args) if args.apply else ""
+    if (args.live or args.config_) and not args.apply:
+        raise UsageError(
+            "--live and --config say what --apply changes: add that, or leave them out"
+        )
+    given = inputs.gather(args, defined=True)
+    guests = (*given.guests, *given.found.stopped)
+    snapshot = cycle.observe(given.fs, guests, gaps=given.found.gaps)
+    with inputs.naming(given):
+        proposal = propose(snapshot, args.guest, args.node)
+    done, notes = carry_out(uri, proposal, args) if args.apply else ([], [])
+    return show_all(args, shown(proposal, given.found.gaps, done, notes))
 
 
 def propose(snapshot: Snapshot, name: str, node: int | None) -> Placement:
@@ -24,7 +40,7 @@ def propose(snapshot: Snapshot, name: str, node: int | None) -> Placement:
     return place(snapshot, guest, node)
 
 
-def do(
+def carry_out(
     uri: str, placement: Placement, args: argparse.Namespace
 ) -> tuple[Sequence[str], Sequence[str]]:
     """Pin the guest as proposed; where that was done, and what is to be known of it."""
@@ -36,7 +52,7 @@ def do(
         )
     with libvirt.connected(uri, write=True) as connection:
         domain = connection.find(guest.uuid or guest.name)
-        affect = libvirt_settings.affected(connection, domain, affect_of(args))
+        affect = libvirt_settings.affected(connection, domain, arguments.affect_of(args))
         notes = libvirt_pinning.place(connection, domain, placement, affect)
     return affect.words, notes
 
@@ -112,3 +128,31 @@ def _any(cpus: CpuSet | None) -> str:
 
 def _nodes(guest: Guest) -> str:
     return "any node" if guest.memory_nodes is None else f"node {CpuSet(guest.memory_nodes)}"
+
+
+def _node(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 5):
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not the number of a node")
+    return int(text)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.guest(parser)
+    parser.add_argument(
+        "--node", metavar="N", type=_node, help="on this NUMA node, not that of most of its devices"
+    )
+    parser.add_argument("--apply", action="store_true", help="pin it so, through libvirt")
+    arguments.affected(
+        parser,
+        "with --apply: the running guest, and not its definition",
+        "with --apply: its definition, and not the running guest",
+    )
+
+
+VERB = Verb(
+    run,
+    "show where a guest could run next to its devices, or pin it there",
+    "It is given CPUs that no other guest's vCPUs, running or not, are pinned to.",
+    _arguments,
+    own_config=True,
+)

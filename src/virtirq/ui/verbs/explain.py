@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 from virtirq.errors import InputError, UnknownGuestError
 from virtirq.model import (
@@ -18,17 +18,24 @@ from virtirq.model import (
     Snapshot,
 )
 from virtirq.policy.advice import ADVICE
-from virtirq.ui import report, screens
+from virtirq.ui import inputs, report, screens
 from virtirq.ui.document import Cell, Document
+from virtirq.ui.output import Shown, show_all
 from virtirq.ui.report import Row, Rows
+from virtirq.ui.verbs import Verb
 
 
-class Explanation(NamedTuple):
-    data: Mapping[str, Any]
-    document: Document
+def run(args: argparse.Namespace) -> int:
+    told = of_code(args.object)
+    if told is None:
+        given = inputs.gather(args)
+        view = inputs.look(given, args)
+        with inputs.naming(given):
+            told = of_object(args.object, view.snapshot, view.plan, view.findings)
+    return show_all(args, told)
 
 
-def of_code(code: str) -> Explanation | None:
+def of_code(code: str) -> Shown | None:
     """What a finding's code means and what to do; None when there is no such code."""
     advice = ADVICE.get(code)
     if advice is None:
@@ -44,12 +51,10 @@ def of_code(code: str) -> Explanation | None:
         "meaning": advice.meaning,
         "remedy": advice.remedy,
     }
-    return Explanation(data, document)
+    return Shown(data, document)
 
 
-def of_object(
-    name: str, snapshot: Snapshot, plan: Plan, findings: Sequence[Finding]
-) -> Explanation:
+def of_object(name: str, snapshot: Snapshot, plan: Plan, findings: Sequence[Finding]) -> Shown:
     """Why a guest's, device's or single interrupt is where it is. Raises UnknownGuestError."""
     part = _part(name, plan)
     if not part.guests:
@@ -67,9 +72,7 @@ def of_object(
         )
     }
     concerned = [each for each in findings if each.subject in subjects]
-    return Explanation(
-        report.as_json(snapshot, part, concerned), _document(snapshot, part, concerned)
-    )
+    return Shown(report.as_json(snapshot, part, concerned), _document(snapshot, part, concerned))
 
 
 def _part(name: str, plan: Plan) -> Plan:
@@ -96,7 +99,6 @@ def _part(name: str, plan: Plan) -> Plan:
 
 
 def _only(device: DevicePlan, irq: int) -> DevicePlan:
-
     return replace(device, actions=tuple(a for a in device.actions if a.irq == irq))
 
 
@@ -167,3 +169,12 @@ def _interrupt(document: Document, row: Row, interrupt: Interrupt | None) -> Non
         if row.after is not None:
             told += f", {right} of them there"
         document.line(told, indent=4)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "object", metavar="OBJECT", help="a guest, a PCI address, an IRQ number or a finding's code"
+    )
+
+
+VERB = Verb(run, "say why an object is where it is, or what a finding means", arguments=_arguments)

@@ -47,7 +47,7 @@ from virtirq.policy.config import Config
 from virtirq.policy.findings import findings as find
 from virtirq.policy.listen import parse_listen
 from virtirq.policy.plan import plan
-from virtirq.ui import metrics, report
+from virtirq.ui import prometheus, report
 
 DEMO = REPOSITORY / "src/virtirq/demo/two-node.tar.xz"
 PAGES = Path(__file__).with_name("pages")
@@ -112,7 +112,7 @@ def busy() -> DaemonStatus:
 def page_of_demo() -> str:
     seen = demo()
     snapshot = replace(seen.snapshot, gaps=(Gap("/proc/irq/9/actions", "Permission denied"),))
-    return metrics.render(snapshot, seen.plan, seen.findings, busy())
+    return prometheus.render(snapshot, seen.plan, seen.findings, busy())
 
 
 def families(page: str) -> dict[str, Metric]:
@@ -141,7 +141,7 @@ def series_of(page: str) -> list[str]:
     ("name", "make"),
     [
         ("metrics-demo", page_of_demo),
-        ("metrics-no-daemon", lambda: metrics.render(*demo(), None)),
+        ("metrics-no-daemon", lambda: prometheus.render(*demo(), None)),
     ],
 )
 def test_golden(name: str, make: Callable[[], str], pytestconfig: pytest.Config) -> None:
@@ -167,14 +167,14 @@ def test_the_page_names_each_family_once_and_no_creation_times() -> None:
 
 
 def test_without_a_daemon_nothing_is_told_of_it_but_that() -> None:
-    page = metrics.render(*demo(), None)
+    page = prometheus.render(*demo(), None)
     assert values(page, "virtirq_daemon_up") == {(): 0}
     daemons = {"virtirq_daemon_start_time_seconds", "virtirq_moves", "virtirq_reaction_seconds"}
     assert not daemons & families(page).keys()
 
 
 def test_a_daemon_that_counts_nothing_is_up() -> None:
-    page = metrics.render(*demo(), replace(busy(), counters=None))
+    page = prometheus.render(*demo(), replace(busy(), counters=None))
     assert values(page, "virtirq_daemon_up") == {(): 1}
     assert values(page, "virtirq_daemon_start_time_seconds") == {(): 1750000000.25}
     assert "virtirq_moves" not in families(page)
@@ -189,12 +189,12 @@ def test_verdicts_are_those_of_the_other_screens() -> None:
         for device in guest["devices"]
         for interrupt in device["interrupts"]
     )
-    got = values(metrics.render(*seen, None), "virtirq_interrupts")
+    got = values(prometheus.render(*seen, None), "virtirq_interrupts")
     assert {key: value for key, value in got.items() if value} == expected
 
 
 def test_what_is_known_beforehand_starts_at_zero() -> None:
-    page = metrics.render(*demo(), replace(busy(), counters=Counters()))
+    page = prometheus.render(*demo(), replace(busy(), counters=Counters()))
     moves = values(page, "virtirq_moves_total")
     assert moves == {(end.value, why.value): 0 for why in Trigger for end in Status}
     assert values(page, "virtirq_drift_total", mover="irqbalance") == {(): 0}
@@ -204,8 +204,8 @@ def test_what_is_known_beforehand_starts_at_zero() -> None:
 
 def test_a_finding_that_host_and_daemon_tell_counts_once() -> None:
     seen, daemon = demo(), busy()
-    both = metrics.render(seen.snapshot, seen.plan, (*seen.findings, *daemon.findings), daemon)
-    assert both == metrics.render(*seen, daemon)
+    both = prometheus.render(seen.snapshot, seen.plan, (*seen.findings, *daemon.findings), daemon)
+    assert both == prometheus.render(*seen, daemon)
     assert values(both, "virtirq_findings", code="affinity-contested") == {("warning",): 1}
 
 
@@ -226,7 +226,7 @@ def test_names_that_would_steer_a_terminal_or_break_a_line() -> None:
 
 def test_names_that_look_the_same_are_one_series() -> None:
     counted = Counters(drift=Counter({"x\x01": 1, "x\x02": 2, "\ud800": 4}))
-    page = metrics.render(*demo(), replace(busy(), counters=counted))
+    page = prometheus.render(*demo(), replace(busy(), counters=counted))
     shown = values(page, "virtirq_drift_total")
     assert shown["x\N{REPLACEMENT CHARACTER}",] == 3
     assert shown["\N{REPLACEMENT CHARACTER}",] == 4
@@ -252,7 +252,7 @@ def guest(name: str, *cpus: str, directive: str | None = None) -> Guest:
 
 
 def taken(seen: Look, **labels: str) -> dict[tuple[str, ...], float]:
-    return values(metrics.render(*seen, None), "virtirq_vector_interrupts_total", **labels)
+    return values(prometheus.render(*seen, None), "virtirq_vector_interrupts_total", **labels)
 
 
 def places(seen: Look, vector: str = "msix 0") -> dict[tuple[str, ...], float]:
@@ -310,13 +310,15 @@ def test_a_device_of_two_guests_counts_once() -> None:
     seen = of_host(HOST, guest("web", "4"), guest("app", "5"))
     assert taken(seen, guest="app") != {}
     assert taken(seen, guest="web") == {}
-    assert values(metrics.render(*seen, None), "virtirq_interrupts", guest="web")["claimed",] == 2
+    assert (
+        values(prometheus.render(*seen, None), "virtirq_interrupts", guest="web")["claimed",] == 2
+    )
 
 
 def test_two_guests_of_one_name_are_shown_as_one() -> None:
     twin = replace(guest("web", "4"), uuid="b", devices=())
     seen = of_host(HOST, replace(guest("web", "4"), uuid="a"), twin)
-    shown = values(metrics.render(*seen, None), "virtirq_interrupts", guest="web")
+    shown = values(prometheus.render(*seen, None), "virtirq_interrupts", guest="web")
     assert sum(shown.values()) == 2
 
 
@@ -343,8 +345,8 @@ def test_an_intx_line() -> None:
 
 
 @pytest.fixture
-def served() -> Iterator[metrics.Server]:
-    with closing(metrics.Server("127.0.0.1", 0, lambda: "up 1\n")) as server:
+def served() -> Iterator[prometheus.Server]:
+    with closing(prometheus.Server("127.0.0.1", 0, lambda: "up 1\n")) as server:
         yield server
 
 
@@ -362,8 +364,8 @@ def get(port: int, path: str = "/metrics", host: str = "127.0.0.1", method: str 
         return Answer(answer.status, answer.headers["Content-Type"], answer.read().decode())
 
 
-def test_get(served: metrics.Server) -> None:
-    assert get(served.port) == (200, metrics.CONTENT_TYPE, "up 1\n")
+def test_get(served: prometheus.Server) -> None:
+    assert get(served.port) == (200, prometheus.CONTENT_TYPE, "up 1\n")
     assert get(served.port, "/metrics?x=1").status == 200
     root = get(served.port, "/")
     assert root.status == 200
@@ -377,7 +379,7 @@ def failing(error: Exception) -> Answer:
     def page() -> str:
         raise error
 
-    with closing(metrics.Server("127.0.0.1", 0, page)) as server:
+    with closing(prometheus.Server("127.0.0.1", 0, page)) as server:
         get(server.port)
         return get(server.port)  # still there
 
@@ -400,7 +402,7 @@ def test_a_bug_is_a_500_and_in_the_log(capfd: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_scrape_leaves_no_trace_in_the_log(
-    served: metrics.Server, capfd: pytest.CaptureFixture[str]
+    served: prometheus.Server, capfd: pytest.CaptureFixture[str]
 ) -> None:
     get(served.port)
     get(served.port, "/nothing")
@@ -411,7 +413,7 @@ def test_a_scrape_leaves_no_trace_in_the_log(
 
 
 def test_pages_are_made_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_PATIENCE", 3600.0)
+    monkeypatch.setattr(prometheus, "_PATIENCE", 3600.0)
     inside, most = [0], [0]
     guard = threading.Lock()
 
@@ -424,17 +426,17 @@ def test_pages_are_made_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
             inside[0] -= 1
         return "up 1\n"
 
-    with closing(metrics.Server("127.0.0.1", 0, page)) as server:
+    with closing(prometheus.Server("127.0.0.1", 0, page)) as server:
         answers: list[int] = []
         threads = [
             threading.Thread(target=lambda: answers.append(get(server.port).status))
-            for _ in range(metrics._MOST)
+            for _ in range(prometheus._MOST)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert answers == [200] * metrics._MOST
+    assert answers == [200] * prometheus._MOST
     assert most == [1]
 
 
@@ -459,34 +461,34 @@ def is_served(port: int) -> bool:
 
 
 def test_silent_clients_take_a_bounded_number_of_threads(
-    served: metrics.Server, monkeypatch: pytest.MonkeyPatch
+    served: prometheus.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "_PATIENCE", 3600.0)
+    monkeypatch.setattr(prometheus, "_PATIENCE", 3600.0)
     silent = [
         socket.create_connection(("127.0.0.1", served.port), timeout=60)
-        for _ in range(2 * metrics._MOST)
+        for _ in range(2 * prometheus._MOST)
     ]
-    refused = [each for each in silent[metrics._MOST :] if each.recv(1) == b""]
-    assert len(refused) == metrics._MOST
-    assert eventually(lambda: threads_of_requests() == metrics._MOST)
+    refused = [each for each in silent[prometheus._MOST :] if each.recv(1) == b""]
+    assert len(refused) == prometheus._MOST
+    assert eventually(lambda: threads_of_requests() == prometheus._MOST)
     for each in silent:
         each.close()
     assert eventually(lambda: is_served(served.port))
 
 
 def test_a_client_that_says_nothing_is_dropped(
-    served: metrics.Server, monkeypatch: pytest.MonkeyPatch
+    served: prometheus.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "_PATIENCE", 0.3)
+    monkeypatch.setattr(prometheus, "_PATIENCE", 0.3)
     with socket.create_connection(("127.0.0.1", served.port), timeout=60) as silent:
         assert silent.recv(1) == b""
 
 
 def test_a_client_that_dribbles_is_dropped(
-    served: metrics.Server, monkeypatch: pytest.MonkeyPatch
+    served: prometheus.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each byte comes in time, the request never does."""
-    monkeypatch.setattr(metrics, "_PATIENCE", 0.3)
+    monkeypatch.setattr(prometheus, "_PATIENCE", 0.3)
     with socket.create_connection(("127.0.0.1", served.port), timeout=60) as slow:
         sent = 0
         try:
@@ -505,12 +507,12 @@ def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch)
     made = threading.Event()
 
     def page() -> str:
-        monkeypatch.setattr(metrics, "_PATIENCE", 0.3)
+        monkeypatch.setattr(prometheus, "_PATIENCE", 0.3)
         made.set()
         return "x" * (64 << 20)  # more than the kernel takes for a client that does not read
 
     with (
-        closing(metrics.Server("127.0.0.1", 0, page)) as server,
+        closing(prometheus.Server("127.0.0.1", 0, page)) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=60) as deaf,
     ):
         deaf.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
@@ -527,7 +529,7 @@ def test_a_page_is_not_made_for_who_comes_while_it_closes() -> None:
         go.wait()
         return "up 1\n"
 
-    server = metrics.Server("127.0.0.1", 0, page)
+    server = prometheus.Server("127.0.0.1", 0, page)
     answers: list[Answer] = []
 
     def client() -> None:
@@ -545,27 +547,27 @@ def test_a_page_is_not_made_for_who_comes_while_it_closes() -> None:
 
 
 def test_close_frees_the_address_and_ends_the_thread() -> None:
-    server = metrics.Server("127.0.0.1", 0, lambda: "")
+    server = prometheus.Server("127.0.0.1", 0, lambda: "")
     port = server.port
     assert get(port).status == 200
     server.close()
     assert not any(each.name == "metrics" for each in threading.enumerate())
-    with closing(metrics.serve(f"127.0.0.1:{port}", lambda: "again\n")):
+    with closing(prometheus.serve(f"127.0.0.1:{port}", lambda: "again\n")):
         assert get(port).text == "again\n"
 
 
-def test_an_address_in_use_is_told(served: metrics.Server) -> None:
+def test_an_address_in_use_is_told(served: prometheus.Server) -> None:
     with pytest.raises(UnavailableError, match=r"^\[metrics\] listen: 127\.0\.0\.1:\d+: Address"):
-        metrics.serve(f"127.0.0.1:{served.port}", lambda: "")
+        prometheus.serve(f"127.0.0.1:{served.port}", lambda: "")
 
 
 def test_an_address_that_is_not_ours_is_told() -> None:
     with pytest.raises(UnavailableError, match=r"192\.0\.2\.1:9191: Cannot assign"):
-        metrics.serve("192.0.2.1:9191", lambda: "")
+        prometheus.serve("192.0.2.1:9191", lambda: "")
 
 
 def test_every_address_in_both_families() -> None:
-    with closing(metrics.Server("", 0, lambda: "")) as server:
+    with closing(prometheus.Server("", 0, lambda: "")) as server:
         assert get(server.port).status == 200
         if socket.has_dualstack_ipv6():
             assert get(server.port, host="::1").status == 200
@@ -576,10 +578,10 @@ def test_ipv6() -> None:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
         not_run(f"no IPv6 here: {error}")
-    with closing(metrics.Server("::1", 0, lambda: "")) as server:
+    with closing(prometheus.Server("::1", 0, lambda: "")) as server:
         assert get(server.port, host="::1").status == 200
         with pytest.raises(UnavailableError, match=r"\[::1\]:\d+: Address already in use"):
-            metrics.serve(f"[::1]:{server.port}", lambda: "")
+            prometheus.serve(f"[::1]:{server.port}", lambda: "")
 
 
 @pytest.mark.parametrize(

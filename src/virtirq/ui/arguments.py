@@ -1,0 +1,147 @@
+"""Arguments that several verbs take, so that each is spelt and explained once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from virtirq.guests.libvirt.connection import Affect
+
+RECORDED: Final = ("--sysroot", "--domain")
+"""Options of hosts that are not this one, where nothing can be set."""
+KEPT: Final = "Settings are kept in the guest's <metadata> in libvirt."
+STORED: Final = f"""\
+{KEPT} With neither --live nor --config,
+both are meant where the guest runs, and its definition where it does not."""
+
+
+def common(
+    parser: argparse.ArgumentParser,
+    *,
+    top: bool,
+    config: bool = True,
+    refused: Collection[str] = (),
+) -> None:
+    """Options that may stand before or after the verb.
+
+    `config` is false where --config after the verb is virsh's. The verb's help leaves out those
+    that it has no use for, and says why when they are given all the same: `refused`.
+    """
+
+    def told(option: str, text: str) -> str:
+        return argparse.SUPPRESS if option in refused else text
+
+    default: dict[str, Any] = {} if top else {"default": argparse.SUPPRESS}
+    completed_as_path(
+        parser.add_argument(
+            "-s",
+            "--sysroot",
+            metavar="DIR",
+            type=some_path,
+            help=told("--sysroot", "a recorded host: a directory tree or tar archive"),
+            **default,
+        )
+    )
+    completed_as_path(
+        parser.add_argument(
+            "--domain",
+            metavar="FILE",
+            type=Path,
+            action="append",
+            dest="domains" if top else "more_domains",
+            default=[],
+            help=told("--domain", "domain XML of a guest; may be repeated"),
+        )
+    )
+    if config:
+        completed_as_path(
+            parser.add_argument(
+                "--config",
+                metavar="FILE",
+                type=Path,
+                help=told(
+                    "--config", "configuration, a file or a directory, instead of /etc/virtirq"
+                ),
+                **default,
+            )
+        )
+    parser.add_argument(
+        "-c",
+        "--connect",
+        metavar="URI",
+        help=told(
+            "--connect",
+            "libvirt to ask for guests, else $LIBVIRT_DEFAULT_URI or qemu:///system;"
+            " is not asked where --sysroot or --domain give the guests",
+        ),
+        **default,
+    )
+    parser.add_argument(
+        "-J", "--json", action="store_true", help=told("--json", "print JSON"), **default
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only", **default)
+    parser.add_argument(
+        "-d", "--debug", action="store_true", help="show tracebacks of errors", **default
+    )
+
+
+def guest(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("guest", metavar="GUEST", help="name, UUID or id, as virsh takes it")
+
+
+def device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "device",
+        metavar="DEVICE",
+        nargs="?",
+        help="PCI address, alias or MAC address of a passed-through device; all for none",
+    )
+
+
+def affected(parser: argparse.ArgumentParser, live: str, config: str) -> None:
+    parser.add_argument("--live", action="store_true", help=live)
+    parser.add_argument("--config", action="store_true", dest="config_", help=config)
+
+
+def affect_of(args: argparse.Namespace) -> Affect | None:
+    """What ``--live`` and ``--config`` ask for; None for neither."""
+    from virtirq.guests.libvirt.connection import Affect
+
+    affect = (Affect.LIVE if args.live else Affect(0)) | (
+        Affect.CONFIG if args.config_ else Affect(0)
+    )
+    return affect or None
+
+
+def force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="drop what is not understood of virtirq's metadata in the guest",
+    )
+
+
+def guests(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("guests", metavar="GUEST", nargs="*", help="name, UUID or id; all for none")
+
+
+def dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--dry-run", action="store_true", help="stop at the plan")
+
+
+def some_path(text: str) -> Path:
+    """A path; not the empty one that an unset shell variable gives, which would be ``.``."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return Path(text)
+
+
+def completed_as_path(action: argparse.Action) -> None:
+    action.complete = {  # type: ignore[attr-defined]
+        "bash": "_shtab_compgen_files",
+        "zsh": "_files",
+        "fish": "__fish_complete_path",
+    }

@@ -1,0 +1,50 @@
+"""Another host's guests: what they ask for, without that host's interrupts."""
+
+from __future__ import annotations
+
+import argparse
+
+from virtirq.errors import EXIT_OK
+from virtirq.guests.libvirt import connection as libvirt
+from virtirq.model import Gap, Guest
+from virtirq.ui import report, screens, settings_table
+from virtirq.ui.document import Cell, Document
+from virtirq.ui.output import show
+
+
+def status(args: argparse.Namespace, uri: str) -> int:
+    """The guests of another host: what they ask for, without that host's interrupts."""
+    with libvirt.connected(uri) as connection:
+        live = connection.guests(None)
+    document = Document()
+    for guest in live.guests:
+        document.line(Cell(guest.name, "bold"), f"  {_vcpus(guest)}")
+        document.table(settings_table.table(settings_table.rows_of(guest)))
+        document.line()
+    if not live.guests:
+        document.line("no guest runs there")
+    document.line(f"{uri} is another host: its interrupts are not read here; run virtirq there")
+    screens.gap_lines(document, live.gaps)
+    guests = [
+        {
+            "name": guest.name,
+            "uuid": guest.uuid,
+            "source": guest.source,
+            "directive": settings_table.text(guest.directive),
+            "directive_from": guest.directive_from,
+            "devices": [row._asdict() for row in settings_table.rows_of(guest)],
+        }
+        for guest in live.guests
+    ]
+    gaps = report.gaps_json([*live.gaps, Gap("interrupts", f"on another host: {uri}")])
+    data = {"schema": report.SCHEMA, "guests": guests, "findings": [], "gaps": gaps}
+    show(args, lambda: data, lambda: document)
+    return EXIT_OK
+
+
+def _vcpus(guest: Guest) -> str:
+    pinned = [vcpu for vcpu in guest.vcpus if vcpu.cpus is not None]
+    count = f"{len(guest.vcpus)} vCPU" + ("" if len(guest.vcpus) == 1 else "s")
+    if not pinned:
+        return f"{count}, not pinned"
+    return f"{count}: " + ", ".join(f"{each.index} on {each.cpus}" for each in pinned)

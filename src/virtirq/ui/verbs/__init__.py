@@ -1,0 +1,41 @@
+"""The verbs, a file each: its arguments and what it does.
+
+A verb's module has ``VERB``. It is imported when the verb is typed, or when all are listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Final
+
+NAMES: Final = (
+    *("status", "plan", "apply", "restore", "check", "explain", "place"),
+    *("get", "set", "unset", "define", "dumpxml"),
+    *("daemon", "metrics", "record", "config", "demo"),
+)
+"""In the order in which the help lists them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """`run` gives the exit code. `help` is a line, and `more` what the verb's own help adds to it.
+
+    `refused` are common options that it has no use for: its help leaves them out, and it says why
+    when they are given all the same. `own_config`: its ``--config`` is virsh's.
+    """
+
+    run: Callable[[argparse.Namespace], int]
+    help: str
+    more: str = ""
+    arguments: Callable[[argparse.ArgumentParser], None] = lambda _: None
+    refused: Collection[str] = ()
+    own_config: bool = False
+
+
+def load(name: str) -> Verb:
+    """The verb of this name, one of `NAMES`."""
+    verb: Verb = import_module(f"{__name__}.{name}").VERB
+    return verb

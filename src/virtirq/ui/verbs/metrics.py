@@ -1,0 +1,22 @@
+"""``virtirq metrics``: the page of metrics once, for a textfile collector."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from virtirq.errors import EXIT_OK, UsageError
+from virtirq.ui import inputs, prometheus
+from virtirq.ui.verbs import Verb
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.json:
+        raise UsageError("metrics are Prometheus text: leave out --json")
+    page = prometheus.render(*inputs.look(inputs.gather(args), args))
+    if not args.quiet:
+        sys.stdout.write(page)
+    return EXIT_OK
+
+
+VERB = Verb(run, "print Prometheus metrics once, for a textfile collector", refused=("--json",))
