@@ -69,7 +69,6 @@ class MadeInterrupt:
     affinity: str | None = None
     effective: str | None = None
     counts: Mapping[int, int] = field(default_factory=dict)
-    chip: str | None = "IR-PCI-MSIX"
     mode: int = 0o644
 
 
@@ -115,9 +114,7 @@ def passthrough(
     """
     taken = {} if counts is None else counts
     if kind == "intx":
-        intx = MadeInterrupt(
-            first_irq, (f"vfio-intx({address})",), affinity, effective, taken, "IR-IO-APIC"
-        )
+        intx = MadeInterrupt(first_irq, (f"vfio-intx({address})",), affinity, effective, taken)
         made: tuple[MadeInterrupt, ...] = ()
     else:
         intx = None
@@ -411,8 +408,6 @@ class MadeHost:
                 yield f"{base}/effective_affinity", _Node(CpuSet.parse(effective).mask())
             base = f"/sys/kernel/irq/{irq}"
             yield f"{base}/actions", _Node(",".join(each.actions))
-            if each.chip is not None:
-                yield f"{base}/chip_name", _Node(each.chip)
             counts = none
             if each.counts:
                 counts = ",".join(str(each.counts.get(cpu, 0)) for cpu in possible)

@@ -86,7 +86,6 @@ class Interrupt:
     affinity: CpuSet | None = None
     effective: CpuSet | None = None
     counts: Mapping[int, int] | None = None
-    chip: str | None = None
     settable: bool | None = None
 
     @property
@@ -114,7 +113,6 @@ class PciDevice:
     driver: str | None = None
     node: int | None = None
     local_cpus: CpuSet | None = None
-    iommu_group: int | None = None
     physfn: PciAddress | None = None
 
     @property

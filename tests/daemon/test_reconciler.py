@@ -130,7 +130,6 @@ class Kernel(MadeFs):
         first = str((CpuSet.parse(affinity) & self._cpus(paths.CPU_ONLINE)).first())
         self._put(paths.IRQ_AFFINITY.at(irq), affinity, 0o644)
         self._put(paths.IRQ_EFFECTIVE.at(irq), first)
-        self._put(paths.IRQ_CHIP.at(irq), "IR-PCI-MSIX")
         self._put(paths.PCI_MSI_IRQ.at(device, irq), "msix")
         self._put(paths.IRQ_ACTIONS.at(irq), name)
         return requested(irq, name)
@@ -848,9 +847,7 @@ TWINS = replace(WEB, devices=(GuestDevice(DISK, "hostdev"), GuestDevice(TWIN, "h
 
 def shared_line() -> MadeHost:
     """Two functions of one guest on one INTx line."""
-    line = MadeInterrupt(
-        LINE, (f"vfio-intx({DISK})", f"vfio-intx({TWIN})"), "0-3", chip="IR-IO-APIC"
-    )
+    line = MadeInterrupt(LINE, (f"vfio-intx({DISK})", f"vfio-intx({TWIN})"), "0-3")
     return replace(
         HOST,
         devices=tuple(

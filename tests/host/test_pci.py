@@ -60,11 +60,10 @@ def test_devices(symlinked: bool) -> None:
         driver="vfio-pci",
         node=1,
         local_cpus=CpuSet.parse("4-7"),
-        iommu_group=42,
         physfn=PciAddress.parse("0000:82:00.1"),
     )
     vmd = found[VMD]
-    assert (vmd.node, vmd.driver, vmd.iommu_group, vmd.physfn) == (-1, None, None, None)
+    assert (vmd.node, vmd.driver, vmd.physfn) == (-1, None, None)
     assert vmd.local_cpus == CpuSet.parse("0-7")
     sound = found[addresses[0]]
     assert (sound.node, sound.driver) == (None, "snd_hda_intel")
@@ -128,11 +127,10 @@ def test_odd_names_are_told() -> None:
 def test_odd_links_are_not_known() -> None:
     links = {
         f"{BASE}/{NIC}/physfn": "../virtual",
-        f"{BASE}/{NIC}/iommu_group": "../kernel/iommu_groups/²",
         f"{BASE}/{NIC}/driver": "/",
     }
     found, gaps = read(replace(HOST, links=links).fs(), NIC)
-    assert (found[NIC].physfn, found[NIC].iommu_group) == (None, None)
+    assert found[NIC].physfn is None
     assert not found[NIC].driver
     assert gaps == []
 

@@ -119,7 +119,6 @@ def read_interrupt(
         affinity=affinity,
         effective=read_cpus(reader, paths.IRQ_EFFECTIVE, irq) or None,
         counts=_read_counts(reader, irq, cpus) if cpus else None,
-        chip=reader.text(paths.IRQ_CHIP, irq) or None,
         settable=_settable(reader, irq) if affinity is not None else None,
     )
     if reader.mark() != mark and _gone(reader, irq):

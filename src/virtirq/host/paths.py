@@ -77,7 +77,6 @@ IRQ_AFFINITY: Final = KernelPath("/proc/irq/{irq}/smp_affinity_list")
 IRQ_EFFECTIVE: Final = KernelPath("/proc/irq/{irq}/effective_affinity_list", optional=True)
 # Documentation/ABI/testing/sysfs-kernel-irq
 IRQ_ACTIONS: Final = KernelPath("/sys/kernel/irq/{irq}/actions")
-IRQ_CHIP: Final = KernelPath("/sys/kernel/irq/{irq}/chip_name", optional=True)
 IRQ_COUNTS: Final = KernelPath("/sys/kernel/irq/{irq}/per_cpu_count")
 # Posted interrupts: arch/x86/kvm/{vmx,svm}, drivers/iommu/intel/iommu.c
 KVM_DEVICE_POSTED: Final = KernelPath(

@@ -70,7 +70,6 @@ def read_vectors(reader: Reader, address: PciAddress) -> dict[int, str | None]:
 
 def _read_device(reader: Reader, address: PciAddress) -> PciDevice:
     physfn = reader.link(paths.PCI_PHYSFN, address)
-    group = reader.link(paths.PCI_IOMMU_GROUP, address)
     return PciDevice(
         address=address,
         vendor=_number(reader, paths.PCI_VENDOR, address),
@@ -79,7 +78,6 @@ def _read_device(reader: Reader, address: PciAddress) -> PciDevice:
         driver=reader.link(paths.PCI_DRIVER, address),
         node=_number(reader, paths.PCI_NODE, address),
         local_cpus=read_cpus(reader, paths.PCI_LOCAL_CPUS, address),
-        iommu_group=int(group) if group and _NUMBER.fullmatch(group) else None,
         physfn=_address(physfn),
     )
 
