@@ -158,7 +158,7 @@ def test_what_is_full_falls_back_to_the_guests_other_cpus() -> None:
 
 def test_the_guest_changes_its_mind() -> None:
     state = snapshot(interrupts=[msix(40, 0)], guests=[FAR])
-    made = Desired(state, Config())
+    made = Desired.of_snapshot(state, Config())
     found = by_device(state.interrupts)
     for aimed, there in (
         ({0: Aimed(2)}, "4"),
@@ -173,7 +173,7 @@ def test_the_guest_changes_its_mind() -> None:
 
 def test_a_vector_that_appears_is_followed_at_once() -> None:
     state = snapshot(guests=[FAR], aimed={NIC: {3: Aimed(2)}})
-    aim = Desired(state, Config()).of(NIC)
+    aim = Desired.of_snapshot(state, Config()).of(NIC)
     assert aim is not None
     assert aim.follows
     pin = aim.appeared(msix(43, 3, at=None, on=None))
@@ -231,7 +231,7 @@ def test_words_that_mean_no_vcpus(word: Word) -> None:
     aimed = {n: Aimed(1) for n in range(4)}
     without, followed = planned(None, guests=[asked]), planned(aimed, guests=[asked])
     assert followed == without
-    aim = Desired(snapshot(guests=[asked]), Config()).of(NIC)
+    aim = Desired.of_snapshot(snapshot(guests=[asked]), Config()).of(NIC)
     assert aim is not None
     assert not aim.follows
 
@@ -244,7 +244,7 @@ def test_a_mask_is_one_for_all() -> None:
     ):
         without = planned(None, config=config, guests=[asked])
         assert planned(aimed, config=config, guests=[asked]) == without
-        aim = Desired(snapshot(guests=[asked]), config).of(NIC)
+        aim = Desired.of_snapshot(snapshot(guests=[asked]), config).of(NIC)
         assert aim is not None
         assert not aim.follows
 
@@ -366,7 +366,7 @@ def test_a_plan_that_follows_is_stable_and_of_no_order(
         },
     )
     assert wanted(plan(turned, config)) == wanted(made)
-    after = Desired(replace(state, aimed={}), config)
+    after = Desired.of_snapshot(replace(state, aimed={}), config)
     for address, each in state.aimed.items():
         after.follow(address, each)
     assert after.plan(by_device(state.interrupts)) == made
@@ -378,8 +378,8 @@ def test_a_pinned_vcpu_gets_what_is_aimed_at_it(state: Snapshot, config: Config)
     """Whatever the device's node is, and whichever vCPU that is."""
     online = state.topology.online
     rng = random.Random(len(state.interrupts))
-    for each in Desired(state, config)._guests:
-        owner, own = each
+    for each in Desired.of_snapshot(state, config)._entries.values():
+        owner, own = each.guest, each.devices
         pinned = [v for v in owner.vcpus if v.cpus and v.cpus & online and not online <= v.cpus]
         for aim in own:
             if not aim.follows or aim.asked.directive.word is not Word.AUTO or not pinned:

@@ -80,7 +80,7 @@ class Reconciler:
         self._guests: dict[str, Guest] = {}
         self._topology = read_topology(Reader(fs))
         self._pci: dict[PciAddress, PciDevice] = {}
-        self._desired = Desired(Snapshot(0.0, self._topology), config)
+        self._desired = Desired(self._topology, config)
         self._irqs: dict[int, dict[InterruptKey, bool]] = {}
         """The guests' interrupts by IRQ, several on a shared line: whether we say where they go."""
         self._kept: frozenset[int] | None = None
@@ -267,7 +267,7 @@ class Reconciler:
         # The next to hold a device has not chosen what the one before it has.
         others = {each for each in self._aimed if holders.get(each) != now_held.get(each)}
         self._aimed = {each: aimed for each, aimed in self._aimed.items() if each not in others}
-        self._desired = Desired(
+        self._desired = Desired.of_snapshot(
             Snapshot(0.0, self._topology, pci=self._pci, guests=self.guests, aimed=self._aimed),
             self._config,
         )

@@ -1,38 +1,33 @@
-"""From a Snapshot to a Plan: where each interrupt should be, and why."""
+"""From a Snapshot to a Plan: what is wanted of every guest's devices, computed guest by guest."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from virtirq.cpuset import CpuSet
-from virtirq.errors import InputError
 from virtirq.model import (
-    NATIVE,
-    Action,
     Aimed,
-    DevicePlan,
-    Follows,
     Guest,
-    GuestDevice,
     GuestPlan,
     Interrupt,
-    InterruptKind,
-    Keep,
     PciAddress,
     PciDevice,
-    Pin,
     Plan,
-    Reason,
     Snapshot,
-    Spread,
     Topology,
+    Word,
     by_device,
 )
 from virtirq.policy.config import Config
+from virtirq.policy.device import DesiredDevice
 from virtirq.policy.directives import Asked, asked_for
-from virtirq.policy.target import Deal, Seat, Target, pinned_cpus, target_of
+from virtirq.policy.target import Target, pinned_cpus, target_of
+
+_OTHERS_MATTER = frozenset({Word.LOCAL, Word.EMULATOR})
+"""What means something else according to where other guests' vCPUs are pinned."""
 
 
 def plan(snapshot: Snapshot, config: Config) -> Plan:
@@ -40,301 +35,216 @@ def plan(snapshot: Snapshot, config: Config) -> Plan:
 
     Pure and deterministic; a plan made on the result of a plan has no pins.
     """
-    return Desired(snapshot, config).plan(by_device(snapshot.interrupts))
+    return Desired.of_snapshot(snapshot, config).plan(by_device(snapshot.interrupts))
+
+
+class _Rank(NamedTuple):
+    """Which of several guests that have one device decides: the first. `number` tells twins."""
+
+    name: str
+    key: str
+    pid: int
+    number: int
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One guest, and what was computed of it."""
+
+    guest: Guest
+    rank: _Rank
+    pci: Mapping[PciAddress, PciDevice]
+    asks: dict[PciAddress, Asked]
+    pinned: CpuSet
+    devices: tuple[DesiredDevice, ...] = ()
 
 
 class Desired:
     """What is wanted of every guest's devices, whatever interrupts they have.
 
-    Of the snapshot it uses guests, devices and topology, not the interrupts: as long as those
-    hold, so does it, and an interrupt that appears can be planned for alone.
+    It depends on guests, devices and topology, not on the interrupts: as long as those hold, so
+    does it, and an interrupt that appears can be planned for alone. A guest that changes costs that
+    guest: others are computed again only where they share a device with it, or where what they are
+    asked for depends on where vCPUs are pinned and that is another now.
     """
 
-    def __init__(self, snapshot: Snapshot, config: Config) -> None:
-        ordered = sorted(snapshot.guests, key=lambda guest: (guest.name, guest.key, guest.pid or 0))
-        owners: dict[PciAddress, Guest] = {}
-        for guest in ordered:
-            for device in guest.devices:
-                owners.setdefault(device.address, guest)
-        taken = pinned_cpus(snapshot.guests, snapshot.topology)
-        self._guests: list[tuple[Guest, tuple[DesiredDevice, ...]]] = []
+    def __init__(self, topology: Topology, config: Config) -> None:
+        self._topology, self._config = topology, config
+        self._entries: dict[str, _Entry] = {}
+        self._having: dict[PciAddress, dict[str, _Rank]] = {}
+        """Who has each device, by key."""
         self._owned: dict[PciAddress, DesiredDevice] = {}
-        for guest in ordered:
-            asks = {
-                device.address: asked_for(guest, device, snapshot.pci.get(device.address), config)
-                for device in guest.devices
-            }
-            aims = []
-            for device in sorted(guest.devices, key=lambda device: device.address):
-                pci = snapshot.pci.get(device.address)
-                directive = asks[device.address].directive
-                target = target_of(directive, guest, pci, snapshot.topology, taken)
-                owner = owners[device.address]
-                if owner is not guest:
-                    text = f"{owner.name} has this device too and decides"
-                    target = Target(None, text, "claimed")
-                aim = DesiredDevice(guest, device, pci, asks, target, snapshot.topology, owners)
-                aims.append(aim)
-                if owner is guest:
-                    self._owned[device.address] = aim
-                    aim.aimed = snapshot.aimed.get(device.address, {})
-            self._guests.append((guest, tuple(aims)))
+        self._aimed: dict[PciAddress, Mapping[int, Aimed]] = {}
+        self._pins: Counter[int] = Counter()
+        """How many guests have vCPUs that are pinned to each CPU."""
+        self._taken = CpuSet()
+        self._dependent: set[str] = set()
+        """Guests with a device for which it matters where others' vCPUs are pinned."""
+
+    @classmethod
+    def of_snapshot(cls, snapshot: Snapshot, config: Config) -> Desired:
+        """What is wanted on a host that was read as a whole."""
+        made = cls(snapshot.topology, config)
+        made._aimed = dict(snapshot.aimed)
+        for number, guest in enumerate(snapshot.guests):
+            made._enter(f"{guest.key} {number}", guest, snapshot.pci, number)
+        made._retake()
+        made._compute(made._entries)
+        return made
+
+    def put(self, guest: Guest, pci: Mapping[PciAddress, PciDevice]) -> frozenset[PciAddress]:
+        """The guest runs so now; the devices for which that makes a difference.
+
+        `pci` has what is known of the guest's devices. What a guest was known to aim at is
+        forgotten with the run that has chosen it.
+        """
+        key = guest.key
+        was = self._wanted_of([key])
+        self._leave(key)
+        self._enter(key, guest, pci, 0)
+        return self._settle({key} | self._sharing(self._entries[key].asks), was)
+
+    def remove(self, key: str) -> frozenset[PciAddress]:
+        """The guest of this key runs no more; the devices for which that makes a difference."""
+        if key not in self._entries:
+            return frozenset()
+        was = self._wanted_of([key])
+        self._leave(key)
+        return self._settle(self._sharing(was), was)
 
     def follow(self, address: PciAddress, aimed: Mapping[int, Aimed]) -> None:
         """From now on the guest's own choice for the device's vectors is this."""
-        aim = self._owned.get(address)
-        if aim is not None:
-            aim.aimed = aimed
+        device = self._owned.get(address)
+        if device is None:
+            return
+        device.aimed = aimed
+        if aimed:
+            self._aimed[address] = aimed
+        else:
+            self._aimed.pop(address, None)
+
+    @property
+    def aimed(self) -> Mapping[PciAddress, Mapping[int, Aimed]]:
+        """The guests' own choices, as far as they are known."""
+        return self._aimed
 
     def of(self, address: PciAddress) -> DesiredDevice | None:
         """What is wanted of a device, by the guest that decides; None when no guest has it."""
         return self._owned.get(address)
+
+    @property
+    def devices(self) -> Iterable[DesiredDevice]:
+        """What is wanted of each device, by the guest that decides."""
+        return self._owned.values()
 
     def plan(self, interrupts: Mapping[PciAddress, tuple[Interrupt, ...]]) -> Plan:
         """The plan for these interrupts, given by device."""
         return Plan(
             tuple(
                 GuestPlan(
-                    guest, tuple(aim.plan(interrupts.get(aim.device.address, ())) for aim in aims)
+                    entry.guest,
+                    tuple(
+                        each.plan(interrupts.get(each.device.address, ())) for each in entry.devices
+                    ),
                 )
-                for guest, aims in self._guests
+                for entry in sorted(self._entries.values(), key=lambda entry: entry.rank)
             )
         )
 
+    # The books.
 
-class _Place(NamedTuple):
-    """Where an interrupt should be, and what to call that. `equal` CPUs would serve as well."""
-
-    cpus: CpuSet
-    said: str
-    equal: CpuSet
-    alternatives: tuple[CpuSet, ...] = ()
-    follows: Follows | None = None
-
-
-class DesiredDevice:
-    """What is wanted of one device of one guest; what its interrupts share.
-
-    `aimed` is the guest's own choice of a vCPU for each vector, as far as it is known.
-    """
-
-    def __init__(
-        self,
-        guest: Guest,
-        device: GuestDevice,
-        pci: PciDevice | None,
-        asks: Mapping[PciAddress, Asked],
-        target: Target,
-        topology: Topology,
-        owners: Mapping[PciAddress, Guest],
+    def _enter(
+        self, key: str, guest: Guest, pci: Mapping[PciAddress, PciDevice], number: int
     ) -> None:
-        self.guest, self.device, self.pci = guest, device, pci
-        self.asks, self.asked, self.owners = asks, asks[device.address], owners
-        self.target, self.seated, self.topology = target, target.seated, topology
-        self.node = pci.node if pci and pci.node is not None and pci.node >= 0 else None
-        at = device.address
-        routing = ((at.domain << 8 | at.bus) << 5 | at.slot) << 3 | at.function
-        self.deal = Deal(target.seats, routing)
-        self.aimed: Mapping[int, Aimed] = {}
-
-    @property
-    def follows(self) -> bool:
-        """Whether vectors go where the guest aims them, if that is known."""
-        return bool(self.target.following) and self.asked.spread is Spread.VECTOR
-
-    def plan(self, interrupts: tuple[Interrupt, ...]) -> DevicePlan:
-        note = self.target.note
-        if self.pci is None:
-            note = "the host has no such device"
-        else:
-            if self.pci.driver and "vfio" not in self.pci.driver:
-                note += f"; its driver is {self.pci.driver}, not a VFIO driver"
-            if not interrupts:
-                note += "; no interrupts yet"
-        return DevicePlan(
-            self.device,
-            self.asked.directive,
-            self.asked.origin,
-            self.target.cpus,
-            note,
-            code=self.target.code,
-            node=self.node,
-            actions=tuple(
-                self._decide(interrupt, order) for order, interrupt in _in_order(interrupts)
-            ),
-        )
-
-    def decide(self, interrupt: Interrupt) -> Action:
-        """What to do about one interrupt, whose vector number is known where it has one."""
-        return self._decide(interrupt, interrupt.vector or 0)
-
-    def appeared(self, interrupt: Interrupt) -> Action:
-        """What to do about one that the guest has just set up, wherever the kernel put it."""
-        action = self.decide(interrupt)
-        if not isinstance(action, Pin):
-            return action
-        place = self._place(interrupt, interrupt.vector or 0)
-        return replace(action, reason=Reason("new", f"to {place.said}"))
-
-    def _decide(self, interrupt: Interrupt, order: int) -> Action:
-        key = interrupt.key
-        hindrance = self._hindrance(interrupt, key.action)
-        if hindrance is not None:
-            return Keep(interrupt.irq, key, self.guest.key, hindrance)
-        place = self._place(interrupt, order)
-        if interrupt.affinity == place.cpus:
-            reason = _in_place(interrupt, place.said)
-        elif interrupt.settable is False:
-            text = "the kernel manages its affinity and takes none from user space"
-            reason = Reason("managed", text)
-        else:
-            return Pin(
-                interrupt.irq,
-                key,
-                self.guest.key,
-                before=interrupt.affinity,
-                after=place.cpus,
-                reason=self._misplaced(interrupt, place),
-                kind=interrupt.kind,
-                alternatives=place.alternatives,
-                follows=place.follows,
-            )
-        return Keep(interrupt.irq, key, self.guest.key, reason, place.cpus, place.follows)
-
-    def _hindrance(self, interrupt: Interrupt, own: str) -> Reason | None:
-        """Why this interrupt is not ours to move, if it is not; `own` is its own action."""
-        if self.target.cpus is None:
-            return Reason(self.target.code, self.target.note)
-        if interrupt.actions is None:
-            if interrupt.kind is InterruptKind.INTX:
-                return Reason("intx-unknown", "who else is on the line is not known")
-            return None  # a recording without names; the executor checks the name once more
-        if not interrupt.actions:
-            return Reason("unused", "allocated, but without a handler: the guest does not use it")
-        if not own:
-            driver = (self.pci and self.pci.driver) or "a host driver"
-            return Reason("host-driver", f"held by {driver}, not by VFIO: not the guest's")
-        return self._sharing(own, interrupt.actions)
-
-    def _sharing(self, own: str, actions: tuple[str, ...]) -> Reason | None:
-        """Why a line that others are on is not this device's to move, if it is not.
-
-        The first by name moves it, for all devices of the guest that are on it.
-        """
-        others = {name: _device_of(name) for name in sorted(actions) if name != own}
-        if not others:
-            return None
+        rank = _Rank(guest.name, guest.key, guest.pid or 0, number)
         asks = {
-            name: self.asks[device].directive
-            for name, device in others.items()
-            if device is not None and self.owners.get(device) is self.guest
+            device.address: asked_for(guest, device, pci.get(device.address), self._config)
+            for device in guest.devices
         }
-        if asks.keys() != others.keys():
-            return Reason("intx-shared", f"the line is shared with {', '.join(others)}")
-        native = [name for name, directive in asks.items() if directive == NATIVE]
-        if native:
-            return Reason("native", f"the line is shared with {native[0]}, which is native")
-        first = min(others)
-        if own < first:
-            return None
-        same = asks[first] == self.asked.directive
-        return Reason(
-            "intx-follows" if same else "intx-shared", f"the line goes where {first} goes"
-        )
+        pinned = pinned_cpus([guest], self._topology)
+        self._entries[key] = _Entry(guest, rank, pci, asks, pinned)
+        self._pins.update(pinned)
+        for address in asks:
+            self._having.setdefault(address, {})[key] = rank
+        if any(each.directive.word in _OTHERS_MATTER for each in asks.values()):
+            self._dependent.add(key)
 
-    def _place(self, interrupt: Interrupt, order: int) -> _Place:
-        """Where the interrupt should be."""
-        if self.asked.spread is Spread.MASK and self.target.cpus is not None:
-            cpus = self.target.cpus if self.asked.directive.word is None else self.seated
-            return _Place(cpus, f"all of CPUs {cpus}{self._off_node(cpus)}", cpus)
-        own, why = self._choice(interrupt)
-        if own is not None:
-            seat, cpu = own, self.deal.within(own, order)
-        else:
-            seat, cpu = self.deal(order)
-        cpus = CpuSet([cpu])
-        of = "" if seat.vcpu is None else f" of {self.guest.unit} {seat.vcpu}"
-        return _Place(
-            cpus,
-            f"CPU {cpu}{of}{why}{self._off_node(cpus)}",
-            seat.cpus,
-            () if self.target.cpus is None else (seat.cpus, self.seated, self.target.cpus),
-            None if seat.vcpu is None else Follows(seat.vcpu, chosen=own is not None),
-        )
+    def _leave(self, key: str) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return
+        self._pins -= Counter(entry.pinned)
+        self._dependent.discard(key)
+        for address in entry.asks:
+            having = self._having[address]
+            del having[key]
+            if not having:
+                del self._having[address]
+                self._owned.pop(address, None)
 
-    def _choice(self, interrupt: Interrupt) -> tuple[Seat | None, str]:
-        """The seat that the guest has chosen for it, if that can be followed, and what to say."""
-        following = self.target.following
-        choice = self.aimed.get(interrupt.vector) if interrupt.vector is not None else None
-        if choice is None or not following:
-            return None, ""
-        if choice.vcpu is None:
-            return None, f" ({choice.why})" if choice.why else ""
-        seat = following.get(choice.vcpu)
-        if seat is None:
-            return None, f" (the guest aims it at vCPU {choice.vcpu}, which has no CPU of those)"
-        return seat, ", where the guest aims it"
+    def _retake(self) -> bool:
+        """Whether the CPUs that vCPUs are pinned to are others now."""
+        before, self._taken = self._taken, CpuSet(self._pins)
+        return before != self._taken
 
-    def _misplaced(self, interrupt: Interrupt, place: _Place) -> Reason:
-        where = f"to {place.said}"
-        now = interrupt.effective or interrupt.affinity
-        if now is None:
-            return Reason("unknown-place", f"{where}; where it is now is not known")
-        if now <= place.cpus:
-            loose = f"{where}: is there, but affinity {interrupt.affinity} lets it move"
-            return Reason("loose", loose)
-        if now <= place.equal:
-            return Reason("loose", f"{where}: CPU {now} would do, but another is dealt to it")
-        if interrupt.effective is None and now & place.cpus:
-            return Reason("loose", f"{where}: affinity {now} lets it be elsewhere")
-        if self.target.cpus is not None and now & self.target.cpus:
-            return Reason("wrong-cpu", f"{where}, from CPU {now}")
-        node = self._node(now)
-        if None not in (self.node, node) and node not in (self.node, self._node(place.cpus)):
-            return Reason("wrong-node", f"{where}, from CPU {now} on node {node}")
-        return Reason("wrong-cpu", f"{where}, from CPU {now} outside the target")
+    def _sharing(self, addresses: Iterable[PciAddress]) -> set[str]:
+        """The guests that have any of these devices."""
+        return {key for address in addresses for key in self._having.get(address, ())}
 
-    def _off_node(self, cpus: CpuSet) -> str:
-        node = self._node(cpus)
-        if self.node is None or node is None or node == self.node:
-            return ""
-        return f", on the wrong node: {node}, its device is on {self.node}"
+    def _owner(self, address: PciAddress) -> str:
+        having = self._having[address]
+        return next(iter(having)) if len(having) == 1 else min(having, key=having.__getitem__)
 
-    def _node(self, cpus: CpuSet) -> int | None:
-        """The node that all of `cpus` are on, None when there is no one such node."""
-        node = self.topology.node_of(cpus.first()) if cpus else None
-        return node if node is not None and cpus <= self.topology.nodes[node].cpus else None
+    def _compute(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            entry = self._entries[key]
+            guest = entry.guest
+            owners = {address: self._owner(address) for address in entry.asks}
+            own = {address: entry.asks[address] for address, who in owners.items() if who == key}
+            made = []
+            for device in sorted(guest.devices, key=lambda device: device.address):
+                address = device.address
+                pci, asked = entry.pci.get(address), entry.asks[address]
+                if address in own:
+                    target = target_of(asked.directive, guest, pci, self._topology, self._taken)
+                else:
+                    owner = self._entries[owners[address]].guest.name
+                    target = Target(None, f"{owner} has this device too and decides", "claimed")
+                desired = DesiredDevice(guest, device, pci, asked, own, target, self._topology)
+                made.append(desired)
+                if address in own:
+                    self._owned[address] = desired
+                    desired.aimed = self._aimed.get(address, {})
+            entry.devices = tuple(made)
 
+    def _wanted_of(self, keys: Iterable[str]) -> dict[PciAddress, _Was]:
+        """What is wanted now of the devices of these guests, and by which run of which guest."""
+        entries = filter(None, map(self._entries.get, keys))
+        wanted = ((address, self._owned.get(address)) for each in entries for address in each.asks)
+        return {address: _was(desired) for address, desired in wanted}
 
-def _in_place(interrupt: Interrupt, where: str) -> Reason:
-    if interrupt.effective and interrupt.affinity and not interrupt.effective <= interrupt.affinity:
-        # Set, but the interrupt controller is told at the next interrupt only
-        # (kernel/irq/migration.c, irq_move_masked_irq()).
-        text = f"{where}; moves there from CPU {interrupt.effective} at its next interrupt"
-        return Reason("pending", text)
-    return Reason("in-place", f"on {where}")
+    def _settle(self, touched: set[str], was: dict[PciAddress, _Was]) -> frozenset[PciAddress]:
+        """Compute who is `touched` by a change; `was` is what the change has done away with."""
+        if self._retake():
+            touched |= self._dependent
+        was = self._wanted_of(touched) | was
+        for address in was.keys() & self._aimed.keys():
+            owner = self._entries[self._owner(address)].guest if address in self._having else None
+            if owner is None or (owner.key, owner.pid) != was[address].run:
+                del self._aimed[address]
+        self._compute(touched)
+        now = ((address, self._owned.get(address)) for address in was)
+        return frozenset(address for address, each in now if each and _was(each) != was[address])
 
 
-def _in_order(interrupts: tuple[Interrupt, ...]) -> Iterable[tuple[int, Interrupt]]:
-    """Each interrupt with the order in which it is dealt: its vector number where it is known.
+class _Was(NamedTuple):
+    """What was wanted of a device: the target, and the run of the guest that had decided."""
 
-    Only a recording without action names leaves it open; IRQ numbers, which the kernel hands
-    out in vector order when all vectors are allocated at once, stand in there.
-    """
-    ordered = sorted(interrupts, key=lambda each: (each.vector or 0, each.irq))
-    for place, interrupt in enumerate(ordered):
-        if interrupt.kind is InterruptKind.INTX:
-            yield 0, interrupt
-        else:
-            yield place if interrupt.vector is None else interrupt.vector, interrupt
+    target: Target | None
+    run: tuple[str, int | None] | None
 
 
-def _device_of(action: str) -> PciAddress | None:
-    """The device that VFIO registered the action for; None for a host driver's."""
-    head, _, tail = action.partition("(")
-    if not head.startswith("vfio-"):
-        return None
-    try:
-        return PciAddress.parse(tail.removesuffix(")"))
-    except InputError:
-        return None
+def _was(desired: DesiredDevice | None) -> _Was:
+    if desired is None:
+        return _Was(None, None)
+    return _Was(desired.target, (desired.guest.key, desired.guest.pid))
