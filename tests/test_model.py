@@ -29,6 +29,7 @@ from virtirq.model import (
     Severity,
     Status,
     Topology,
+    VfioAction,
     Word,
     by_device,
 )
@@ -237,3 +238,25 @@ def test_the_tree_of_errors_is_drawn_whole() -> None:
         assert kind.__doc__
     error = DirectiveError("no", hint="do")
     assert (str(error), error.hint, error.exit_code) == ("no", "do", errors.EXIT_USAGE)
+
+
+class TestVfioAction:
+    @pytest.mark.parametrize(
+        ("name", "kind", "vector"),
+        [
+            ("vfio-msix[0](0000:82:00.0)", InterruptKind.MSIX, 0),
+            ("vfio-msi[31](0000:82:00.0)", InterruptKind.MSI, 31),
+            ("vfio-intx(0000:82:00.0)", InterruptKind.INTX, None),
+        ],
+    )
+    def test_the_kernels_names(self, name: str, kind: InterruptKind, vector: int | None) -> None:
+        action = VfioAction(PciAddress(0, 0x82, 0, 0), kind, vector)
+        assert VfioAction.parse(name) == action
+        assert str(action) == name
+
+    @pytest.mark.parametrize(
+        "name",
+        ["", "eth0-rx-0", "vfio-msix[0]", "vfio-msix[0](eth0)", "vfio-msix[0](0000:82:00.0)x"],
+    )
+    def test_others_names(self, name: str) -> None:
+        assert VfioAction.parse(name) is None

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
@@ -53,6 +54,43 @@ class InterruptKind(Enum):
     INTX = "intx"
 
 
+# drivers/vfio/pci/vfio_pci_intrs.c names its actions so; INTx gets no index.
+_VFIO_ACTION: Final = re.compile(r"vfio-(msix?|intx)(?:\[(\d{1,5})\])?\(([^()]+)\)", re.ASCII)
+
+
+class VfioAction(NamedTuple):
+    """The name of an action that VFIO registers: ``vfio-msix[3](0000:82:00.0)``.
+
+    `vector` is None for an INTx line.
+    """
+
+    device: PciAddress
+    kind: InterruptKind
+    vector: int | None = None
+
+    @staticmethod
+    def parse(name: str) -> VfioAction | None:
+        """The parts of a name; None for what VFIO did not name."""
+        return _vfio_action(name)
+
+    def __str__(self) -> str:
+        index = "" if self.vector is None else f"[{self.vector}]"
+        return f"vfio-{self.kind.value}{index}({self.device})"
+
+
+@lru_cache(4096)
+def _vfio_action(name: str) -> VfioAction | None:
+    """Each name is asked for again and again."""
+    match = _VFIO_ACTION.fullmatch(name)
+    if match is None:
+        return None
+    try:
+        device = PciAddress.parse(match[3])
+    except InputError:
+        return None
+    return VfioAction(device, InterruptKind(match[1]), int(match[2]) if match[2] else None)
+
+
 class InterruptKey(NamedTuple):
     """What an interrupt is remembered by within one boot: IRQ numbers are reused.
 
@@ -91,10 +129,10 @@ class Interrupt:
     @property
     def own_action(self) -> str | None:
         """The action that VFIO registered for this interrupt's device, None if there is none."""
-        suffix = f"({self.device})"
-        for action in self.actions or ():
-            if action.startswith("vfio-") and action.endswith(suffix):
-                return action
+        for name in self.actions or ():
+            action = VfioAction.parse(name)
+            if action is not None and action.device == self.device:
+                return name
         return None
 
     @property

@@ -21,8 +21,7 @@ from virtirq.daemon.reconciler import Reconciler
 from virtirq.guests.processes.find import SOURCE, Found, find_processes, read_process
 from virtirq.host.events import KernelEvent
 from virtirq.host.fs import HostFs
-from virtirq.host.interrupts import vfio_action
-from virtirq.model import Gap, Guest, PciAddress
+from virtirq.model import Gap, Guest, PciAddress, VfioAction
 
 _BURST: Final = 0.05
 """Seconds to wait for more of the same process."""
@@ -111,7 +110,7 @@ class ProcessSource:
         asked = {
             (action.device, event.pid)
             for event in events
-            if (action := vfio_action(event.name)) is not None
+            if (action := VfioAction.parse(event.name)) is not None
         }
         for device, pid in asked:
             owner = self._owner(device)

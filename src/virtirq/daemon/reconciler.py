@@ -20,7 +20,7 @@ from virtirq.daemon.retries import Postponed, Retries
 from virtirq.host import paths
 from virtirq.host.events import KernelEvent
 from virtirq.host.fs import HostFs, Reader
-from virtirq.host.interrupts import read_interrupt, read_interrupts, vfio_action
+from virtirq.host.interrupts import read_interrupt, read_interrupts
 from virtirq.host.pci import read_devices
 from virtirq.host.topology import read_topology
 from virtirq.model import (
@@ -38,6 +38,7 @@ from virtirq.model import (
     Remembered,
     Snapshot,
     Status,
+    VfioAction,
     by_device,
 )
 from virtirq.policy.config import Config
@@ -146,7 +147,7 @@ class Reconciler:
     def _vectors(self, address: PciAddress) -> dict[int, int]:
         """The known IRQs of the device by vector."""
         named = (
-            (irq, vfio_action(key.action))
+            (irq, VfioAction.parse(key.action))
             for irq in self._numbers(address)
             for key in self._irqs[irq]
             if key.device == address
@@ -399,7 +400,7 @@ class Reconciler:
         known = self._appearing.get(name)
         if known is not None:
             return known
-        action = vfio_action(name)
+        action = VfioAction.parse(name)
         aim = None if action is None else self._desired.of(action.device)
         if action is None or aim is None:
             return None
@@ -471,7 +472,7 @@ class Reconciler:
 
     def _identify(self, irq: int) -> None:
         names = Reader(self._fs).text(paths.IRQ_ACTIONS, irq) or ""
-        actions = (vfio_action(name) for name in names.split(","))
+        actions = (VfioAction.parse(name) for name in names.split(","))
         devices = {each.device for each in actions if each is not None}
         self.look(devices, Trigger.NEW)
 
@@ -558,7 +559,7 @@ class Reconciler:
 
     def _misplaced(self, irq: int, key: InterruptKey) -> Pin | None:
         """How to put an interrupt right that we keep; None when it is where it should be."""
-        aim, action = self._desired.of(key.device), vfio_action(key.action)
+        aim, action = self._desired.of(key.device), VfioAction.parse(key.action)
         if aim is None or action is None:
             return None
         interrupt = read_interrupt(Reader(self._fs), irq, key.device, action.kind)

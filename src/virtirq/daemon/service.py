@@ -44,9 +44,8 @@ from virtirq.guests.vectors.by_qmp import QmpReader
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
 from virtirq.host.fs import HostFs, LiveFs, Reader
-from virtirq.host.interrupts import vfio_action
 from virtirq.host.uevents import Uevents
-from virtirq.model import Guest
+from virtirq.model import Guest, VfioAction
 from virtirq.policy.config import Config
 from virtirq.policy.findings import events_polled
 from virtirq.policy.pace import Pace
@@ -477,7 +476,7 @@ class Daemon:
         for guest in filter(None, map(self._reconciler.guest_of_thread, threads)):
             self._follower.look(guest.key)
         names = {event.name for event in events if event.kind is EventKind.REQUESTED}
-        actions = filter(None, map(vfio_action, names))
+        actions = filter(None, map(VfioAction.parse, names))
         self._follower.look_at_devices({action.device for action in actions})
         self._processes.requested(e for e in events if e.kind is EventKind.REQUESTED)
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Container, Iterable
-from typing import NamedTuple
 
 from virtirq.cpuset import CpuSet
-from virtirq.errors import CpuSetError, InputError
+from virtirq.errors import CpuSetError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.pci import read_intx_line, read_vectors
 from virtirq.host.topology import read_cpus
-from virtirq.model import Interrupt, InterruptKind, PciAddress
-
-# drivers/vfio/pci/vfio_pci_intrs.c names its actions so; INTx gets no index.
-_VFIO_ACTION = re.compile(r"vfio-(msix?|intx)(?:\[(\d{1,5})\])?\(([^()]+)\)", re.ASCII)
+from virtirq.model import Interrupt, InterruptKind, PciAddress, VfioAction
 
 
 def read_interrupts(
@@ -91,7 +86,7 @@ def _read_intx(
         # for may have no descriptor.
         reader.failed(paths.IRQ_ACTIONS, where, error, optional=True)
         return None
-    if not always and f"vfio-intx({address})" not in actions:
+    if not always and str(VfioAction(address, InterruptKind.INTX)) not in actions:
         return None
     return read_interrupt(reader, line, address, InterruptKind.INTX, cpus)
 
@@ -138,30 +133,10 @@ def _split(actions: str) -> tuple[str, ...]:
 
 def _vector_of(actions: tuple[str, ...] | None, address: PciAddress) -> int | None:
     for action in actions or ():
-        named = vfio_action(action)
+        named = VfioAction.parse(action)
         if named is not None and named.device == address:
             return named.vector
     return None
-
-
-class VfioAction(NamedTuple):
-    """What the name of an action of VFIO's tells. `vector` is None for an INTx line."""
-
-    device: PciAddress
-    kind: InterruptKind
-    vector: int | None
-
-
-def vfio_action(name: str) -> VfioAction | None:
-    """The parts of ``vfio-msix[3](0000:82:00.0)``; None for what VFIO did not name."""
-    match = _VFIO_ACTION.fullmatch(name)
-    if match is None:
-        return None
-    try:
-        device = PciAddress.parse(match[3])
-    except InputError:
-        return None
-    return VfioAction(device, InterruptKind(match[1]), int(match[2]) if match[2] else None)
 
 
 def _read_counts(reader: Reader, irq: int, cpus: tuple[int, ...]) -> dict[int, int] | None:

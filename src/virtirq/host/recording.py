@@ -26,6 +26,7 @@ from virtirq.host import paths
 from virtirq.host.fs import HostFs
 from virtirq.host.paths import KernelPath
 from virtirq.host.tree import FORMAT, RECORDING
+from virtirq.model import VfioAction
 
 _MODES: Final = {
     ".tar": "w:",
@@ -37,7 +38,6 @@ _MODES: Final = {
     ".txz": "w:xz",
 }
 _NO_BOOT: Final = "00000000-0000-0000-0000-000000000000"
-_VFIO_ACTION: Final = re.compile(r"vfio-(?:msix?\[\d+\]|intx)\([0-9a-f:.]+\)", re.ASCII)
 
 
 def record(
@@ -178,7 +178,7 @@ def _redact(path: str, text: str, interfaces: re.Pattern[str] | None) -> str:
         return _NO_BOOT
     if interfaces is not None and path.endswith("/actions"):
         return ",".join(
-            name if _VFIO_ACTION.fullmatch(name) else interfaces.sub("net", name)
+            name if VfioAction.parse(name) else interfaces.sub("net", name)
             for name in text.split(",")
         )
     return text

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from virtirq.cpuset import CpuSet
-from virtirq.errors import InputError
 from virtirq.model import (
     NATIVE,
     Action,
@@ -25,6 +24,7 @@ from virtirq.model import (
     Reason,
     Spread,
     Topology,
+    VfioAction,
 )
 from virtirq.policy.directives import Asked
 from virtirq.policy.target import Deal, Seat, Target
@@ -150,13 +150,13 @@ class DesiredDevice:
 
         The first by name moves it, for all devices of the guest that are on it.
         """
-        others = {name: _device_of(name) for name in sorted(actions) if name != own}
+        others = {name: VfioAction.parse(name) for name in sorted(actions) if name != own}
         if not others:
             return None
         asks = {
-            name: self.asks[device].directive
-            for name, device in others.items()
-            if device is not None and device in self.asks
+            name: self.asks[action.device].directive
+            for name, action in others.items()
+            if action is not None and action.device in self.asks
         }
         if asks.keys() != others.keys():
             return Reason("intx-shared", f"the line is shared with {', '.join(others)}")
@@ -256,14 +256,3 @@ def _in_order(interrupts: tuple[Interrupt, ...]) -> Iterable[tuple[int, Interrup
             yield 0, interrupt
         else:
             yield place if interrupt.vector is None else interrupt.vector, interrupt
-
-
-def _device_of(action: str) -> PciAddress | None:
-    """The device that VFIO registered the action for; None for a host driver's."""
-    head, _, tail = action.partition("(")
-    if not head.startswith("vfio-"):
-        return None
-    try:
-        return PciAddress.parse(tail.removesuffix(")"))
-    except InputError:
-        return None
