@@ -14,6 +14,7 @@ Tree (exit code of the command in brackets)::
     ├── JournalError             [1]  the journal cannot be read or written
     ├── BusyError                [1]  another virtirq holds the lock
     ├── LibvirtError             [1]  libvirt was asked and refused
+    ├── NoAnswerError            [1]  what was asked does not answer in time
     ├── NoRoomError              [1]  there is no place for a guest's vCPUs
     ├── DeploymentError          [5]  not permitted, or read-only where it must write
     │   └── AccessError               libvirt does not let this user in, or do that
@@ -94,6 +95,10 @@ class BusyError(VirtirqError):
 
 class LibvirtError(VirtirqError):
     """libvirt was asked for something and refused; the message is its own."""
+
+
+class NoAnswerError(VirtirqError):
+    """Someone who was asked for something does not answer in time."""
 
 
 class NoRoomError(VirtirqError):

@@ -1,144 +1,486 @@
-"""Calls beside the event loop: their results, their errors, and those that never come back."""
+"""Calls that may block: their turns, their limits, and those that never come back."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import subprocess
 import sys
 import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from virtirq.daemon.blocking import beside
+from virtirq.daemon.blocking import Lane, Part, close_each
+from virtirq.errors import NoAnswerError
 
 ENOUGH = 30.0
+SHORT = 0.01
 
 
 class BrokenError(Exception):
     pass
 
 
-def test_the_result_comes_back() -> None:
-    async def main() -> None:
-        assert await beside(lambda: 42, "test") == 42
-        assert await beside(lambda: [None], "test") == [None]
-
-    asyncio.run(main())
+def lane(at_once: int = 4, limit: float = ENOUGH) -> Lane:
+    return Lane("test", at_once=at_once, limit=limit)
 
 
-def test_it_runs_in_a_thread_of_its_own_that_has_a_name() -> None:
-    async def main() -> tuple[str, bool, int]:
-        name = await beside(lambda: threading.current_thread().name, "libvirt")
-        alone = await beside(lambda: threading.current_thread().daemon, "x")
-        return name, alone, await beside(threading.get_ident, "x")
-
-    name, alone, thread = asyncio.run(main())
-    assert (name, alone) == ("libvirt", True)
-    assert thread != threading.get_ident()
-
-
-@pytest.mark.parametrize("error", [BrokenError("x"), OSError(5, "y"), SystemExit(3)])
-def test_what_it_raises_is_raised(error: BaseException) -> None:
-    def fail() -> None:
-        raise error
-
-    async def main() -> BaseException:
-        try:
-            await beside(fail, "test")
-        except BaseException as raised:
-            return raised
-        raise AssertionError("nothing was raised")
-
-    assert asyncio.run(main()) is error
-
-
-def test_the_loop_goes_on_meanwhile() -> None:
-    async def main() -> str:
-        go = threading.Event()
-        asyncio.get_running_loop().call_soon(go.set)
-        return "went on" if await beside(lambda: go.wait(ENOUGH), "test") else "stood still"
-
-    assert asyncio.run(main()) == "went on"
-
-
-def test_several_at_once() -> None:
-    async def main() -> list[int]:
-        barrier = threading.Barrier(5)
-
-        def meet(number: int) -> int:
-            barrier.wait(ENOUGH)
-            return number
-
-        return list(await asyncio.gather(*(beside(lambda n=n: meet(n), "x") for n in range(5))))  # type: ignore[misc]
-
-    assert asyncio.run(main()) == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_who_has_stopped_waiting_hears_no_more_of_it(
-    fails: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def play(act: Callable[[], Awaitable[Any]]) -> Any:
+    """In a loop that must have nothing to complain of."""
     complaints: list[object] = []
 
-    async def main() -> None:
-        go, gone = threading.Event(), threading.Event()
+    async def main() -> Any:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
+        return await act()
 
-        def call() -> None:
-            go.wait(ENOUGH)
-            gone.set()
-            if fails:
+    result = asyncio.run(main())
+    assert complaints == []
+    return result
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(ENOUGH):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+class Hanging:
+    """Calls that are begun and go on until they are let go, by name."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.let_go: dict[str, threading.Event] = {}
+        self.at_once = self.most = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str) -> Callable[[], str]:
+        go = self.let_go.setdefault(name, threading.Event())
+
+        def call() -> str:
+            with self._lock:
+                self.begun.append(name)
+                self.at_once += 1
+                self.most = max(self.most, self.at_once)
+            assert go.wait(ENOUGH)
+            with self._lock:
+                self.at_once -= 1
+            return name
+
+        return call
+
+    def end(self, *names: str) -> None:
+        for name in names or tuple(self.let_go):
+            self.let_go[name].set()
+
+
+class TestOne:
+    def test_the_result_comes_back(self) -> None:
+        async def act() -> None:
+            assert await lane().call("key", lambda: 42) == 42
+            assert await lane().call("key", lambda: [None]) == [None]
+
+        play(act)
+
+    def test_it_runs_in_a_thread_of_its_own_that_has_a_name(self) -> None:
+        async def act() -> tuple[str, bool, int]:
+            ours = lane()
+            name = await ours.call("key", lambda: threading.current_thread().name)
+            alone = await ours.call("key", lambda: threading.current_thread().daemon)
+            return name, alone, await ours.call("key", threading.get_ident)
+
+        name, alone, thread = play(act)
+        assert (name, alone) == ("test", True)
+        assert thread != threading.get_ident()
+
+    @pytest.mark.parametrize(
+        "error", [BrokenError("x"), OSError(5, "y"), TimeoutError("its own"), SystemExit(3)]
+    )
+    def test_what_it_raises_is_raised(self, error: BaseException) -> None:
+        def fail() -> None:
+            raise error
+
+        async def act() -> BaseException:
+            try:
+                await lane().call("key", fail)
+            except BaseException as raised:
+                return raised
+            raise AssertionError("nothing was raised")
+
+        assert play(act) is error
+
+    def test_the_loop_goes_on_meanwhile(self) -> None:
+        async def act() -> bool:
+            go = threading.Event()
+            asyncio.get_running_loop().call_soon(go.set)
+            return await lane().call("key", lambda: go.wait(ENOUGH))
+
+        assert play(act)
+
+    def test_a_thread_that_cannot_be_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        async def act() -> None:
+            ours = lane(at_once=1)
+            with monkeypatch.context() as patched:
+                patched.setattr(threading.Thread, "start", refuse)
+                for _ in range(3):
+                    with pytest.raises(RuntimeError, match="can't start"):
+                        await ours.call("key", lambda: 1)
+            assert await ours.call("key", lambda: 2) == 2
+
+        play(act)
+
+
+class TestTurns:
+    def test_so_many_at_once_and_the_first_that_asked_first(self) -> None:
+        async def act() -> None:
+            hanging, ours = Hanging(), lane(at_once=2)
+            names = [f"g{number}" for number in range(5)]
+            tasks = [asyncio.create_task(ours.call(name, hanging(name))) for name in names]
+            await until(lambda: len(hanging.begun) == 2)
+            for number, name in enumerate(names):
+                hanging.end(name)
+                await until(lambda n=number: len(hanging.begun) >= min(n + 3, 5))  # type: ignore[misc]
+            assert await asyncio.gather(*tasks) == names
+            assert hanging.begun == names
+            assert hanging.most == 2
+
+        play(act)
+
+    def test_one_at_a_time_for_each_key(self) -> None:
+        async def act() -> None:
+            hanging, ours = Hanging(), lane()
+            first = asyncio.create_task(ours.call("web", hanging("first")))
+            second = asyncio.create_task(ours.call("web", hanging("second")))
+            other = asyncio.create_task(ours.call("db", hanging("other")))
+            await until(lambda: sorted(hanging.begun) == ["first", "other"])
+            hanging.end("other")
+            assert await other == "other"
+            assert "second" not in hanging.begun
+            hanging.end()
+            assert (await first, await second) == ("first", "second")
+
+        play(act)
+
+    def test_many_that_wait_for_the_same_hung_call_lose_no_place(self) -> None:
+        """Round for round as many places are there as before."""
+
+        async def act() -> None:
+            ours = lane(at_once=2)
+            for _ in range(4):
+                hanging = Hanging()
+                hung = asyncio.create_task(ours.call("web", hanging("hung")))
+                rest = [asyncio.create_task(ours.call("web", lambda: "read")) for _ in range(3)]
+                await until(lambda h=hanging: h.begun)  # type: ignore[misc]
+                hanging.end()
+                assert await asyncio.gather(hung, *rest) == ["hung", "read", "read", "read"]
+            assert (ours._at_work, ours._waiting, ours._ready) == ({}, {}, {})
+            barrier = threading.Barrier(2)
+            both = (ours.call(key, lambda: barrier.wait(ENOUGH)) for key in ("a", "b"))
+            await asyncio.gather(*both)
+
+        play(act)
+
+
+class TestGivenUp:
+    def test_a_call_that_hangs_is_given_up(self) -> None:
+        async def act() -> None:
+            hanging, ours = Hanging(), lane(limit=SHORT)
+            with pytest.raises(NoAnswerError, match=r"^no answer within 0\.01 seconds$"):
+                await ours.call("web", hanging("web"))
+            assert ours.given_up == 1
+            hanging.end()
+            await until(lambda: ours.given_up == 0)
+            assert await ours.call("web", lambda: 1, limit=ENOUGH) == 1
+
+        play(act)
+
+    def test_it_keeps_its_key_and_its_place_and_everybody_else_is_served(self) -> None:
+        async def act() -> None:
+            hanging, ours = Hanging(), lane(at_once=2)
+            for _ in range(5):
+                with pytest.raises(NoAnswerError):
+                    await ours.call("web", hanging("web"), limit=SHORT)
+            assert hanging.begun == ["web"], "there is one thread, and not five"
+            for number in range(20):
+                assert await ours.call(f"g{number}", lambda: "read") == "read"
+            hanging.end()
+            assert await ours.call("web", lambda: "read") == "read"
+
+        play(act)
+
+    def test_there_are_never_more_threads_than_places(self) -> None:
+        async def act() -> None:
+            hanging, ours = Hanging(), lane(at_once=3, limit=SHORT)
+            names = [f"g{number}" for number in range(20)]
+            calls = (ours.call(name, hanging(name)) for name in names)
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+            assert {type(end) for end in ends} == {NoAnswerError}
+            assert hanging.begun == names[:3]
+            assert ours.given_up == 3
+            hanging.end()
+            await until(lambda: ours.given_up == 0)
+            assert hanging.begun == names[:3], "whoever was given up before its turn is not called"
+            assert await ours.call("g0", lambda: 1, limit=ENOUGH) == 1
+            assert (ours._at_work, ours._waiting, ours._ready) == ({}, {}, {})
+
+        play(act)
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_who_has_stopped_waiting_hears_no_more_of_it(
+        self, fails: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def act() -> None:
+            go = threading.Event()
+
+            def call() -> None:
+                go.wait(ENOUGH)
+                if fails:
+                    raise BrokenError
+
+            ours = lane(limit=SHORT)
+            with pytest.raises(NoAnswerError):
+                await ours.call("key", call)
+            go.set()
+            await until(lambda: ours.given_up == 0)
+
+        play(act)
+        assert caplog.records == []
+
+    def test_what_it_would_open_is_closed_when_it_comes_late(self) -> None:
+        async def act() -> None:
+            hanging, ours = Hanging(), lane(limit=SHORT)
+            closed: list[tuple[str, str]] = []
+
+            def close(what: str) -> None:
+                closed.append((what, threading.current_thread().name))
+
+            with pytest.raises(NoAnswerError):
+                await ours.call("open", hanging("late"), late=close)
+            assert await ours.call("other", lambda: "in time", limit=ENOUGH, late=close)
+            hanging.end()
+            await until(lambda: closed)
+            assert closed == [("late", "test")]
+
+        play(act)
+
+    def test_what_fails_late_leaves_nothing_to_be_closed(self) -> None:
+        async def act() -> None:
+            go = threading.Event()
+
+            def fail() -> None:
+                go.wait(ENOUGH)
                 raise BrokenError
 
-        asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(beside(call, "test"), 0.01)
-        go.set()
-        await asyncio.to_thread(gone.wait, ENOUGH)
-        for _ in range(5):
-            await asyncio.sleep(0.01)
+            ours, closed = lane(limit=SHORT), list[object]()
+            with pytest.raises(NoAnswerError):
+                await ours.call("open", fail, late=closed.append)
+            go.set()
+            await until(lambda: ours.given_up == 0)
+            await ours.call("open", lambda: 1, limit=ENOUGH)
+            assert closed == []
 
-    asyncio.run(main())
-    assert complaints == []
-    assert caplog.records == []
+        play(act)
+
+    def test_what_comes_at_the_moment_of_giving_up_is_closed_too(self) -> None:
+        class Racing(Lane):
+            def _ended(self, *end: Any) -> None:
+                super()._ended(*end)
+                for task in tasks:
+                    task.cancel()  # before it goes on
+
+        async def act() -> None:
+            ours = Racing("test", at_once=1, limit=ENOUGH)
+            opening = ours.call("open", lambda: "open", late=closed.append)
+            tasks.append(asyncio.create_task(opening))
+            await asyncio.wait(tasks)
+            assert tasks[0].cancelled()
+            await until(lambda: closed == ["open"])
+
+        closed: list[object] = []
+        tasks: list[asyncio.Task[str]] = []
+        play(act)
+
+    def test_one_that_is_closed_for_ever_takes_a_place_and_no_more(self) -> None:
+        async def act() -> None:
+            hanging, ours = Hanging(), lane(at_once=2, limit=SHORT)
+            stuck = hanging("stuck")
+            with pytest.raises(NoAnswerError):
+                await ours.call("open", hanging("open"), late=lambda _: stuck())
+            hanging.end("open")
+            await until(lambda: hanging.begun == ["open", "stuck"])
+            assert await ours.call("open", lambda: "again", limit=ENOUGH) == "again"
+            hanging.end()
+
+        play(act)
 
 
-def test_one_that_ends_after_the_loop_does_no_harm() -> None:
-    go = threading.Event()
-    threads: list[threading.Thread] = []
+class TestTheEnd:
+    def test_one_that_ends_after_the_loop_does_no_harm_and_is_closed(self) -> None:
+        hanging, closed = Hanging(), list[object]()
+        failures: list[object] = []
 
-    def call() -> None:
-        threads.append(threading.current_thread())
-        go.wait(ENOUGH)
+        async def act() -> None:
+            task = asyncio.create_task(lane().call("open", hanging("open"), late=closed.append))
+            await until(lambda: hanging.begun)
+            task.cancel()
 
-    async def main() -> None:
-        task = asyncio.create_task(beside(call, "test"))
-        while not threads:
-            await asyncio.sleep(0.001)
-        task.cancel()
+        hook, threading.excepthook = threading.excepthook, failures.append
+        try:
+            play(act)
+            (thread,) = (each for each in threading.enumerate() if each.name == "test")
+            hanging.end()
+            thread.join(ENOUGH)
+        finally:
+            threading.excepthook = hook
+        assert (closed, failures) == (["open"], [])
 
-    failures: list[object] = []
-    hook, threading.excepthook = threading.excepthook, failures.append
-    try:
-        asyncio.run(main())
-        go.set()
-        threads[0].join(ENOUGH)
-    finally:
-        threading.excepthook = hook
-    assert failures == []
+    def test_one_that_hangs_does_not_keep_the_process(self) -> None:
+        script = (
+            "import asyncio, threading\n"
+            "from virtirq.daemon.blocking import Lane\n"
+            "from virtirq.errors import NoAnswerError\n"
+            "async def main():\n"
+            "    try:\n"
+            "        lane = Lane('hangs', at_once=1, limit=0.01)\n"
+            "        await lane.call('key', threading.Event().wait)\n"
+            "    except NoAnswerError:\n"
+            "        print('over')\n"
+            "asyncio.run(main())\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=ENOUGH,
+            check=True,
+        )
+        assert (done.stdout, done.stderr) == ("over\n", "")
 
 
-def test_one_that_hangs_does_not_keep_the_process() -> None:
-    script = (
-        "import asyncio, threading\n"
-        "from virtirq.daemon.blocking import beside\n"
-        "async def main():\n"
-        "    try:\n"
-        "        await asyncio.wait_for(beside(threading.Event().wait, 'hangs'), 0.01)\n"
-        "    except TimeoutError:\n"
-        "        print('over')\n"
-        "asyncio.run(main())\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=ENOUGH, check=True
-    )
-    assert (done.stdout, done.stderr) == ("over\n", "")
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["ask", "end", "give up"]), st.integers(0, 3)), max_size=25
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS, at_once=st.integers(1, 3))
+def test_whatever_happens_places_and_keys_are_kept(
+    steps: list[tuple[str, int]], at_once: int
+) -> None:
+    """No more at once than places, none twice at a time, and all are free in the end."""
+
+    async def act() -> None:
+        ours = lane(at_once=at_once)
+        lock = threading.Lock()
+        at_work: list[int] = []
+        faults: list[str] = []
+        asked: list[tuple[asyncio.Task[None], threading.Event]] = []
+
+        def call(key: int, go: threading.Event) -> None:
+            with lock:
+                if key in at_work or len(at_work) >= at_once:
+                    faults.append(f"{key} beside {at_work}")
+                at_work.append(key)
+            assert go.wait(ENOUGH)
+            with lock:
+                at_work.remove(key)
+
+        for step, number in steps:
+            if step == "ask":
+                go = threading.Event()
+                task = asyncio.create_task(ours.call(number, lambda k=number, g=go: call(k, g)))  # type: ignore[misc]
+                asked.append((task, go))
+            elif asked and step == "end":
+                asked[number % len(asked)][1].set()
+            elif asked:
+                asked[number % len(asked)][0].cancel()
+            await asyncio.sleep(0)
+        for _, go in asked:
+            go.set()
+        await asyncio.gather(*(task for task, _ in asked), return_exceptions=True)
+        await until(lambda: not ours._at_work)
+        assert (ours._waiting, ours._ready, faults) == ({}, {}, [])
+
+    play(act)
+
+
+class TestClosing:
+    def test_all_at_the_same_time(self) -> None:
+        async def act() -> None:
+            barrier = asyncio.Barrier(3)
+
+            async def close() -> None:
+                await barrier.wait()
+
+            parts = [Part(name, close, ENOUGH) for name in "abc"]
+            assert await close_each(parts) == {}
+
+        play(act)
+
+    def test_one_that_hangs_or_fails_takes_nothing_from_the_others(self) -> None:
+        async def act() -> None:
+            go, closed = asyncio.Event(), list[str]()
+
+            async def hang() -> None:
+                await asyncio.Event().wait()
+
+            async def hang_on() -> None:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+                await go.wait()
+                raise BrokenError
+
+            async def fail() -> None:
+                raise BrokenError("why")
+
+            async def give_up() -> None:
+                raise asyncio.CancelledError
+
+            async def close() -> None:
+                for _ in range(3):
+                    await asyncio.sleep(SHORT)
+                closed.append("well")
+
+            wrong = await close_each(
+                (
+                    Part("hangs", hang, SHORT),
+                    Part("heeds nothing", hang_on, SHORT),
+                    Part("fails", fail, ENOUGH),
+                    Part("gives up", give_up, ENOUGH),
+                    Part("well", close, ENOUGH),
+                )
+            )
+            assert closed == ["well"]
+            assert {name: str(error) for name, error in wrong.items()} == {
+                "hangs": "not closed within 0.01 seconds",
+                "heeds nothing": "not closed within 0.01 seconds",
+                "fails": "why",
+                "gives up": "",
+            }
+            go.set()
+            await asyncio.sleep(0)
+
+        play(act)
+
+    def test_calls_that_hang(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def act() -> None:
+            hanging, ours = Hanging(), lane(at_once=1)
+
+            async def close() -> None:
+                await ours.call("close", hanging("close"))
+
+            (name,) = await close_each([Part("libvirt", close, SHORT)])
+            assert name == "libvirt"
+            hanging.end()
+            await until(lambda: ours.given_up == 0)
+
+        caplog.set_level(logging.ERROR)
+        play(act)
+        assert caplog.records == []

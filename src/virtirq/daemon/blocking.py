@@ -1,13 +1,189 @@
-"""Calls that may block, beside the event loop."""
+"""What may block: the one way to call it beside the event loop, and to close what may hang.
+
+libvirt hangs when its daemon or a guest's QEMU does, and so may a monitor, irqbalance, bpftrace
+and whoever reads a process. Nobody can end such a call. So each kind of them has a `Lane`: so many
+at once, one at a time for each key, and a limit for who waits.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from virtirq.errors import NoAnswerError
 
 Result = TypeVar("Result")
+Late = Callable[[Any], object]
+
+
+@dataclass(eq=False, slots=True)
+class _Turn:
+    """A call that waits for its turn, or is made."""
+
+    key: Hashable
+    call: Callable[[], Any]
+    done: asyncio.Future[Any]
+    late: Late | None
+
+
+class Lane:
+    """Calls of one kind: `at_once` of them, of each key one, each waited for `limit` seconds.
+
+    A call that is not waited for any more keeps its place and its key until it comes back: there
+    are never more threads than places, and whoever asks for another key is served as long as one
+    is left. They are no threads of asyncio's pool, which the interpreter waits for at its end: a
+    call that hangs must not keep this process from stopping.
+    """
+
+    def __init__(self, name: str, *, at_once: int, limit: float) -> None:
+        self.name: Final = name
+        self.limit: Final = limit
+        self._at_once = at_once
+        self._at_work: dict[Hashable, _Turn] = {}
+        self._waiting: dict[Hashable, deque[_Turn]] = {}
+        self._ready: dict[Hashable, None] = {}
+        """The keys that wait for a place alone, the first that did first."""
+
+    @property
+    def given_up(self) -> int:
+        """How many places are held by calls that nobody waits for any more."""
+        return sum(turn.done.cancelled() for turn in self._at_work.values())
+
+    async def call(
+        self,
+        key: Hashable,
+        call: Callable[[], Result],
+        *,
+        limit: float | None = None,
+        late: Callable[[Result], object] | None = None,
+    ) -> Result:
+        """The result of the call, made in a thread of its own; raises what it raises.
+
+        Raises NoAnswerError after `limit` seconds, those of the lane if None; waiting for its turn
+        counts. A result that comes when nobody waits for it any more is given to `late`, in a
+        thread too: what was opened has to be closed.
+        """
+        limit = self.limit if limit is None else limit
+        turn = _Turn(key, call, asyncio.get_running_loop().create_future(), late)
+        taken = False
+        self._put(turn)
+        try:
+            async with asyncio.timeout(limit) as scope:
+                result: Result = await turn.done
+                taken = True
+                return result
+        except TimeoutError:
+            if not scope.expired():
+                raise  # it is the call's own
+            raise NoAnswerError(f"no answer within {limit:g} seconds") from None
+        finally:
+            if not taken:
+                self._leave(turn)
+
+    def _put(self, turn: _Turn) -> None:
+        self._waiting.setdefault(turn.key, deque()).append(turn)
+        if turn.key not in self._at_work:
+            self._ready.setdefault(turn.key)
+        self._begin()
+
+    def _leave(self, turn: _Turn) -> None:
+        """Nobody waits for it any more."""
+        line = self._waiting.get(turn.key)
+        if line is not None and turn in line:
+            line.remove(turn)
+            if not line:
+                del self._waiting[turn.key]
+                self._ready.pop(turn.key, None)
+        elif not turn.done.cancelled() and turn.done.exception() is None:
+            self._dispose(turn, turn.done.result())  # both came at the same moment
+
+    def _begin(self) -> None:
+        while self._ready and len(self._at_work) < self._at_once:
+            key = next(iter(self._ready))
+            del self._ready[key]
+            turn = self._waiting[key].popleft()
+            if not self._waiting[key]:
+                del self._waiting[key]
+            self._at_work[key] = turn
+            loop = asyncio.get_running_loop()
+            thread = threading.Thread(
+                target=self._work, args=(loop, turn), name=self.name, daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError as error:  # there may be no more threads
+                loop.call_soon(self._ended, turn, None, error)
+
+    def _work(self, loop: asyncio.AbstractEventLoop, turn: _Turn) -> None:
+        """In the thread."""
+        result, error = None, None
+        try:
+            result = turn.call()
+        except BaseException as raised:
+            error = raised
+        try:
+            loop.call_soon_threadsafe(self._ended, turn, result, error)
+        except RuntimeError:  # the loop is closed: nobody waits for it any more
+            if error is None and turn.late is not None:
+                turn.late(result)
+
+    def _ended(self, turn: _Turn, result: Any, error: BaseException | None) -> None:
+        del self._at_work[turn.key]
+        if turn.key in self._waiting:
+            self._ready.setdefault(turn.key)
+        if turn.done.cancelled():
+            if error is None:
+                self._dispose(turn, result)
+        elif error is not None:
+            turn.done.set_exception(error)
+        else:
+            turn.done.set_result(result)
+        self._begin()
+
+    def _dispose(self, turn: _Turn, result: Any) -> None:
+        late = turn.late
+        if late is None:
+            return
+        nobody: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        nobody.cancel()
+        # A key of its own: who asks for the same again need not wait for it.
+        self._put(_Turn(object(), lambda: late(result), nobody, None))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something to be closed, what a person calls it, and how many seconds it may take."""
+
+    name: str
+    close: Callable[[], Awaitable[None]]
+    limit: float
+
+
+async def close_each(parts: Iterable[Part]) -> dict[str, BaseException]:
+    """Close all of them at the same time, each within its own limit; what went wrong, by name.
+
+    One that hangs or fails takes nothing from the others. Raises nothing of theirs.
+    """
+
+    async def close(part: Part) -> BaseException | None:
+        closing = asyncio.ensure_future(part.close())
+        try:
+            # Not asyncio.timeout(): that waits for what does not heed that it is cancelled.
+            done, _ = await asyncio.wait([closing], timeout=part.limit)
+        finally:
+            closing.add_done_callback(lambda end: end.cancelled() or end.exception())
+            closing.cancel()
+        if not done:
+            return NoAnswerError(f"not closed within {part.limit:g} seconds")
+        return asyncio.CancelledError() if closing.cancelled() else closing.exception()
+
+    parts = tuple(parts)
+    ends = await asyncio.gather(*map(close, parts))
+    return {part.name: error for part, error in zip(parts, ends, strict=True) if error is not None}
 
 
 async def beside(call: Callable[[], Result], name: str) -> Result:
