@@ -15,7 +15,8 @@ import pytest
 
 from lab.guest import E1000E, bind, find
 from lab.vfio import HeldDevice
-from virtirq.daemon.kernel_events import KernelEvents, open_kernel_events
+from virtirq.daemon.kernel_events import MUTABLE, KernelEvents, open_kernel_events
+from virtirq.daemon.thread_filter import runs_of
 from virtirq.errors import UnavailableError
 from virtirq.host.events import EventKind, KernelEvent
 from virtirq.host.uevents import Uevents
@@ -96,12 +97,12 @@ def test_a_move_names_who_made_it_unless_it_was_us(events: KernelEvents, bdf: st
 def test_threads_are_told_of_when_they_are_watched(events: KernelEvents) -> None:
     one, other = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
     try:
-        events.watch_threads({one.pid})
+        events.watch_threads(runs_of([one.pid]))
         for each in (one, other):
             subprocess.run(["taskset", "-pc", "1", str(each.pid)], check=True, capture_output=True)
         (found,) = (each for each in gather(events) if each.kind is EventKind.REPINNED)
         assert (found.tid, found.comm) == (one.pid, "taskset")
-        events.watch_threads(range(100_000, 101_000))  # too many to name: a range of them
+        events.watch_threads(runs_of(range(100_000, 104_000, 2)))  # too many for one filter
         events.watch_threads(())
         subprocess.run(["taskset", "-pc", "2", str(one.pid)], check=True, capture_output=True)
         assert gather(events) == []
@@ -120,7 +121,7 @@ def test_the_end_of_a_watched_thread_is_told(events: KernelEvents) -> None:
     while len(os.listdir(tasks)) < 2:
         time.sleep(0.01)
     (thread,) = {int(name) for name in os.listdir(tasks)} - {child.pid}
-    events.watch_threads({thread})
+    events.watch_threads(runs_of([thread]))
     for each in (child, other):
         each.communicate(b"\n\n")
     found = [each.pid for each in gather(events) if each.kind is EventKind.ENDED]
@@ -130,7 +131,7 @@ def test_the_end_of_a_watched_thread_is_told(events: KernelEvents) -> None:
 def test_a_thread_that_pins_itself_is_told_of(events: KernelEvents) -> None:
     script = "import os; input(); os.sched_setaffinity(0, {1})"
     child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE)
-    events.watch_threads({child.pid})
+    events.watch_threads(runs_of([child.pid]))
     child.communicate(b"\n")
     (found,) = (each for each in gather(events) if each.kind is EventKind.REPINNED)
     assert found.tid == child.pid
@@ -142,13 +143,38 @@ def test_a_kind_of_event_can_be_muted(events: KernelEvents) -> None:
         return [each.kind for each in gather(events)]
 
     mine = os.sched_getaffinity(0)
-    events.watch_threads({os.getpid()})
+    events.watch_threads(runs_of([os.getpid()]))
     assert pin() == [EventKind.REPINNED]
     events.mute(EventKind.REPINNED, True)
-    events.watch_threads({os.getpid(), os.getppid()})
+    events.watch_threads(runs_of([os.getpid(), os.getppid()]))
     assert pin() == []
     events.mute(EventKind.REPINNED, False)
     assert pin() == [EventKind.REPINNED]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EventKind if kind in MUTABLE])
+def test_each_that_can_be_muted_can(events: KernelEvents, kind: EventKind) -> None:
+    assert events.mute(kind, True)
+    assert events.mute(kind, False)
+
+
+def test_ends_and_starts_can_be_muted(events: KernelEvents, tmp_path: Path) -> None:
+    program = tmp_path / "irqbalance"
+    program.symlink_to("/bin/sleep")
+
+    def run() -> list[EventKind]:
+        with subprocess.Popen([program, "60"]) as child:
+            events.watch_threads(runs_of([child.pid]))
+            child.kill()
+        return [each.kind for each in gather(events)]
+
+    assert run() == [EventKind.STARTED, EventKind.ENDED]
+    for kind in (EventKind.STARTED, EventKind.ENDED):
+        events.mute(kind, True)
+    assert run() == []
+    for kind in (EventKind.STARTED, EventKind.ENDED):
+        events.mute(kind, False)
+    assert run() == [EventKind.STARTED, EventKind.ENDED]
 
 
 def test_cpusets_are_told_of(events: KernelEvents, tmp_path: Path) -> None:

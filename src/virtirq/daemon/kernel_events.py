@@ -26,11 +26,12 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from virtirq.daemon.thread_filter import NO_THREAD, NOBODY, Run, about
 from virtirq.errors import UnavailableError
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent, Pairing, parse
@@ -41,7 +42,6 @@ _BUFFER_KB: Final = 64
 _PIECE: Final = 1 << 16
 _MOST_READ: Final = 64
 """Pieces that one `read` takes; the rest comes with the next, and the loop gets its turn."""
-_LONGEST_FILTER: Final = 3000  # the kernel takes a page, PAGE_SIZE
 
 
 class _Event(NamedTuple):
@@ -52,9 +52,17 @@ class _Event(NamedTuple):
     probe: str = ""
 
 
+_GROUPS: Final = {
+    EventKind.ENDED: "sched",
+    EventKind.STARTED: "sched",
+    EventKind.ALLOCATED: "irq_vectors",
+    EventKind.TORN_DOWN: "irq_vectors",
+}
+"""Of the kernel's own events; our probes are in ours."""
+
+
 def _path(kind: EventKind) -> str:
-    """Where a probe's event is."""
-    return f"{_NAME}/{kind.value}"
+    return f"{_GROUPS.get(kind, _NAME)}/{kind.value}"
 
 
 def _probe(
@@ -81,9 +89,8 @@ def _probes(pid: int) -> tuple[_Event, ...]:
     )
 
 
-_NONE: Final = "tid == 0 && tid == 1"
 _REPINNED: Final = tuple(
-    _probe(EventKind.REPINNED, function, f"tid={tid}:s32 by=$comm", _NONE)
+    _probe(EventKind.REPINNED, function, f"tid={tid}:s32 by=$comm", NO_THREAD)
     for function, tid in (("security_task_setscheduler", "p->pid"), ("sched_setaffinity", "$arg1"))
 )
 _CPUSETS: Final = tuple(
@@ -100,55 +107,26 @@ _ROUTED: Final = (
     _probe(EventKind.ROUTED, "kvm_set_irq_routing"),
     _probe(EventKind.ROUTED, "kvm:kvm_set_irq_routing"),
 )
-_NOBODY: Final = "common_pid == 0 && common_pid == 1"
 _EVERYBODY: Final = "0"  # takes a filter away (Documentation/trace/events.rst)
-_ENDED: Final = _Event(f"sched/{EventKind.ENDED.value}", _NOBODY)
 # Not a path with a line feed: it would be printed as it is, and what follows could be any line.
-_STARTED: Final = _Event(
-    f"sched/{EventKind.STARTED.value}",
-    'filename ~ "*/irqbalance" && !(filename ~ "*\n*")',
-)
+_STARTED: Final = 'filename ~ "*/irqbalance" && !(filename ~ "*\n*")'
+_UNASKED: Final[dict[EventKind, str]] = {
+    EventKind.ROUTED: _EVERYBODY,
+    EventKind.CONFINED: _EVERYBODY,
+    EventKind.REPINNED: NO_THREAD,
+    EventKind.ENDED: NOBODY,
+    EventKind.STARTED: _STARTED,
+}
+"""The filters of what can be muted, as long as no thread is watched."""
+MUTABLE: Final = frozenset(_UNASKED)
 
 
 def _vectors(pid: int) -> tuple[_Event, ...]:
     """x86's own events (arch/x86/include/asm/trace/irq_vectors.h), where there are no kprobes."""
     return (
-        _Event(f"irq_vectors/{EventKind.ALLOCATED.value}", f"common_pid != {pid}"),
-        _Event(f"irq_vectors/{EventKind.TORN_DOWN.value}"),
+        _Event(_path(EventKind.ALLOCATED), f"common_pid != {pid}"),
+        _Event(_path(EventKind.TORN_DOWN)),
     )
-
-
-def _about(tids: Collection[int], *, own: bool) -> tuple[str, str]:
-    """Filters for what is done to these threads, and for what they do.
-
-    `own`: who does it to itself says 0 (sched_setaffinity(2)).
-    """
-    if not tids:
-        return _NONE, _NOBODY
-    found = _in_any(_runs(tids), own=own)
-    if max(map(len, found)) <= _LONGEST_FILTER:
-        return found
-    return _in_any([(min(tids), max(tids))], own=own)
-
-
-def _runs(tids: Collection[int]) -> list[tuple[int, int]]:
-    """The same as first and last of each run: a guest's vCPUs have numbers in a row, as a rule."""
-    runs: list[tuple[int, int]] = []
-    for tid in sorted(tids):
-        if runs and tid == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], tid)
-        else:
-            runs.append((tid, tid))
-    return runs
-
-
-def _in_any(runs: Iterable[tuple[int, int]], *, own: bool) -> tuple[str, str]:
-    done_to = " || ".join(
-        f"tid == {first}" if first == last else f"tid >= {first} && tid <= {last}"
-        for first, last in runs
-    )
-    done_by = done_to.replace("tid", "common_pid")
-    return f"{done_to} || tid == 0 && ({done_by})" if own else done_to, done_by
 
 
 class KernelEvents:
@@ -161,7 +139,8 @@ class KernelEvents:
         self._pipe = -1
         self._rest = b""
         self._pairing = Pairing()
-        self._watched = _NONE
+        self._told = dict(_UNASKED)
+        """By kind that can be muted: the filter while it is told."""
         self._filters: dict[str, str] = {}
         """By event: what was last written."""
         self._muted: set[EventKind] = set()
@@ -193,9 +172,9 @@ class KernelEvents:
         except OSError as error:
             self._start(_vectors(pid))
             self.described = f"vector events of x86 (no kernel probes: {error.strerror})"
-        for event in (_STARTED, _ENDED):  # of use, but not needed
+        for kind in (EventKind.STARTED, EventKind.ENDED):  # of use, but not needed
             with suppress(OSError):
-                self._start([event])
+                self._start([_Event(_path(kind), self._told[kind])])
         self._by_number = self._start_one_of(_REPINNED) is _REPINNED[1]
         for event in _CPUSETS:  # one event, of all the functions that this kernel has
             with suppress(OSError):
@@ -214,7 +193,8 @@ class KernelEvents:
     def read(self) -> list[KernelEvent]:
         """The events since the last call, oldest first; does not block.
 
-        Sets `lost` when some were missed: the buffer was full, or a line made no sense.
+        Sets `lost` when some were missed: the buffer was full, or a line made no sense. Raises
+        UnavailableError when there are no more to come, ever.
         """
         found: list[KernelEvent] = []
         for _ in range(_MOST_READ):
@@ -222,8 +202,11 @@ class KernelEvents:
                 data = os.read(self._pipe, _PIECE)
             except BlockingIOError:
                 break
-            except InterruptedError:
-                continue
+            except OSError as error:  # the instance was taken from us: nothing more will come
+                raise UnavailableError(
+                    f"{self._instance}: the kernel's events have ended: {error.strerror}",
+                    hint="somebody has removed the instance; start virtirq again",
+                ) from error
             if not data:
                 break
             *lines, self._rest = (self._rest + data).split(b"\n")
@@ -244,21 +227,24 @@ class KernelEvents:
         """What was announced more than `age` seconds ago and never said to be done."""
         return self._pairing.flush(time.monotonic() - age)
 
-    def watch_threads(self, tids: Collection[int]) -> None:
-        """Tell of these threads alone when somebody sets their affinity, and when they end."""
-        self._watched, done_by = _about(tids, own=self._by_number)
-        self._filter(_ENDED.path, done_by)
-        if EventKind.REPINNED not in self._muted:
-            self._filter(_path(EventKind.REPINNED), self._watched)
+    def watch_threads(self, runs: Iterable[Run]) -> None:
+        """Tell of these threads alone when somebody sets their affinity, and when they end.
+
+        Of others among them, too, where they are too many for one filter.
+        """
+        done_to, done_by = about(runs, own=self._by_number)
+        for kind, text in ((EventKind.REPINNED, done_to), (EventKind.ENDED, done_by)):
+            self._told[kind] = text
+            if kind not in self._muted:
+                self._filter(_path(kind), text)
 
     def mute(self, kind: EventKind, mute: bool) -> bool:
-        """Have the kernel keep events of a kind (routes, threads, cpusets) to itself, or tell them.
+        """Have the kernel keep events of a kind of `MUTABLE` to itself, or tell them again.
 
         By a filter, not by taking the probe away: that would interrupt every CPU. Returns whether
         it was done.
         """
-        told = self._watched if kind is EventKind.REPINNED else _EVERYBODY
-        done = self._filter(_path(kind), _NOBODY if mute else told)
+        done = self._filter(_path(kind), NOBODY if mute else self._told[kind])
         if done:
             (self._muted.add if mute else self._muted.discard)(kind)
         return done

@@ -34,6 +34,7 @@ from virtirq.daemon.process_source import ProcessSource
 from virtirq.daemon.reconciler import Reconciler
 from virtirq.daemon.status_server import StatusServer
 from virtirq.daemon.systemd import ServiceManager
+from virtirq.daemon.thread_filter import runs_of
 from virtirq.daemon.vector_follower import VectorFollower
 from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
 from virtirq.guests.processes.affinity import is_libvirts, runs_elsewhere
@@ -386,7 +387,7 @@ class Daemon:
         threads = self._reconciler.threads
         new, self._threads = threads - self._threads, threads
         if self._events is not None:
-            self._events.watch_threads(threads)
+            self._events.watch_threads(runs_of(threads))
         # Somebody may have confined a thread after it was read and before it was watched.
         for guest in filter(None, map(self._reconciler.guest_of_thread, new)):
             self._look_again(guest)
@@ -430,7 +431,13 @@ class Daemon:
             self._loop.add_reader(self._uevents.fileno(), self._hear_devices, self._uevents)
 
     def _kernel_events(self, events: KernelEvents) -> None:
-        heard = events.read()
+        try:
+            heard = events.read()
+        except UnavailableError as error:  # better no daemon than one that hears nothing
+            self._loop.remove_reader(events.fileno())
+            if not self._stop.done():
+                self._stop.set_exception(error)
+            return
         self._act_on(heard)
         self._floods.seen(heard, events.mute)
         if events.unsettled:
