@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 from virtirq.daemon.floods import FLOOD, LONGEST, Floods
+from virtirq.daemon.timers import Handle
 from virtirq.host.events import EventKind, KernelEvent
 from virtirq.policy.pace import SHORTEST
 
@@ -22,8 +24,9 @@ class Kernel:
         looks = {kind: lambda kind=kind: self.looked(kind) for kind in kinds}
         self.floods = Floods(looks, self.later, lambda: self.now)
 
-    def later(self, delay: float, call: Callable[[], object]) -> None:
+    def later(self, delay: float, call: Callable[[], object]) -> Handle:
         self.timers.append((self.now + delay, call))
+        return SimpleNamespace(cancel=lambda: None)
 
     def looked(self, kind: EventKind) -> None:
         self.looks.append(kind)

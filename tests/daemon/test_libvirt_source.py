@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.daemon.running import timers
 from tests.hostmaker import MadeFs, MadeHost, passthrough
 from tests.libvirtmaker import NIC, URI, domain_xml, held
 from tests.needs import need_libvirt
@@ -69,7 +70,7 @@ class Room:
             Config(),
             Log(),
             Counters(),
-            asyncio.get_running_loop().call_later,
+            timers(),
         )
         self.known = 0
         self.prepared: list[list[str]] = []

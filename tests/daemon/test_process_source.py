@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.daemon.running import timers
 from tests.daemon.test_reconciler import Lines
 from tests.guests.processes.test_find import (
     DEVICE,
@@ -38,6 +39,7 @@ from virtirq.daemon import process_source as module
 from virtirq.daemon.log import Log, entry
 from virtirq.daemon.process_source import ProcessSource
 from virtirq.daemon.reconciler import Reconciler
+from virtirq.daemon.registry import Change
 from virtirq.guests.processes.find import SOURCE
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
@@ -160,11 +162,18 @@ class Stage:
         loop = asyncio.get_running_loop()
         self.journal = SharedJournal(self.state, "boot")
         self.reconciler = Reconciler(
-            self.fs, self.journal, self.config, log, Counters(), loop.call_later, loop.time
+            self.fs,
+            self.journal,
+            self.config,
+            log,
+            Counters(),
+            timers(),
+            loop.time,
+            self._known,
         )
         self.theirs: set[str] = set()
         self.processes = ProcessSource(
-            self.fs, self.reconciler, log, self._known, lambda guest: guest.name in self.theirs
+            self.fs, self.reconciler, log, lambda guest: guest.name in self.theirs
         )
 
     def restart(self) -> None:
@@ -175,14 +184,14 @@ class Stage:
         self.processes.close()
         self.journal.close()
 
-    def _known(self) -> None:
-        self.known += 1
-        self.processes.give_way()
+    def _known(self, changes: Sequence[Change]) -> None:
+        self.known += len(changes)
+        for guest in filter(None, (change.after for change in changes)):
+            self.processes.give_way(guest)
 
     def tell(self, *guests: Guest, complete: bool = True) -> None:
         """Libvirt tells of these, and all is looked at."""
         self.reconciler.know(guests, complete=complete, only_note=True, apart_from=SOURCE)
-        self._known()
         self.reconciler.look_at_all()
 
     async def begin(self) -> None:
@@ -970,9 +979,8 @@ class TestLookAtAll:
             stage.processes.look_at_all()
             await held.wait()
             stage.change(other_qemu(first, C))
-            known = stage.known
             stage.processes.look(first)
-            await stage.until(lambda: stage.known > known)
+            await stage.until(lambda: first in stage.processes._meanwhile)
             held.go.set()
             await stage.rest()
             assert "next" in stage.names

@@ -44,6 +44,7 @@ from virtirq.control.journal import Journal, SharedJournal, locked_journal
 from virtirq.cpuset import CpuSet
 from virtirq.daemon.log import Log
 from virtirq.daemon.reconciler import SOMEBODY, Reconciler
+from virtirq.daemon.timers import Handle, Timers
 from virtirq.errors import BusyError, JournalError
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
@@ -197,9 +198,16 @@ class Time:
     def __call__(self) -> float:
         return self.now
 
-    def later(self, delay: float, call: Callable[[], object]) -> None:
+    def later(self, delay: float, call: Callable[[], object]) -> Handle:
         assert delay >= 0
-        heapq.heappush(self._queue, (self.now + delay, next(self._number), call))
+        entry = (self.now + delay, next(self._number), call)
+        heapq.heappush(self._queue, entry)
+        return SimpleNamespace(cancel=lambda: self._cancel(entry))
+
+    def _cancel(self, entry: tuple[float, int, Callable[[], object]]) -> None:
+        if entry in self._queue:
+            self._queue.remove(entry)
+            heapq.heapify(self._queue)
 
     @property
     def waiting(self) -> list[float]:
@@ -276,8 +284,14 @@ class Scene:
         self.counters = Counters()
         self.journal = Impatient(self.state, HOST.boot_id)
         self.reconciler = Reconciler(
-            self.fs, self.journal, self.config, self.log, self.counters, self.time.later, self.time
+            self.fs, self.journal, self.config, self.log, self.counters, self.timers(), self.time
         )
+
+    def timers(self) -> Timers:
+        def failed(error: BaseException) -> None:
+            raise error
+
+        return Timers(self.time.later, self.time, failed)
 
     def die(self) -> None:
         """The process ends in the midst of whatever it did."""
@@ -374,7 +388,7 @@ class TestKnowing:
         assert bare.places() == PLANNED
         assert bare.moves() == {("plan", "applied"): 7}
         assert {each.name for each in bare.reconciler.guests} == {"web", "db"}
-        assert bare.reconciler.kept == frozenset(PLANNED)
+        assert bare.reconciler.ledger.kept == frozenset(PLANNED)
         assert bare.warnings == []
         assert len(bare.records) == 7
 
@@ -390,7 +404,7 @@ class TestKnowing:
         scene.reconciler.know([DB])
         assert [each.name for each in scene.reconciler.guests] == ["db"]
         assert scene.places() == FOUND | {120: "0", 121: "1"}
-        assert scene.reconciler.kept == {120, 121}
+        assert scene.reconciler.ledger.kept == {120, 121}
         assert set(scene.remembered()) == {action_of(0, OTHER), action_of(1, OTHER)}
 
     def test_with_gaps_who_is_missing_is_believed_to_run_on(self, scene: Scene) -> None:
@@ -436,18 +450,18 @@ class TestKnowing:
         scene.start()
         scene.reconciler.know([WEB, DB])
         assert scene.fs.written() == []
-        assert scene.reconciler.kept == frozenset(PLANNED)
+        assert scene.reconciler.ledger.kept == frozenset(PLANNED)
         scene.reconciler.restore_all()
         assert scene.places() == FOUND
 
     def test_threads_and_whose_they_are(self, scene: Scene) -> None:
-        assert scene.reconciler.threads == {900, 1000, 1001, 1002, 1003}
+        assert scene.reconciler.registry.runs == [(900, 900), (1000, 1001), (1000, 1003)]
         for tid, guest in ((900, WEB), (1003, WEB), (999, None)):
-            assert scene.reconciler.guest_of_thread(tid) == guest
+            assert scene.reconciler.registry.of_thread(tid) == guest
 
     def test_guests_without_threads_have_none(self, bare: Scene) -> None:
         bare.reconciler.know([replace(DB, vcpus=(Vcpu(0, CpuSet([1])),))])
-        assert bare.reconciler.threads == frozenset()
+        assert bare.reconciler.registry.runs == []
 
 
 class TestOtherSources:
@@ -475,7 +489,7 @@ class TestOtherSources:
 
     def test_noted_ones_are_kept_track_of(self, bare: Scene) -> None:
         bare.reconciler.note([DB])
-        assert bare.reconciler.kept == {120, 121}
+        assert bare.reconciler.ledger.kept == {120, 121}
         bare.reconciler.moved(120, "somebody")
         assert bare.fs.where(120) == "0"
 
@@ -546,7 +560,7 @@ class TestRequested:
         assert scene.moves() == {("new", "applied"): 1}
         assert sum(scene.counters.reactions.counts) == 1
         assert scene.counters.reactions.total == pytest.approx(0.0002)
-        assert 130 in scene.reconciler.kept
+        assert 130 in scene.reconciler.ledger.kept
         assert scene.time.waiting == []
 
     def test_what_is_told_of_it(self, scene: Scene) -> None:
@@ -590,7 +604,7 @@ class TestRequested:
     def test_of_others_it_is_ignored(self, scene: Scene, name: str) -> None:
         scene.reconciler.requested([requested(140, name)])
         assert scene.fs.calls == []
-        assert 140 not in scene.reconciler.kept
+        assert 140 not in scene.reconciler.ledger.kept
         assert scene.time.waiting == []
 
     def test_a_batch(self, scene: Scene) -> None:
@@ -606,7 +620,7 @@ class TestRequested:
     def test_a_number_that_is_used_again(self, scene: Scene) -> None:
         scene.fs.free(101)
         scene.reconciler.freed(101)
-        assert 101 not in scene.reconciler.kept
+        assert 101 not in scene.reconciler.ledger.kept
         scene.reconciler.requested([scene.fs.allocate(101, 3, OTHER)])
         assert scene.fs.where(101) == "1"
         scene.reconciler.know([WEB])
@@ -618,7 +632,7 @@ class TestRequested:
         scene.reconciler.look_at_all()
         scene.reconciler.gone("u-web")
         assert scene.fs.where(101) == "1"
-        assert 101 in scene.reconciler.kept
+        assert 101 in scene.reconciler.ledger.kept
 
     def test_not_there_yet(self, scene: Scene) -> None:
         """It is looked at again in a moment."""
@@ -628,14 +642,14 @@ class TestRequested:
         assert len(scene.time.waiting) == 1
         scene.time.settle()
         assert scene.fs.where(130) == "4"
-        assert 130 in scene.reconciler.kept
+        assert 130 in scene.reconciler.ledger.kept
 
     def test_gone_again(self, scene: Scene) -> None:
         event = scene.fs.allocate(130, 4)
         scene.fs.free(130)
         scene.reconciler.requested([event])
         scene.time.settle()
-        assert scene.reconciler.kept == frozenset(PLANNED)
+        assert scene.reconciler.ledger.kept == frozenset(PLANNED)
         assert scene.records == []
         assert scene.places() == PLANNED
 
@@ -644,18 +658,18 @@ class TestRequested:
         scene.time.settle()
         assert scene.fs.where(200) == "0-7"
         assert scene.fs.written() == []
-        assert 200 not in scene.reconciler.kept
+        assert 200 not in scene.reconciler.ledger.kept
 
     def test_a_line(self, scene: Scene) -> None:
         scene.fs.set(paths.IRQ_ACTIONS.at(LINE), "")
         scene.fs.other_moves(LINE, "0-3")
         scene.reconciler.freed(LINE)
         scene.time.settle()
-        assert LINE not in scene.reconciler.kept
+        assert LINE not in scene.reconciler.ledger.kept
         scene.fs.set(paths.IRQ_ACTIONS.at(LINE), f"vfio-intx({DISK})")
         scene.reconciler.requested([requested(LINE, f"vfio-intx({DISK})")])
         assert scene.fs.where(LINE) == "4"
-        assert LINE in scene.reconciler.kept
+        assert LINE in scene.reconciler.ledger.kept
 
     def test_a_line_that_a_host_driver_is_on(self, scene: Scene) -> None:
         scene.fs.other_moves(LINE, "0-3")
@@ -668,7 +682,7 @@ class TestRequested:
         scene.quiet()
         scene.reconciler.requested([scene.fs.allocate(130, 2, OTHER)])
         assert scene.fs.calls == []
-        assert 130 not in scene.reconciler.kept
+        assert 130 not in scene.reconciler.ledger.kept
 
     def test_what_is_planned_for_a_name_is_not_kept_when_that_changes(self, scene: Scene) -> None:
         scene.reconciler.requested([scene.fs.allocate(130, 4)])
@@ -756,7 +770,7 @@ class TestAimed:
         scene = Scene(tmp_path)
         scene.reconciler.know([WEB, DB], only_note=True)
         assert scene.places() == FOUND
-        assert scene.reconciler.kept == frozenset(PLANNED)
+        assert scene.reconciler.ledger.kept == frozenset(PLANNED)
         scene.reconciler.aim(NIC, aimed(3, 3, 2, 0))
         scene.reconciler.look_at_all()
         assert scene.places() == PLANNED | {100: "7", 101: "7", 102: "6", 103: "4"}
@@ -862,7 +876,7 @@ def test_one_of_two_devices_lets_a_line_go(tmp_path: Path) -> None:
     scene.fs.set(paths.IRQ_ACTIONS.at(LINE), f"vfio-intx({DISK})")
     scene.reconciler.freed(LINE)
     scene.time.settle()
-    assert scene.reconciler.kept == {LINE}
+    assert scene.reconciler.ledger.kept == {LINE}
 
 
 class TestFights:
@@ -1035,7 +1049,7 @@ class TestChanges:
         assert scene.fs.where(LINE) == "0-3"
         assert scene.places(100, 101, 102, 103) == {n: PLANNED[n] for n in range(100, 104)}
         assert f"vfio-intx({DISK})" not in scene.remembered()
-        assert LINE not in scene.reconciler.kept
+        assert LINE not in scene.reconciler.ledger.kept
 
     def test_a_guest_that_stops(self, scene: Scene) -> None:
         """Its line is put back; its vectors are gone already, and are forgotten."""
@@ -1046,7 +1060,7 @@ class TestChanges:
         scene.reconciler.gone("u-web")
         assert scene.places() == {LINE: "0-3", 120: "0", 121: "1"}
         assert set(scene.remembered()) == {action_of(0, OTHER), action_of(1, OTHER)}
-        assert scene.reconciler.kept == {120, 121}
+        assert scene.reconciler.ledger.kept == {120, 121}
         assert scene.moves() == {("restore", "applied"): 1}
         scene.time.settle()
         assert scene.fs.written() == [(LINE,)]
@@ -1089,7 +1103,7 @@ class TestChanges:
 
         native(True)
         assert scene.places() == FOUND | {120: "0", 121: "1"}
-        assert scene.reconciler.kept == {120, 121}
+        assert scene.reconciler.ledger.kept == {120, 121}
         assert scene.moves() == {("restore", "applied"): 5}
         scene.fs.other_moves(100, "1")
         scene.reconciler.look_at_all()
@@ -1186,7 +1200,7 @@ class TestCpus:
         scene.fs.online("0-3")
         scene.reconciler.cpus_changed()
         assert scene.fs.where(101) == "0-3"
-        assert scene.reconciler.kept == {120, 121}
+        assert scene.reconciler.ledger.kept == {120, 121}
         scene.fs.online("0-7")
         scene.reconciler.cpus_changed()
         assert scene.places() == PLANNED
@@ -1382,7 +1396,7 @@ class TestWithoutEvents:
     def test_a_vector_has_gone(self, scene: Scene) -> None:
         scene.fs.free(101)
         assert scene.reconciler.poll() is True
-        assert 101 not in scene.reconciler.kept
+        assert 101 not in scene.reconciler.ledger.kept
         assert scene.reconciler.poll() is False
 
     def test_one_was_moved(self, scene: Scene) -> None:
@@ -1433,9 +1447,11 @@ class TestWithoutEvents:
 
     def test_x86_tells_of_a_move(self, scene: Scene) -> None:
         scene.fs.other_moves(101, "1")
-        scene.reconciler.allocated(101, "tuner", 77)
+        for _ in range(3):
+            scene.reconciler.allocated(101, "tuner", 77)
+        scene.time.settle()
         assert scene.places() == PLANNED
-        assert scene.counters.drift == {"tuner": 1}
+        assert scene.counters.drift == {"tuner": 1}, "once for one move, however often it is told"
 
     def test_x86_tells_of_a_move_before_it_is_done(self, scene: Scene) -> None:
         scene.reconciler.allocated(101, "tuner", 77)
@@ -1447,7 +1463,7 @@ class TestWithoutEvents:
 class TestFreed:
     def test_a_vector(self, scene: Scene) -> None:
         scene.reconciler.freed(101)
-        assert scene.reconciler.kept == frozenset(PLANNED) - {101}
+        assert scene.reconciler.ledger.kept == frozenset(PLANNED) - {101}
         assert scene.fs.calls == []
 
     @pytest.mark.parametrize("irq", [*ELSEWHERE, 9999])
@@ -1455,18 +1471,18 @@ class TestFreed:
         scene.reconciler.freed(irq)
         assert scene.fs.calls == []
         assert scene.time.waiting == []
-        assert scene.reconciler.kept == frozenset(PLANNED)
+        assert scene.reconciler.ledger.kept == frozenset(PLANNED)
 
     def test_a_line_that_is_still_held(self, scene: Scene) -> None:
         """It was another's action that went, or it was taken again."""
         scene.reconciler.freed(LINE)
         scene.time.settle()
-        assert LINE in scene.reconciler.kept
+        assert LINE in scene.reconciler.ledger.kept
 
     def test_a_line_that_is_not_ours_to_move_is_not_kept(self, scene: Scene) -> None:
         scene.fs.set(paths.IRQ_ACTIONS.at(LINE), f"ahci,vfio-intx({DISK})")
         scene.reconciler.look_at_all()
-        assert LINE not in scene.reconciler.kept
+        assert LINE not in scene.reconciler.ledger.kept
 
 
 def test_events_that_were_missed(scene: Scene) -> None:
@@ -1476,7 +1492,7 @@ def test_events_that_were_missed(scene: Scene) -> None:
     scene.reconciler.look_at_all()
     assert scene.places() == {n: PLANNED[n] for n in PLANNED if n != 100}
     assert scene.fs.where(131) == "4"
-    assert scene.reconciler.kept == (frozenset(PLANNED) - {100}) | {131}
+    assert scene.reconciler.ledger.kept == (frozenset(PLANNED) - {100}) | {131}
 
 
 def test_two_of_the_errors_are_what_the_journal_raises(tmp_path: Path) -> None:
@@ -1715,7 +1731,7 @@ class Whatever(RuleBasedStateMachine):
             for action in device.actions
             if device.target is not None
         ]
-        assert self.reconciler.kept == {each.irq for each in ours if each.key.action}
+        assert self.reconciler.ledger.kept == {each.irq for each in ours if each.key.action}
         owned = {device for guest in self.guests.values() for device in _devices_of(guest)}
         assert self.reconciler.aimed.keys() <= owned
         assert {each.key.device for each in self.scene.remembered().values()} <= owned

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.daemon.running import timers
 from tests.hostmaker import MadeFs, MadeHost, passthrough
 from virtirq.control.counters import Counters
 from virtirq.control.journal import SharedJournal
@@ -86,7 +87,7 @@ class Stage:
         self.journal = SharedJournal(state, HOST.boot_id)
         loop = asyncio.get_running_loop()
         self.reconciler = Reconciler(
-            self.fs, self.journal, Config(), Log(), Counters(), loop.call_later, loop.time
+            self.fs, self.journal, Config(), Log(), Counters(), timers(), loop.time
         )
         self.reread: list[Guest] = []
         self.follower = VectorFollower(readers, self.reconciler, Log(), self.reread.append)
@@ -331,7 +332,7 @@ def test_running_guests_are_read_before_anything_of_theirs_is_moved(play: Play) 
         loop = asyncio.get_running_loop()
         stage.fs = fresh
         stage.reconciler = Reconciler(
-            fresh, stage.journal, Config(), Log(), Counters(), loop.call_later, loop.time
+            fresh, stage.journal, Config(), Log(), Counters(), timers(), loop.time
         )
         aiming = VectorFollower([reader], stage.reconciler, Log())
         aiming.follow(on=True)

@@ -39,10 +39,14 @@ def test_guest_by_guest_is_as_all_at_once(state: Snapshot, config: Config, order
     for each in rng.choices(guests, k=2 * len(guests)) if guests else ():
         # Another form of the guest at first, or one that leaves again.
         was = replace(each, vcpus=each.vcpus[: rng.randrange(3)], devices=each.devices[::-1][:2])
-        changed = made.put(was, state.pci) if rng.random() < 0.7 else made.remove(each.key)
+        changed = (
+            made.change([was], pci=state.pci)
+            if rng.random() < 0.7
+            else made.change(remove=[each.key])
+        )
         note(made, told, changed, state)
     for each in rng.sample(guests, len(guests)):
-        note(made, told, made.put(each, state.pci), state)
+        note(made, told, made.change([each], pci=state.pci), state)
     assert made.plan(by_device(state.interrupts)) == plan(state, config)
 
 
@@ -92,33 +96,33 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_change_of_one_guest_computes_that_guest(counted: list[str]) -> None:
     made = Desired(host(), Config())
     for name, address in (("a", A), ("b", B), ("c", C)):
-        made.put(holding(name, address), PCI)
+        made.change([holding(name, address)], pci=PCI)
     counted.clear()
-    assert made.put(holding("b", B), PCI) == frozenset(), "nothing is another than before"
-    assert made.put(holding("b", B, on="2"), PCI) == {B}
-    assert made.remove("u-c") == frozenset()
+    assert made.change([holding("b", B)], pci=PCI) == frozenset(), "nothing is another than before"
+    assert made.change([holding("b", B, on="2")], pci=PCI) == {B}
+    assert made.change(remove=["u-c"]) == frozenset()
     assert counted == ["b", "b"]
 
 
 def test_others_count_where_they_matter(counted: list[str]) -> None:
     made = Desired(host(), Config())
-    made.put(holding("a", A), PCI)
-    made.put(holding("b", B, on="0", asked="local"), PCI)
+    made.change([holding("a", A)], pci=PCI)
+    made.change([holding("b", B, on="0", asked="local")], pci=PCI)
     counted.clear()
-    assert made.put(holding("c", C, on="2"), PCI) == {B, C}, "b keeps off CPU 2 now"
+    assert made.change([holding("c", C, on="2")], pci=PCI) == {B, C}, "b keeps off CPU 2 now"
     assert sorted(counted) == ["b", "c"]
     counted.clear()
-    made.put(holding("c", C, on="2", asked="native"), PCI)
+    made.change([holding("c", C, on="2", asked="native")], pci=PCI)
     assert counted == ["c"], "it is pinned as it was"
 
 
 def test_two_that_have_one_device() -> None:
     made = Desired(host(), Config())
-    made.put(holding("b", A, on="2"), PCI)
-    assert made.put(holding("a", A, B, on="1"), PCI) == {A, B}
+    made.change([holding("b", A, on="2")], pci=PCI)
+    assert made.change([holding("a", A, B, on="1")], pci=PCI) == {A, B}
     assert made.of(A) is not None
     assert made.of(A).guest.name == "a"  # type: ignore[union-attr]
-    assert made.remove("u-a") == {A}
+    assert made.change(remove=["u-a"]) == {A}
     assert made.of(A).guest.name == "b"  # type: ignore[union-attr]
     assert made.of(B) is None
 
@@ -126,25 +130,27 @@ def test_two_that_have_one_device() -> None:
 class TestWhatItAimsAt:
     def test_is_kept_while_it_runs(self) -> None:
         made = Desired(host(), Config())
-        made.put(holding("a", A), PCI)
+        made.change([holding("a", A)], pci=PCI)
         made.follow(A, {0: Aimed(0)})
-        made.put(holding("a", A, B), PCI)
+        made.change([holding("a", A, B)], pci=PCI)
         assert made.aimed == {A: {0: Aimed(0)}}
 
     def test_is_forgotten_with_its_run(self) -> None:
         made = Desired(host(), Config())
-        made.put(holding("a", A), PCI)
+        made.change([holding("a", A)], pci=PCI)
         made.follow(A, {0: Aimed(0)})
-        assert made.put(replace(holding("a", A), pid=101), PCI) == {A}, "it has not chosen yet"
+        assert made.change([replace(holding("a", A), pid=101)], pci=PCI) == {A}, (
+            "it has not chosen yet"
+        )
         assert made.aimed == {}
 
     def test_is_not_the_next_holders(self) -> None:
         made = Desired(host(), Config())
-        made.put(holding("a", A), PCI)
+        made.change([holding("a", A)], pci=PCI)
         made.follow(A, {0: Aimed(0)})
-        made.remove("u-a")
+        made.change(remove=["u-a"])
         assert made.aimed == {}
-        made.put(holding("b", A), PCI)
+        made.change([holding("b", A)], pci=PCI)
         assert made.aimed == {}
 
     def test_of_what_nobody_has(self) -> None:

@@ -4,7 +4,7 @@ thing once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from virtirq.control.counters import Counters, Trigger
@@ -13,6 +13,7 @@ from virtirq.control.executor import Executor
 from virtirq.control.journal import Journal, SharedJournal
 from virtirq.cpuset import CpuSet
 from virtirq.daemon.log import Fields, Log
+from virtirq.daemon.timers import Timers
 from virtirq.errors import VirtirqError
 from virtirq.host.fs import HostFs, Reader
 from virtirq.model import (
@@ -37,21 +38,18 @@ _BATCH: Final = 64
 """Pins taken together: a device's vectors come at once, and each waits for those before it."""
 _NOT_TRIED: Final = "not tried: "
 
-Later = Callable[[float, Callable[[], object]], object]
-"""Calls the function after so many seconds."""
-
 
 class Attempts:
     """Carries out what is decided and tells what came of it."""
 
     def __init__(
-        self, fs: HostFs, journal: SharedJournal, log: Log, counters: Counters, later: Later
+        self, fs: HostFs, journal: SharedJournal, log: Log, counters: Counters, timers: Timers
     ) -> None:
         self._fs = fs
         self._journal = journal
         self._log = log
         self._counters = counters
-        self._later = later
+        self._timers = timers
         self._untold: list[tuple[Outcome, Trigger, str]] = []
         self._said: dict[InterruptKey, str] = {}
         self._complaint = ""
@@ -60,14 +58,15 @@ class Attempts:
         self,
         pins: Sequence[Pin],
         trigger: Trigger,
-        guests: Iterable[Guest],
+        guests: Mapping[str, Guest],
         mover: str = SOMEONE,
     ) -> tuple[Outcome, ...] | None:
         """What became of each; None when nothing could be tried: then try again later.
 
-        `mover` is who has moved them.
+        `guests` are those that are known, by key; `mover` is who has moved the interrupts.
         """
-        names = {guest.key: guest.name for guest in guests}
+        keys = {pin.guest for pin in pins}
+        names = {key: guests[key].name for key in keys if key in guests}
         try:
             with self._journal.held(_WAIT) as journal:
                 executor = Executor(self._fs, journal, names=names, batch=_BATCH, mover=mover)
@@ -91,11 +90,11 @@ class Attempts:
         self,
         ours: Callable[[Remembered], bool],
         topology: Topology,
-        guests: Sequence[Guest],
+        guests: Mapping[str, Guest],
         *,
         last: bool = False,
     ) -> frozenset[PciAddress] | None:
-        """Put back what the journal knows and `ours` holds of.
+        """Put back what the journal knows and `ours` holds of. `guests`: by key.
 
         The devices of which something could not be put back; None when nothing could be tried.
         `last`: there will be no other time.
@@ -130,8 +129,9 @@ class Attempts:
         journal: Journal,
         entries: Sequence[Remembered],
         topology: Topology,
-        guests: Sequence[Guest],
+        guests: Mapping[str, Guest],
     ) -> frozenset[PciAddress]:
+        keys = {each.guest for each in entries}
         devices = observe_devices(
             Reader(self._fs),
             {each.key.device for each in entries},
@@ -143,7 +143,7 @@ class Attempts:
             topology,
             pci=devices.pci,
             interrupts=devices.interrupts,
-            guests=tuple(guests),
+            guests=tuple(guests[key] for key in sorted(keys) if key in guests),
             unread=devices.unread,
         )
         outcomes = put_back(self._fs, journal, snapshot, entries).outcomes
@@ -152,10 +152,12 @@ class Attempts:
         self._tell(outcomes, Trigger.RESTORE, {each.guest: each.name for each in entries})
         return frozenset(each.pin.key.device for each in outcomes if each.status.bad)
 
-    def _tell(self, outcomes: Iterable[Outcome], trigger: Trigger, names: dict[str, str]) -> None:
+    def _tell(
+        self, outcomes: Iterable[Outcome], trigger: Trigger, names: Mapping[str, str]
+    ) -> None:
         """After whatever else has happened meanwhile: it is waiting to be moved."""
         if not self._untold:
-            self._later(0, self.flush)
+            self._timers.soon(("tell",), 0.0, self.flush)
         self._untold += (
             (each, trigger, names.get(each.pin.guest) or each.pin.guest) for each in outcomes
         )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from virtirq.daemon.attempts import Later
+from virtirq.daemon.timers import Later
 from virtirq.host.events import EventKind, KernelEvent
 from virtirq.policy.pace import Pace
 

@@ -38,8 +38,7 @@ _START: Final = 10.0
 class ProcessSource:
     """Guests by their processes, told to `reconciler`.
 
-    `known` is called after each time that what is known of guests may have changed. Of guests of
-    which `theirs` holds, another source is to tell, which knows more of them.
+    Of guests of which `theirs` holds, another source is to tell, which knows more of them.
     """
 
     def __init__(
@@ -47,14 +46,12 @@ class ProcessSource:
         fs: HostFs,
         reconciler: Reconciler,
         log: Log,
-        known: Callable[[], None],
         theirs: Callable[[Guest], bool] = lambda _: False,
     ) -> None:
         self._fs = fs
         self._theirs = theirs
         self._reconciler = reconciler
         self._log = log
-        self._known = known
         self._loop = asyncio.get_running_loop()
         self._ends: dict[int, int] = {}
         """The pidfd of each guest's process, by pid."""
@@ -127,12 +124,13 @@ class ProcessSource:
         if owner is not None and owner.source == SOURCE and owner.pid is not None:
             self.look(owner.pid)
 
-    def give_way(self) -> None:
-        """Whatever another source has told of is not ours any more."""
-        others = self._others()
-        for guest in self._guests():
-            if others.have(guest):
-                self._reconciler.gone(guest.key)
+    def give_way(self, told: Guest) -> None:
+        """What another source has told of is not ours any more."""
+        if told.source == SOURCE:
+            return
+        same = {guest.key for guest in self._alike(told) if guest.source == SOURCE}
+        for key in sorted(same):
+            self._reconciler.gone(key)
 
     def look(self, pid: int, delay: float | None = None) -> None:
         """Look at the process that this is a thread of, soon or after so many seconds."""
@@ -180,7 +178,7 @@ class ProcessSource:
             partial(read_process, self._fs, pid, self._reconciler.guests), "process"
         )
         self._meanwhile |= {guest.pid for guest in found.guests if guest.pid is not None}
-        if not found.guests and any(guest.pid == pid for guest in self._guests()):
+        if not found.guests and self._of_process(pid):
             self.look_at_all()  # it has let go, and another may hold what it had
         self._take(found)
 
@@ -190,8 +188,6 @@ class ProcessSource:
         self._tell(found)
         for guest in found.guests:
             self._update(guest)
-        if found.guests:
-            self._known()
 
     def _tell(self, found: Found) -> None:
         for gap in found.gaps:
@@ -204,15 +200,15 @@ class ProcessSource:
 
     def _update(self, guest: Guest) -> None:
         """What another source has told since is the better word."""
-        if guest.pid is None or self._others().have(guest) or self._holds_back(guest):
+        if guest.pid is None or self._is_others(guest) or self._holds_back(guest):
             return
         if not self._watch(guest.pid):
             return
         # First: what it has is nobody's in between, and is not put back.
         self._reconciler.update(guest)
-        devices = _addresses([guest])
-        for before in self._guests():
-            if before.key == guest.key:
+        devices = {device.address for device in guest.devices}
+        for before in self._alike(guest):
+            if before.key == guest.key or before.source != SOURCE:
                 continue
             left = tuple(each for each in before.devices if each.address not in devices)
             if not left or before.pid == guest.pid:
@@ -245,51 +241,35 @@ class ProcessSource:
         self._loop.remove_reader(descriptor)
         os.close(descriptor)
         self._said = {gap for gap in self._said if not gap.path.startswith(f"/proc/{pid}/")}
-        for guest in self._guests():
-            if guest.pid == pid:
-                self._gone(guest)
+        for guest in self._of_process(pid):
+            self._gone(guest)
 
     def _gone(self, guest: Guest) -> None:
         self._reconciler.gone(guest.key)
-        self._known()
 
     def _guests(self) -> tuple[Guest, ...]:
-        return tuple(guest for guest in self._reconciler.guests if guest.source == SOURCE)
+        return self._reconciler.registry.from_source(SOURCE)
 
-    def _others(self) -> _Others:
-        return _Others(guest for guest in self._reconciler.guests if guest.source != SOURCE)
+    def _of_process(self, pid: int) -> tuple[Guest, ...]:
+        guests = self._reconciler.registry.of_process(pid)
+        return tuple(guest for guest in guests if guest.source == SOURCE)
+
+    def _alike(self, guest: Guest) -> list[Guest]:
+        """Who is known by this one's name, as its process, or by what it holds."""
+        registry = self._reconciler.registry
+        named = registry.get(guest.key)
+        found = [] if named is None else [named]
+        found += () if guest.pid is None else registry.of_process(guest.pid)
+        for device in guest.devices:
+            found += registry.having(device.address)
+        return found
+
+    def _is_others(self, guest: Guest) -> bool:
+        """Whether another source has told of it."""
+        return any(each.source != SOURCE for each in self._alike(guest))
 
     def _owner(self, address: PciAddress) -> Guest | None:
-        return next(
-            (
-                guest
-                for guest in self._reconciler.guests
-                if any(device.address == address for device in guest.devices)
-            ),
-            None,
-        )
-
-
-class _Others:
-    """What other sources have told of."""
-
-    def __init__(self, guests: Iterable[Guest]) -> None:
-        guests = tuple(guests)
-        self._devices = _addresses(guests)
-        self._keys = {guest.key for guest in guests}
-        self._pids = {guest.pid for guest in guests if guest.pid is not None}
-
-    def have(self, guest: Guest) -> bool:
-        """Whether a guest of ours is one of them: by its name, its process or what it holds."""
-        return (
-            guest.key in self._keys
-            or guest.pid in self._pids
-            or not self._devices.isdisjoint(_addresses([guest]))
-        )
-
-
-def _addresses(guests: Iterable[Guest]) -> set[PciAddress]:
-    return {device.address for guest in guests for device in guest.devices}
+        return next(iter(self._reconciler.registry.having(address)), None)
 
 
 def _hides(gap: Gap) -> bool:

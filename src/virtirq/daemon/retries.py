@@ -1,4 +1,4 @@
-"""What could not be done is tried again, later and later."""
+"""What could not be done is kept, and tried again later and later."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-from virtirq.daemon.attempts import Later
+from virtirq.daemon.timers import Key, Timers
 from virtirq.model import PciAddress
 
-_AGAIN: Final = (0.5, 30.0)
-"""Seconds until the next try: the first time, and at most."""
+_KEY: Final[Key] = ("postponed",)
 
 
 @dataclass(slots=True)
@@ -24,30 +23,34 @@ class Postponed:
     def __bool__(self) -> bool:
         return bool(self.look or self.back or self.strangers)
 
+    def add(self, other: Postponed) -> None:
+        self.look |= other.look
+        self.back |= other.back
+        self.strangers |= other.strangers
+
 
 class Retries:
-    """Collects what could not be done and gives all of it to `retry`, again and again."""
+    """Collects what could not be done and gives all of it to `retry`, until it is done."""
 
-    def __init__(self, later: Later, retry: Callable[[Postponed], None]) -> None:
-        self._later = later
+    def __init__(self, timers: Timers, retry: Callable[[Postponed], None]) -> None:
+        self._timers = timers
         self._retry = retry
         self._postponed = Postponed()
-        self._delay = 0.0
-        """Seconds that the next try was put off; 0: none is due. Below: it is under way."""
-        self._due = object()
-        """The timer that counts: one that was set before has nothing to do any more."""
         self._blocked = False
         """Whether nothing could be done the last time: another virtirq held the lock, say."""
 
     @property
     def waiting(self) -> bool:
         """Whether there is no point in trying anything until the next try is due."""
-        return self._blocked and self._delay > 0
+        return self._blocked and self._timers.is_due(_KEY)
 
     def tried(self, *, blocked: bool) -> None:
         """Whether nothing at all could be done just now."""
-        if blocked and not self._blocked and self._delay > _AGAIN[0]:
-            self._put_off(_AGAIN[0])  # what fails for other reasons waits longer than a lock needs
+        if blocked and not self._blocked:
+            # A lock is held for moments: what failed before for other reasons does not count.
+            self._timers.done(_KEY)
+            if self._timers.is_due(_KEY):
+                self._timers.again(_KEY, self._again)
         self._blocked = blocked
 
     def postpone(
@@ -57,25 +60,16 @@ class Retries:
         back: Collection[PciAddress] = (),
         strangers: bool = False,
     ) -> None:
-        self._postponed.look.update(look)
-        self._postponed.back.update(back)
-        self._postponed.strangers |= strangers
-        if not self._delay:
-            self._put_off(_AGAIN[0])
-
-    def _put_off(self, delay: float) -> None:
-        self._delay = delay
-        self._due = due = object()
-        self._later(delay, lambda: self._again() if self._due is due else None)
+        self._postponed.add(Postponed(set(look), set(back), strangers))
+        if not self._timers.is_due(_KEY):
+            self._timers.again(_KEY, self._again)
 
     def _again(self) -> None:
         postponed, self._postponed = self._postponed, Postponed()
-        delay, self._delay = self._delay, -1.0  # no timer is made meanwhile
-        was_blocked = self._blocked
         try:
             self._retry(postponed)
-        finally:
-            self._delay = 0.0
-        if self._postponed:
-            soon = self._blocked and not was_blocked
-            self._put_off(_AGAIN[0] if soon else min(2 * delay, _AGAIN[1]))
+        except BaseException:
+            self._postponed.add(postponed)  # whatever went wrong, it is still to be done
+            raise
+        if not self._postponed:
+            self._timers.done(_KEY)

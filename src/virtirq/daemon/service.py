@@ -29,12 +29,12 @@ from virtirq.daemon.irqbalance_guard import IrqbalanceGuard
 from virtirq.daemon.kernel_events import KernelEvents, open_kernel_events
 from virtirq.daemon.libvirt_source import LibvirtSource
 from virtirq.daemon.log import Log
-from virtirq.daemon.looks import Looks
 from virtirq.daemon.process_source import ProcessSource
 from virtirq.daemon.reconciler import Reconciler
+from virtirq.daemon.registry import Change
 from virtirq.daemon.status_server import StatusServer
 from virtirq.daemon.systemd import ServiceManager
-from virtirq.daemon.thread_filter import runs_of
+from virtirq.daemon.timers import Key, Timers
 from virtirq.daemon.vector_follower import VectorFollower
 from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
 from virtirq.guests.processes.affinity import is_libvirts, runs_elsewhere
@@ -51,6 +51,8 @@ from virtirq.policy.config import Config
 from virtirq.policy.findings import events_polled
 from virtirq.policy.pace import Pace
 
+_AT_ONCE: Final = 0.0
+"""Seconds until what has changed of guests is acted on: once for all that comes in one go."""
 _SETTLES: Final = 0.1
 """Seconds after which what the kernel announced counts as done, its end told of or not."""
 _BURST: Final = 0.05
@@ -61,6 +63,7 @@ _ENDED: Final = 1.0
 """Seconds until a guest is read again of which a thread has ended: its VMM is to know of it."""
 _POLL: Final = (1.0, 30.0)
 """Seconds between looks without events: after a change, and when nothing changes."""
+_POLLING: Final[Key] = ("poll",)
 _IRQBALANCE: Final = "irqbalance"
 _START: Final = 10.0
 """Seconds that libvirt may take until we count as started without it: systemd waits for 90."""
@@ -138,8 +141,15 @@ class Daemon:
         self._lock = Lock(setup.state)
         self._journal = SharedJournal(setup.state, Reader(self._fs).text(paths.BOOT_ID))
         self._counters = Counters()
+        self._timers = Timers(self._loop.call_later, self._loop.time, self._fail)
         self._reconciler = Reconciler(
-            self._fs, self._journal, config, log, self._counters, self._later
+            self._fs,
+            self._journal,
+            config,
+            log,
+            self._counters,
+            self._timers,
+            changed=self._guests_changed,
         )
         self._guard = IrqbalanceGuard(IrqbalanceClient(setup.state, self._fs), log)
         peek = [] if setup.uri is None else [PeekReader(setup.uri)]
@@ -154,14 +164,12 @@ class Daemon:
                 self._fs,
                 self._reconciler,
                 log,
-                self._known,
+                lambda: None,
                 self._follower.prepare,
                 must=setup.must,
             )
         )
-        self._processes = ProcessSource(
-            self._fs, self._reconciler, log, self._known, self._is_libvirts
-        )
+        self._processes = ProcessSource(self._fs, self._reconciler, log, self._is_libvirts)
         self._status_server = StatusServer(setup.state, lambda: self._daemon_status().as_json())
         self._events: KernelEvents | None = None
         self._floods = Floods(
@@ -179,16 +187,16 @@ class Daemon:
         self._metrics: Server | None = None
         self._stop: asyncio.Future[None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._soon: set[str] = set()
-        self._comparing: Looks[None] = Looks(
-            lambda _: self._look_at_threads(self._reconciler.guests), _CONFINED
-        )
-        self._threads: frozenset[int] = frozenset()
+        self._begun = False
+        """Whether the start is over."""
+        self._changes: list[Change] = []
+        """What has become of guests and was not acted on yet."""
 
     # Its life.
 
     async def work(self) -> None:
         """Until it is told to stop. Raises what `run` does."""
+        self._loop.set_exception_handler(self._on_failure)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._end)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -217,9 +225,11 @@ class Daemon:
         if self._libvirt is None or not self._libvirt.prepared:
             await self._follower.prepare()  # guests that libvirt has not told of
         self._reconciler.look_at_all()
+        self._begun = True
         self._known()
+        self._spare()
         if self._events is None:
-            self._task(self._poll())
+            self._timers.soon(_POLLING, _POLL[0], self._poll)
         gc.collect()
         gc.freeze()  # what is there now stays: no later collection need look at it
         if not self._stop.done():
@@ -233,9 +243,9 @@ class Daemon:
         self._manager.stopping()
         self._loop.remove_signal_handler(signal.SIGHUP)
         # First: nothing is to be pinned anew while it is put back.
+        self._timers.close()
         self._processes.close()
         self._follower.stop()
-        self._comparing.stop()
         for task in self._tasks:
             task.cancel()
         for each in (self._events, self._uevents):
@@ -285,31 +295,48 @@ class Daemon:
         """A task that ends has failed: better no daemon than half of one."""
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None and not self._stop.done():
-            self._stop.set_exception(error)
+        if error is not None:
+            self._fail(error)
 
     def _ping(self) -> None:
         if self._manager.ping_every is not None:
             self._manager.ping()
             self._loop.call_later(self._manager.ping_every, self._ping)
 
-    def _later(self, delay: float, call: Callable[[], object]) -> None:
-        self._loop.call_later(delay, lambda: None if self._stop.done() else call())
+    def _later(self, delay: float, call: Callable[[], object]) -> asyncio.TimerHandle:
+        return self._loop.call_later(delay, lambda: None if self._stop.done() else call())
 
-    def _later_once(self, name: str, delay: float, call: Callable[[], None]) -> None:
-        """Call it after so many seconds, however often it is asked for until then."""
-        if name not in self._soon:
+    def _fail(self, error: BaseException) -> None:
+        """Something is wrong with the daemon itself: better none than half of one."""
+        if not self._stop.done():
+            self._stop.set_exception(error)
 
-            def now() -> None:
-                self._soon.discard(name)
+    def _on_failure(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What asyncio tells of: a callback that raised would be called again and again."""
+        error = context.get("exception")
+        if error is not None and "handle" in context:
+            self._fail(error)
+        else:
+            self._loop.default_exception_handler(context)
+
+    def _hear(self, descriptor: int, call: Callable[[], object]) -> None:
+        """Call it whenever there is something to read."""
+
+        def heard() -> None:
+            try:
                 call()
+            except Exception as error:
+                self._loop.remove_reader(descriptor)
+                self._fail(error)
 
-            self._soon.add(name)
-            self._later(delay, now)
+        self._loop.add_reader(descriptor, heard)
 
     # The configuration.
 
     def _reload(self) -> None:
+        if not self._begun:
+            self._timers.soon(("reload",), _BURST, self._reload)  # READY is said when it is over
+            return
         self._manager.reloading()
         try:
             self._take(self._setup.load())
@@ -324,7 +351,7 @@ class Daemon:
         self._serve_metrics(old.metrics.listen, config.metrics.listen)
         self._follower.follow(on=config.guest_vectors.follow)
         self._processes.follow(on=self._finds(config))
-        self._known()
+        self._spare()
         self._processes.look_at_all()
         if self._libvirt is not None:
             self._libvirt.look_at_all()
@@ -347,7 +374,7 @@ class Daemon:
     # What others see.
 
     def _status(self) -> str:
-        kept, guests = len(self._reconciler.kept), len(self._reconciler.guests)
+        kept, guests = self._reconciler.ledger.count, len(self._reconciler.registry)
         return f"{kept} interrupts of {guests} guests; {self._heard()}"
 
     def _heard(self) -> str:
@@ -381,19 +408,27 @@ class Daemon:
 
         return asyncio.run_coroutine_threadsafe(tell(), self._loop).result(_FAREWELL)
 
+    def _guests_changed(self, changes: Sequence[Change]) -> None:
+        """Guests came, went, or are others."""
+        self._changes += changes
+        for change in changes:
+            if change.after is not None:
+                self._processes.give_way(change.after)
+        if self._begun:
+            self._timers.soon(("known",), _AT_ONCE, self._known)
+
     def _known(self) -> None:
-        """What is known of guests or interrupts may have changed."""
-        self._processes.give_way()
-        threads = self._reconciler.threads
-        new, self._threads = threads - self._threads, threads
+        """Act on what has become of guests."""
+        changes, self._changes = self._changes, []
         if self._events is not None:
-            self._events.watch_threads(runs_of(threads))
+            self._events.watch_threads(self._reconciler.registry.runs)
         # Somebody may have confined a thread after it was read and before it was watched.
-        for guest in filter(None, map(self._reconciler.guest_of_thread, new)):
-            self._look_again(guest)
+        for key in {each.after.key for each in changes if each.after and each.new_threads}:
+            guest = self._reconciler.registry.get(key)
+            if guest is not None:
+                self._look_again(guest)
         self._follower.known()
         self._spare()
-        self._manager.status(self._status())
 
     def _look_again(self, guest: Guest) -> None:
         """Its threads may run elsewhere now."""
@@ -403,11 +438,16 @@ class Daemon:
             self._libvirt.look_if_ours(guest)
 
     def _spare(self) -> None:
+        """Interrupts may be others than irqbalance was told of."""
+        self._timers.soon(("spare",), _BURST, self._spare_now)
+
+    def _spare_now(self) -> None:
         if not self._reconciler.config.irqbalance.cooperate:
             self._guard.want(None)
         elif self._reconciler.knows or (self._processes.complete and self._processes.alone):
             # Until all guests are known, a list would let go of what the daemon before has kept.
-            self._guard.want(self._reconciler.kept)
+            self._guard.want(self._reconciler.ledger.kept)
+        self._manager.status(self._status())
 
     # What is heard.
 
@@ -420,7 +460,7 @@ class Daemon:
             self._log.warning(f"no events of the kernel, looking now and then: {error}{hint}")
         else:
             self._follower.told = self._events.tells_routes
-            self._loop.add_reader(self._events.fileno(), self._kernel_events, self._events)
+            self._hear(self._events.fileno(), partial(self._kernel_events, self._events))
 
     def _hear_uevents(self) -> None:
         try:
@@ -428,7 +468,7 @@ class Daemon:
         except OSError as error:
             self._log.warning(f"no uevents of the kernel: {error.strerror}")
         else:
-            self._loop.add_reader(self._uevents.fileno(), self._hear_devices, self._uevents)
+            self._hear(self._uevents.fileno(), partial(self._hear_devices, self._uevents))
 
     def _kernel_events(self, events: KernelEvents) -> None:
         try:
@@ -441,17 +481,17 @@ class Daemon:
         self._act_on(heard)
         self._floods.seen(heard, events.mute)
         if events.unsettled:
-            self._later_once("overdue", _SETTLES, partial(self._overdue, events))
+            self._timers.soon(("overdue",), _SETTLES, partial(self._overdue, events))
         if events.lost:
             events.lost = False
             self._counters.lost += 1
             delay = max(_BURST, self._losses.wait("lost"))
-            self._later_once("lost", delay, self._after_loss)
+            self._timers.soon(("lost",), delay, self._after_loss)
 
     def _overdue(self, events: KernelEvents) -> None:
         self._act_on(events.overdue(_SETTLES / 2))
         if events.unsettled:
-            self._later_once("overdue", _SETTLES, partial(self._overdue, events))
+            self._timers.soon(("overdue",), _SETTLES, partial(self._overdue, events))
 
     def _after_loss(self) -> None:
         self._losses.changed("lost")
@@ -480,7 +520,7 @@ class Daemon:
     def _aim_anew(self, events: Sequence[KernelEvent]) -> None:
         """Guests have set vectors up, or told KVM where they are for: see where that is."""
         threads = {event.pid for event in events if event.kind is EventKind.ROUTED}
-        for guest in filter(None, map(self._reconciler.guest_of_thread, threads)):
+        for guest in filter(None, map(self._reconciler.registry.of_thread, threads)):
             self._follower.look(guest.key)
         names = {event.name for event in events if event.kind is EventKind.REQUESTED}
         actions = filter(None, map(VfioAction.parse, names))
@@ -493,19 +533,23 @@ class Daemon:
                 self._reconciler.freed(event.irq)
             case EventKind.MOVED:
                 self._reconciler.moved(event.irq, event.comm, event.pid)
-                if event.comm == _IRQBALANCE and self._reconciler.keeps(event.irq):
+                if event.comm == _IRQBALANCE and self._reconciler.ledger.keeps(event.irq):
                     self._guard.check()  # somebody has taken our bans out
             case EventKind.ALLOCATED:
                 self._reconciler.allocated(event.irq, event.comm, event.pid)
             case EventKind.REPINNED:
-                guest = self._reconciler.guest_of_thread(event.tid)
+                guest = self._reconciler.registry.of_thread(event.tid)
                 if guest is not None:
                     # Told of at the entry: it is done by then.
-                    self._later_once(f"guest {guest.key}", _BURST, partial(self._look_again, guest))
+                    self._timers.soon(
+                        ("guest", guest.key), _BURST, partial(self._look_again, guest)
+                    )
             case EventKind.ENDED:
-                guest = self._reconciler.guest_of_thread(event.pid)
+                guest = self._reconciler.registry.of_thread(event.pid)
                 if guest is not None:  # of a vCPU that was taken out libvirt tells nobody
-                    self._later_once(f"end {guest.key}", _ENDED, partial(self._look_again, guest))
+                    self._timers.soon(
+                        ("ended", guest.key), _ENDED, partial(self._look_again, guest)
+                    )
             case EventKind.CONFINED:
                 self._confined()
             case EventKind.STARTED:
@@ -513,7 +557,8 @@ class Daemon:
 
     def _confined(self) -> None:
         """Threads may run elsewhere now, by a cpuset say: whose those are, the threads tell."""
-        self._comparing.ask(None)
+        guests = self._reconciler.guests
+        self._timers.soon(("threads",), _CONFINED, partial(self._look_at_threads, guests))
 
     async def _look_at_threads(self, guests: Iterable[Guest]) -> None:
         """Look again at those of these guests whose threads may run elsewhere now."""
@@ -523,13 +568,13 @@ class Daemon:
     def _hear_devices(self, uevents: Uevents) -> None:
         for event in uevents.read():
             if event.cpu is not None:
-                self._later_once("cpus", _BURST, self._cpus)
+                self._timers.soon(("cpus",), _BURST, self._cpus)
             elif event.function is not None:
                 self._reconciler.device_changed(event.function)
                 self._processes.device_changed(event.function)
         if uevents.lost:
             uevents.lost = False
-            self._later_once("cpus", _BURST, self._cpus)
+            self._timers.soon(("cpus",), _BURST, self._cpus)
 
     def _cpus(self) -> None:
         self._reconciler.cpus_changed()
@@ -541,18 +586,17 @@ class Daemon:
             self._libvirt.look_at_all()
 
     async def _poll(self) -> None:
-        delay = _POLL[0]
-        while True:
-            await asyncio.sleep(delay)
-            changed = self._reconciler.poll()
-            self._processes.look_at_all()
-            # All processes are looked at anyway.
-            await self._look_at_threads(g for g in self._reconciler.guests if g.source != PROCESS)
-            if changed:
-                self._follower.look_at_all()
-            self._spare()
-            self._guard.check()
-            delay = _POLL[0] if changed else min(delay * 2, _POLL[1])
+        """Look now and then: sooner again where something has changed."""
+        changed = self._reconciler.poll()
+        self._processes.look_at_all()
+        # All processes are looked at anyway.
+        await self._look_at_threads(g for g in self._reconciler.guests if g.source != PROCESS)
+        if changed:
+            self._follower.look_at_all()
+            self._timers.done(_POLLING)
+        self._spare()
+        self._guard.check()
+        self._timers.again(_POLLING, self._poll, _POLL)
 
 
 def _moved(fs: HostFs, guests: Iterable[Guest]) -> tuple[Guest, ...]:

@@ -197,12 +197,12 @@ class VectorFollower:
             await beside(turns.reader.close, "vectors")
 
     async def _look(self, key: str) -> None:
-        guest = self._reconciler.guest(key)
+        guest = self._reconciler.registry.get(key)
         if guest is None or not self._on:
             return
         run = self._met[key] = self._run(guest)
         learned = await self._settled(guest, self._reconciler.followable(key))
-        now = self._reconciler.guest(key)
+        now = self._reconciler.registry.get(key)
         if not self._on or now is None or self._run(now) != run:
             return  # it is another by now, which `known` has looked at
         wait = None if learned is None else self._take(guest, learned)

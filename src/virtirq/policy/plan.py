@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from virtirq.cpuset import CpuSet
@@ -92,25 +93,26 @@ class Desired:
         made._compute(made._entries)
         return made
 
-    def put(self, guest: Guest, pci: Mapping[PciAddress, PciDevice]) -> frozenset[PciAddress]:
-        """The guest runs so now; the devices for which that makes a difference.
+    def change(
+        self,
+        put: Iterable[Guest] = (),
+        remove: Iterable[str] = (),
+        pci: Mapping[PciAddress, PciDevice] = MappingProxyType({}),
+    ) -> frozenset[PciAddress]:
+        """These guests run so now, and those of these keys no more.
 
-        `pci` has what is known of the guest's devices. What a guest was known to aim at is
-        forgotten with the run that has chosen it.
+        The devices for which that makes a difference. `pci` has what is known of devices. What a
+        guest was known to aim at is forgotten with the run that has chosen it.
         """
-        key = guest.key
-        was = self._wanted_of([key])
-        self._leave(key)
-        self._enter(key, guest, pci, 0)
-        return self._settle({key} | self._sharing(self._entries[key].asks), was)
-
-    def remove(self, key: str) -> frozenset[PciAddress]:
-        """The guest of this key runs no more; the devices for which that makes a difference."""
-        if key not in self._entries:
-            return frozenset()
-        was = self._wanted_of([key])
-        self._leave(key)
-        return self._settle(self._sharing(was), was)
+        put, remove = tuple(put), tuple(remove)
+        keys = [*(guest.key for guest in put), *remove]
+        was = self._wanted_of(keys)
+        for key in keys:
+            self._leave(key)
+        for guest in put:
+            self._enter(guest.key, guest, pci, 0)
+        near = {*was, *(device.address for guest in put for device in guest.devices)}
+        return self._settle({guest.key for guest in put} | self._sharing(near), was)
 
     def follow(self, address: PciAddress, aimed: Mapping[int, Aimed]) -> None:
         """From now on the guest's own choice for the device's vectors is this."""
