@@ -1,19 +1,20 @@
 """Shuts out for a while what others may cause as often as they like.
 
-A guest moves its vectors, and whoever runs a data plane its threads, at any rate. The kernel then
-keeps such events to itself, so that those of interrupts are not lost among them, and afterwards all
-that they may have told of is looked at. Who keeps at it is shut out for longer each time.
+A guest moves its vectors, whoever runs a data plane its threads, anybody starts programs, and
+threads end, at any rate. The kernel then keeps such events to itself, so that those of interrupts
+are not lost among them, and afterwards all that they may have told of is looked at. Who keeps at it
+is shut out for longer each time.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final
 
-from virtirq.daemon.timers import Later
+from virtirq.daemon.timers import Timers
 from virtirq.host.events import EventKind, KernelEvent
 from virtirq.policy.pace import Pace
 
@@ -30,42 +31,58 @@ LONGEST: Final = 10.0
 class Floods:
     """Watches over the kinds of events of `looks`, which say what to do after each was shut out.
 
-    `later` calls something after so many seconds of `clock`.
+    `timers` go by `clock`.
     """
 
     def __init__(
         self,
         looks: Mapping[EventKind, Callable[[], object]],
-        later: Later,
+        timers: Timers,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._looks = looks
-        self._later = later
+        self._timers = timers
         self._clock = clock
         self._pace: Pace[EventKind] = Pace(clock, LONGEST)
         self._since = float("-inf")
         self._counts: Counter[EventKind] = Counter()
-        self._muted: set[EventKind] = set()
+        self._out: set[EventKind] = set()
 
-    def seen(self, events: Sequence[KernelEvent], mute: Mute) -> None:
-        """These came."""
+    def admit(self, events: Iterable[KernelEvent], mute: Mute) -> list[KernelEvent]:
+        """Those of `events` to act on: of each kind watched over, `FLOOD` within a second at most.
+
+        What the kernel had told before it was asked not to, or tells nonetheless, costs no more
+        than to be read.
+        """
         if self._clock() >= self._since + _WINDOW:
             self._since = self._clock()
             self._counts.clear()
+        admitted = []
         for event in events:
-            if event.kind in self._looks:
-                self._counts[event.kind] += 1
-        for kind, count in self._counts.items():
-            if count >= FLOOD and kind not in self._muted and mute(kind, True):
-                self._muted.add(kind)
-                self._pace.changed(kind)
-                self._later(self._pace.wait(kind), partial(self._over, kind, mute))
+            kind = event.kind
+            if kind in self._looks:
+                if kind in self._out:
+                    continue
+                self._counts[kind] += 1
+                if self._counts[kind] > FLOOD:
+                    self._shut_out(kind, mute)
+                    continue
+            admitted.append(event)
+        return admitted
+
+    def _shut_out(self, kind: EventKind, mute: Mute) -> None:
+        self._out.add(kind)
+        mute(kind, True)
+        self._pace.changed(kind)
+        self._timers.put_off(
+            ("flood", kind), self._pace.wait(kind), partial(self._over, kind, mute)
+        )
 
     def _over(self, kind: EventKind, mute: Mute) -> None:
         # First: what happens during the look is not missed.
         if mute(kind, False):
-            self._muted.discard(kind)
+            self._out.discard(kind)
         else:
-            self._later(LONGEST, partial(self._over, kind, mute))
+            self._timers.put_off(("flood", kind), LONGEST, partial(self._over, kind, mute))
         del self._counts[kind]
         self._looks[kind]()

@@ -177,8 +177,10 @@ class Daemon:
                 EventKind.ROUTED: self._follower.look_at_all,
                 EventKind.REPINNED: self._confined,
                 EventKind.CONFINED: self._confined,
+                EventKind.ENDED: self._confined,
+                EventKind.STARTED: self._guard.restarted,
             },
-            self._later,
+            self._timers,
         )
         self._losses: Pace[str] = Pace(time.monotonic)
         """How soon after the last loss of events everything is looked at again."""
@@ -475,11 +477,10 @@ class Daemon:
             heard = events.read()
         except UnavailableError as error:  # better no daemon than one that hears nothing
             self._loop.remove_reader(events.fileno())
-            if not self._stop.done():
-                self._stop.set_exception(error)
+            self._fail(error)
             return
-        self._act_on(heard)
-        self._floods.seen(heard, events.mute)
+        self._count(heard)
+        self._act_on(self._floods.admit(heard, events.mute))
         if events.unsettled:
             self._timers.soon(("overdue",), _SETTLES, partial(self._overdue, events))
         if events.lost:
@@ -488,8 +489,14 @@ class Daemon:
             delay = max(_BURST, self._losses.wait("lost"))
             self._timers.soon(("lost",), delay, self._after_loss)
 
+    def _count(self, events: Iterable[KernelEvent]) -> None:
+        for event in events:
+            self._counters.events[event.kind.value] += 1
+
     def _overdue(self, events: KernelEvents) -> None:
-        self._act_on(events.overdue(_SETTLES / 2))
+        overdue = events.overdue(_SETTLES / 2)
+        self._count(overdue)
+        self._act_on(overdue)
         if events.unsettled:
             self._timers.soon(("overdue",), _SETTLES, partial(self._overdue, events))
 
@@ -506,7 +513,6 @@ class Daemon:
     def _act_on(self, events: Sequence[KernelEvent]) -> None:
         requested: list[KernelEvent] = []
         for event in events:
-            self._counters.events[event.kind.value] += 1
             if event.kind is EventKind.REQUESTED:
                 requested.append(event)  # a device's vectors come in one go
                 continue

@@ -145,6 +145,15 @@ class TestRunsElsewhere:
     def test_one_that_is_gone_runs_nowhere(self) -> None:
         assert not runs_elsewhere(fs(), SEEN)
 
+    @pytest.mark.parametrize(("tid", "ended"), [(4244, True), (4245, False)])
+    def test_a_vcpu_that_was_taken_out(self, tid: int, ended: bool) -> None:
+        threads = {each: QEMU[each] for each in QEMU if each != tid}
+        assert runs_elsewhere(fs(process(threads=threads)), SEEN) is ended
+
+    def test_what_cannot_be_read_has_not_ended(self) -> None:
+        now = fs(process(threads=QEMU | {4244: ("CPU 1/KVM", "?")}))
+        assert not runs_elsewhere(now, SEEN)
+
     def test_what_was_not_known_cannot_have_changed(self) -> None:
         assert not runs_elsewhere(fs(process()), WEB)
         assert not runs_elsewhere(fs(process()), replace(SEEN, emulator=None))

@@ -24,6 +24,7 @@ from virtirq.guests.processes.threads import (
     number,
     numbers,
     text_of,
+    thread_ids,
 )
 from virtirq.guests.processes.values import MOST_BYTES, split
 from virtirq.host import paths
@@ -42,13 +43,21 @@ def is_libvirts(fs: HostFs, guest: Guest) -> bool:
 
 
 def runs_elsewhere(fs: HostFs, guest: Guest) -> bool:
-    """Whether the guest's process or a thread of a vCPU may run elsewhere than when it was read."""
+    """Whether the guest's process or a thread of a vCPU may run elsewhere than when it was read.
+
+    A thread that has ended runs elsewhere, too, while its process lives on.
+    """
     if guest.pid is None:
         return False
     known = {vcpu.tid: vcpu.cpus for vcpu in guest.vcpus if vcpu.tid is not None}
     if guest.emulator is not None:
         known[guest.pid] = guest.emulator
-    return any(allowed(fs, guest.pid, tid) not in (None, cpus) for tid, cpus in known.items())
+    now = {tid: allowed(fs, guest.pid, tid) for tid in known}
+    if any(now[tid] not in (None, cpus) for tid, cpus in known.items()):
+        return True
+    unseen = {tid for tid, cpus in now.items() if cpus is None}
+    there = set(thread_ids(fs, guest.pid)) if unseen else set()
+    return bool(there) and not unseen <= there  # of a process that has ended nothing runs
 
 
 class Processes:
