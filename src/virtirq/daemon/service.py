@@ -345,7 +345,7 @@ class Daemon:
         except VirtirqError as error:
             self._log.error(f"the configuration is not taken, the old one holds: {error}")
         finally:
-            self._manager.ready(self._status())
+            self._manager.reloaded(self._status())
 
     def _take(self, config: Config) -> None:
         old = self._reconciler.config
