@@ -25,7 +25,8 @@ what is in it).
 
 A made host is a recording: what it has not, the host has not. ``foreign=True`` makes it a tree
 of someone else's, without ``recording.json``: a kind of file that is not there is then not
-known. `errors` gives paths whose reading failed when the host was recorded.
+known. `opened` says what is behind links of
+descriptors. `errors` gives paths whose reading failed when the host was recorded.
 
 `MadeFs` counts calls in `calls`, raises what `faults` says, and calls `before` ahead of each
 access, so that a test can take a vector away between the listing and the reading.
@@ -49,6 +50,7 @@ from virtirq.cpuset import CpuSet
 from virtirq.host import paths
 from virtirq.host.paths import KernelPath
 from virtirq.host.scratch import LOG, ScratchFs
+from virtirq.host.statx import FileId
 from virtirq.host.tree import FORMAT, RECORDING, Entry, TreeFs
 from virtirq.model import PciAddress
 
@@ -184,6 +186,7 @@ class MadeHost:
     files: Mapping[str, str] = field(default_factory=dict)
     modes: Mapping[str, int] = field(default_factory=dict)
     links: Mapping[str, str] = field(default_factory=dict)
+    opened: Mapping[str, FileId] = field(default_factory=dict)
     removed: Sequence[str] = ()
     errors: Mapping[str, int] = field(default_factory=dict)
     foreign: bool = False
@@ -193,7 +196,9 @@ class MadeHost:
 
     def fs(self, log: Path | None = None) -> MadeFs:
         """The host in memory; writes are modelled as `ScratchFs` does."""
-        return MadeFs(MemoryFs(self._tree()), log)
+        made = MadeFs(MemoryFs(self._tree()), log)
+        made.opened |= self.opened
+        return made
 
     def live(self) -> MadeFs:
         """The host in memory as if it were the running machine: absence is a fact."""
@@ -478,6 +483,12 @@ class MadeFs(ScratchFs):
         self.calls: list[tuple[str, str]] = []
         self.faults: dict[str | tuple[str, str], int] = {}
         self.before: Callable[[str, str], None] | None = None
+        self.opened: dict[str, FileId] = {}
+        """What `file_id` says of a path; of any other, that it is a file like all others."""
+
+    def file_id(self, path: str) -> FileId:
+        self._access("file_id", path)
+        return self.opened.get(path, FileId(1, 1))
 
     def read(self, path: str) -> str:
         self._access("read", path)

@@ -204,6 +204,7 @@ class Stage:
             self.fs.set(path, text)
         for path, link in made.links().items():
             self.fs.memory.put(path, _Node(link=link))
+        self.fs.opened |= made.opened()
 
     def change(self, made: Made) -> None:
         self.fs.memory.drop(f"/proc/{made.pid}")

@@ -19,6 +19,7 @@ from virtirq.daemon.log import Log
 from virtirq.daemon.looks import Looks
 from virtirq.daemon.reconciler import Reconciler
 from virtirq.guests.processes.find import SOURCE, Found, find_processes, read_process
+from virtirq.host import paths
 from virtirq.host.events import KernelEvent
 from virtirq.host.fs import HostFs
 from virtirq.model import Gap, Guest, PciAddress, VfioAction
@@ -273,5 +274,8 @@ class ProcessSource:
 
 
 def _hides(gap: Gap) -> bool:
-    """Whether it may hide a holder: where threads cannot be told apart, the holder is there."""
-    return not gap.path.endswith("/task")
+    """Whether it may hide a holder.
+
+    Where threads cannot be told apart, or two claim one device, the holders are there.
+    """
+    return not gap.path.endswith("/task") and not gap.path.startswith(paths.PCI_DIR)

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Final
 
 from virtirq.host.paths import KernelPath
+from virtirq.host.statx import FileId, file_id
 from virtirq.model import Gap
 
 _PIECE: Final = 16384  # read(2) of more costs as much as the open: its buffer is made anew
@@ -52,6 +53,10 @@ class HostFs(ABC):
     @abstractmethod
     def mode(self, path: str) -> int:
         """The st_mode bits, links followed."""
+
+    def file_id(self, path: str) -> FileId:
+        """The file that a link leads to, as the kernel knows it without asking anybody."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), path)
 
     def write(self, path: str, text: str) -> None:
         """One write(2) of `text`: kernel files take a value in one piece."""
@@ -120,6 +125,9 @@ class LiveFs(HostFs):
 
     def mode(self, path: str) -> int:
         return os.stat(path).st_mode
+
+    def file_id(self, path: str) -> FileId:
+        return file_id(path)
 
     def incarnation(self, path: str) -> int | None:
         # Inode numbers of sysfs are handed out in a circle, with a count of the rounds above them

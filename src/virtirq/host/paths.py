@@ -102,10 +102,14 @@ LIBVIRT_PID: Final = KernelPath("/run/libvirt/qemu/{guest}.pid", optional=True, 
 # Without processes that tells nothing, and a recording has none.
 VFIO_DEVICE: Final = KernelPath("/sys/class/vfio-dev/{device}", optional=True, recorded=False)
 PCI_ENABLE: Final = KernelPath("/sys/bus/pci/devices/{bdf}/enable", optional=True, recorded=False)
+# Documentation/admin-guide/sysfs-rules.rst: the device of a number, "major:minor"
+CHAR_DEVICE: Final = KernelPath("/sys/dev/char/{number}", optional=True, recorded=False)
 # Documentation/filesystems/proc.rst: what a process has open, and who its children are
 PROCESS_NAME: Final = KernelPath("/proc/{pid}/comm", optional=True, recorded=False)
 PROCESS_DESCRIPTOR: Final = KernelPath("/proc/{pid}/fd/{fd}", optional=True, recorded=False)
 DESCRIPTOR_INFO: Final = KernelPath("/proc/{pid}/fdinfo/{fd}", optional=True, recorded=False)
+# Documentation/ABI/stable/procfs-audit_loginuid: who logged in, whatever became of it by sudo
+LOGIN_USER: Final = KernelPath("/proc/{pid}/loginuid", optional=True, recorded=False)
 THREAD_STAT: Final = KernelPath("/proc/{pid}/task/{tid}/stat", optional=True, recorded=False)
 THREAD_CHILDREN: Final = KernelPath(
     "/proc/{pid}/task/{tid}/children", optional=True, recorded=False

@@ -17,6 +17,7 @@ from virtirq.guests.processes.descriptors import (
     descriptors,
     read_descriptors,
 )
+from virtirq.host.statx import FileId
 from virtirq.model import PciAddress
 
 DEVICE = "anon_inode:[vfio-device]"
@@ -69,11 +70,26 @@ def test_any_link_can_be_read(link: str) -> None:
 
 
 def process(*links: str, **info: str) -> MadeFs:
-    """A process with these descriptors from 0 on; ``fd3="…"`` is the fdinfo of one."""
-    return MadeHost(
-        links={f"/proc/5/fd/{number}": link for number, link in enumerate(links)},
-        files={f"/proc/5/fdinfo/{name[2:]}": INFO + text for name, text in info.items()},
+    """A process with these descriptors from 0 on; ``fd3="…"`` adds to the fdinfo of one."""
+    made = MadeHost(
+        links={f"/proc/5/fd/{number}": link for number, link in enumerate(links)} | DEVICES,
+        files={
+            f"/proc/5/fdinfo/{number}": INFO + info.get(f"fd{number}", "")
+            for number, _ in enumerate(links)
+        },
     ).live()
+    for number, link in enumerate(links):
+        if link.startswith("/dev/vfio/"):
+            name = link.rpartition("/")[2]
+            made.opened[f"/proc/5/fd/{number}"] = FileId(1039, 17, f"1:{name.strip('vfio')}")
+    return made
+
+
+DEVICES = {
+    "/sys/dev/char/1:7": f"../../devices/pci0000:40/{NIC}/vfio-dev/vfio7",
+    "/sys/dev/char/1:42": "../../devices/virtual/vfio/42",
+    "/sys/dev/char/1:43": "../../devices/virtual/vfio/noiommu-43",
+}
 
 
 def read(fs: MadeFs) -> Held:
@@ -94,13 +110,13 @@ def test_nothing_is_asked_of_the_files_themselves() -> None:
     """stat(2) of a file in somebody's FUSE waits for that somebody."""
     fs = process("/home/mallory/vfio/42", "/dev/vfio/devices/vfio7", DEVICE)
     read(fs)
-    assert {operation for operation, _ in fs.calls} == {"listdir", "readlink", "read"}
+    assert {operation for operation, _ in fs.calls} == {"listdir", "readlink", "read", "file_id"}
     assert all("/fdinfo/" in path for operation, path in fs.calls if operation == "read")
 
 
 def test_the_kernel_tells_the_device() -> None:
     told = "vfio-device-syspath: /sys/devices/pci0000:40/0000:40:01.0/0000:41:00.0"
-    fs = process(DEVICE, "/dev/vfio/devices/vfio7", fd0=told, fd1=told.replace("41:00", "42:00"))
+    fs = process(DEVICE, DEVICE, fd0=told, fd1=told.replace("41:00", "42:00"))
     assert read(fs) == Held(devices=frozenset({NIC, PciAddress(0, 0x42, 0, 0)}))
 
 
@@ -123,7 +139,26 @@ def test_what_the_kernel_tells_may_be_no_pci_function() -> None:
 )
 def test_the_kernel_does_not_tell(text: str) -> None:
     held = read(process(DEVICE, "/dev/vfio/devices/vfio7", fd0=text, fd1=text))
-    assert held == Held(cdevs=frozenset({"vfio7"}), untold=1)
+    assert held == Held(cdevs=frozenset({NIC}), untold=1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "file"),
+    [
+        ("012000000", FileId(1039, 17, "1:7")),  # O_PATH
+        ("02000002", FileId(1040, 17, "1:7")),
+        ("02000002", FileId(1039, 18, "1:7")),
+        ("02000002", FileId(1039, 17, None)),
+        ("02000002", FileId(1039, 17, "1:8")),
+        ("", FileId(1039, 17, "1:7")),
+    ],
+)
+def test_what_is_not_opened_is_not_held(flags: str, file: FileId) -> None:
+    fs = process("/dev/vfio/devices/vfio7")
+    assert read(fs).cdevs == {NIC}
+    fs.set("/proc/5/fdinfo/0", INFO.replace("02000002", flags))
+    fs.opened["/proc/5/fd/0"] = file
+    assert not read(fs).any_device
 
 
 def test_a_group_alone_is_no_device() -> None:
@@ -144,6 +179,6 @@ def test_hidden() -> None:
 
 
 def test_together() -> None:
-    one = Held(frozenset({1}), frozenset({"vfio1"}), frozenset({NIC}), 1, 2)
+    one = Held(frozenset({1}), frozenset({NIC}), frozenset({NIC}), 1, 2)
     other = Held(frozenset({2}), untold=3)
-    assert one | other == Held(frozenset({1, 2}), frozenset({"vfio1"}), frozenset({NIC}), 4, 2)
+    assert one | other == Held(frozenset({1, 2}), frozenset({NIC}), frozenset({NIC}), 4, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from virtirq.cpuset import CpuSet
 from virtirq.guests.processes import descriptors, holders
 from virtirq.guests.processes.find import SOURCE, Found, find_processes, read_process
 from virtirq.host import paths
+from virtirq.host.statx import FileId
 from virtirq.model import Gap, Guest, GuestDevice, PciAddress, Vcpu
 
 A, B, C, D = (PciAddress.parse(f"0000:4{digit}:00.0") for digit in "1234")
@@ -30,17 +31,34 @@ def told(address: PciAddress) -> str:
 
 
 @dataclass(frozen=True)
+class Forged:
+    """A descriptor that shows this path, and is some other file; or it was opened by O_PATH."""
+
+    link: str
+    o_path: bool = False
+
+
+ROOTS = "000001ffffffffff"
+"""All capabilities; those of a container's root are fewer."""
+
+
+@dataclass(frozen=True)
 class Made:
-    """A process. `fds` are links, or for a device that the kernel tells of its address."""
+    """A process. `fds` are links, or for a device that the kernel tells of its address.
+
+    What looks like a group or a device is one, unless it is `Forged`.
+    """
 
     pid: int
     words: Sequence[str] = ()
-    fds: Sequence[str | PciAddress] = ()
+    fds: Sequence[str | PciAddress | Forged] = ()
     threads: Sequence[tuple[str, str]] = ()
     parent: int = 1
     children: Sequence[int] = ()
     uid: int = 0
     started: int | None = None
+    capabilities: str | None = None
+    login: int | None = None
 
     def files(self) -> dict[str, str]:
         base = f"/proc/{self.pid}"
@@ -58,18 +76,58 @@ class Made:
             found[f"{task}/comm"] = name
             found[f"{task}/stat"] = f"{tid} ({name}) S 1{' 0' * 48}"
             found[f"{task}/status"] = (
-                f"Name:\t{name}\nTgid:\t{self.pid}\nUid:\t{uids}\nCpus_allowed_list:\t{cpus}\n"
+                f"Name:\t{name}\nTgid:\t{self.pid}\nUid:\t{uids}\n"
+                f"CapPrm:\t{self._permitted}\nCpus_allowed_list:\t{cpus}\n"
             )
+        if self.login is not None:
+            found[f"{base}/loginuid"] = str(self.login)
         for number, each in enumerate(self.fds):
+            where = f"{base}/fdinfo/{number}"
             if isinstance(each, PciAddress):
-                found[f"{base}/fdinfo/{number}"] = told(each)
+                found[where] = told(each)
+            elif isinstance(each, Forged):
+                flags = "012000000" if each.o_path else "0100002"
+                found[where] = info(each.link if each.o_path else "", flags)
+            elif "/vfio/" in each:
+                found[where] = info(each)
         return found
 
+    @property
+    def _permitted(self) -> str:
+        return self.capabilities or (ROOTS if self.uid == 0 else "0" * 16)
+
     def links(self) -> dict[str, str]:
+        return {f"/proc/{self.pid}/fd/{number}": link_of(each) for number, each in self._fds()}
+
+    def opened(self) -> dict[str, FileId]:
         return {
-            f"/proc/{self.pid}/fd/{number}": DEVICE if isinstance(each, PciAddress) else each
-            for number, each in enumerate(self.fds)
+            f"/proc/{self.pid}/fd/{number}": behind(link_of(each))
+            for number, each in self._fds()
+            if not isinstance(each, Forged) or each.o_path
         }
+
+    def _fds(self) -> Iterator[tuple[int, str | PciAddress | Forged]]:
+        return iter(enumerate(self.fds))
+
+
+def link_of(each: str | PciAddress | Forged) -> str:
+    if isinstance(each, PciAddress):
+        return DEVICE
+    return each.link if isinstance(each, Forged) else each
+
+
+def behind(link: str) -> FileId:
+    """The file of /dev at this path, wherever that is mounted."""
+    if match := re.search(r"/vfio/(?:noiommu-)?([0-9]{1,9})( \(deleted\))?$", link, re.ASCII):
+        return FileId(1000 + int(match[1]), 17, f"243:{match[1]}")
+    if match := re.search(r"/vfio/devices/vfio([0-9]{1,9})( \(deleted\))?$", link, re.ASCII):
+        return FileId(2000 + int(match[1]), 17, f"511:{match[1]}")
+    return FileId(1, 1)
+
+
+def info(link: str, flags: str = "0100002") -> str:
+    file = behind(link)
+    return f"pos:\t0\nflags:\t{flags}\nmnt_id:\t{file.mount}\nino:\t{file.ino}\n"
 
 
 INIT = Made(1, ["/sbin/init"], ["/dev/null"])
@@ -96,9 +154,10 @@ class Scene:
         links: dict[str, str] = {}
         for index, address in enumerate(GROUPS):
             files[paths.PCI_ENABLE.at(address)] = str(int(address in self.opened))
-            links[f"/sys/class/vfio-dev/vfio{index}"] = (
-                f"../../devices/pci0000:40/{address}/vfio-dev/vfio{index}"
-            )
+            where = f"../../devices/pci0000:40/{address}/vfio-dev/vfio{index}"
+            links[f"/sys/class/vfio-dev/vfio{index}"] = links[f"/sys/dev/char/511:{index}"] = where
+        for group in {*GROUPS.values(), 31}:
+            links[f"/sys/dev/char/243:{group}"] = f"../../devices/virtual/vfio/{group}"
         for each in (*NOISE, *self.processes):
             files |= each.files()
             links |= each.links()
@@ -106,6 +165,7 @@ class Scene:
             devices=[MadeDevice(str(each), iommu_group=group) for each, group in GROUPS.items()],
             files={**files, **self.files},
             links={**links, **self.links},
+            opened={path: file for each in self.processes for path, file in each.opened().items()},
             removed=self.removed,
         )
 
@@ -153,7 +213,7 @@ def devices(found: Found) -> dict[str, list[PciAddress]]:
 # Hosts on which everything is read that this source may read: tests/host/test_paths.py.
 SCENES: Mapping[str, MadeHost] = {
     "processes": Scene(
-        [replace(QEMU, fds=[*QEMU.fds, C]), DPDK],
+        [replace(QEMU, fds=[*QEMU.fds, C]), DPDK, replace(QEMU, pid=300, fds=[DEVICE], login=7)],
         files={"/sys/kernel/debug/kvm/100-9/vcpu0/pid": "101"},
         links={"/proc/self/ns/pid": "pid:[4026531836]"},
     ).host(),
@@ -167,7 +227,7 @@ OURS = (
     *(paths.VFIO_DEVICE, paths.PCI_DRIVER, paths.PCI_IOMMU_GROUP, paths.PCI_ENABLE),
     *(paths.KVM_VCPU_THREAD, paths.PID_NAMESPACE),
     *(paths.PROCESS_NAME, paths.PROCESS_STAT, paths.PROCESS_ARGUMENTS),
-    *(paths.PROCESS_DESCRIPTOR, paths.DESCRIPTOR_INFO),
+    *(paths.PROCESS_DESCRIPTOR, paths.DESCRIPTOR_INFO, paths.CHAR_DEVICE, paths.LOGIN_USER),
     *(paths.THREAD_NAME, paths.THREAD_STAT, paths.THREAD_STATUS, paths.THREAD_CHILDREN),
 )
 
@@ -179,7 +239,12 @@ def test_what_is_read_is_in_the_manifest() -> None:
         find_processes(fs)
         read_process(fs, 100)
         read |= {path for operation, path in fs.calls if operation in ("read", "readlink")}
-        assert {operation for operation, _ in fs.calls} == {"read", "readlink", "listdir"}
+        assert {operation for operation, _ in fs.calls} <= {
+            "read",
+            "readlink",
+            "listdir",
+            "file_id",
+        }
     kinds = {each: re.compile(each.glob.replace("*", "[^/]+")) for each in OURS}
     assert all(any(kind.fullmatch(path) for kind in kinds.values()) for path in read)
     assert all(any(kind.fullmatch(path) for path in read) for kind in kinds.values())
@@ -394,12 +459,63 @@ class TestWhoseItIs:
         found = Scene([secondary, DPDK], opened=[C]).found()
         assert devices(found) == {"dpdk-testpmd-200": [C]}
 
-    def test_the_one_of_which_the_kernel_says_so_comes_first(self) -> None:
-        """Anyone may put a file at /dev/vfio/devices in a mount namespace of their own."""
+    @pytest.mark.parametrize(
+        "forged",
+        [
+            Forged("/home/mallory/vfio/devices/vfio0"),
+            Forged("/dev/vfio/devices/vfio0"),  # in a mount namespace of one's own
+            Forged("/dev/vfio/devices/vfio0", o_path=True),  # may be had of what one may not open
+        ],
+    )
+    @pytest.mark.parametrize("kvm", [(), KVM])
+    @pytest.mark.parametrize("real", [QEMU, replace(QEMU, fds=[*KVM, A]), replace(DPDK, pid=100)])
+    def test_a_path_proves_nothing(self, forged: Forged, kvm: Sequence[str], real: Made) -> None:
         words = ["qemu-system-x86_64"]
-        forged = Made(50, words, [*KVM, "/dev/vfio/devices/vfio0"], [("qemu-system-x86", "0")])
-        real = replace(QEMU, fds=[*KVM, A], threads=[("real", "0-7"), *QEMU_THREADS[1:]])
-        assert devices(Scene([forged, real], opened=[A]).found()) == {"web": [A]}
+        liar = Made(50, words, [*kvm, forged], [("qemu-system-x86", "0")], uid=1000)
+        opened = [C] if real.words == DPDK.words else [A]
+        if opened == [C]:
+            liar = replace(
+                liar, fds=[*kvm, replace(forged, link=forged.link.replace("vfio0", "vfio2"))]
+            )
+        alone = Scene([real], opened=opened).found()
+        assert alone.guests
+        assert Scene([liar, real], opened=opened).found() == alone
+        assert Scene([liar], opened=opened).found() == Found()
+
+    @pytest.mark.parametrize(
+        "forged", [Forged("/home/mallory/vfio/7"), Forged("/dev/vfio/7", o_path=True)]
+    )
+    def test_a_forged_group_proves_nothing_beside_a_device_of_ones_own(
+        self, forged: Forged
+    ) -> None:
+        words = ["qemu-system-x86_64", "-device", f"vfio-pci,host={A}"]
+        liar = Made(50, words, [*KVM, "/dev/vfio/12", forged, DEVICE], uid=1000)
+        found = Scene([liar, QEMU], opened=[A, D]).found()
+        assert devices(found) == {"qemu-system-x86_64-50": [D], "web": [A]}
+
+    def test_what_one_says_of_a_device_of_ones_own_is_a_claim(self) -> None:
+        """Its group's descriptor is closed: which device it has it can only say itself."""
+        words = ["qemu-system-x86_64", "-name", "liar", "-device", f"vfio-pci,host={A}"]
+        liar = Made(50, words, [*KVM, DEVICE], uid=1000)
+        found = Scene([liar, QEMU], opened=[A, D]).found()
+        assert devices(found) == {"web": [A]}
+        found = Scene([liar], opened=[A]).found()
+        assert (found.guests, [guest.name for guest in found.claimed]) == ((), ["liar"])
+
+    def test_a_descriptor_that_becomes_another_file_meanwhile(self) -> None:
+        """What was asked of the descriptor and of the file has to be of one inode."""
+        fs = Scene([replace(QEMU, fds=[*KVM, "/dev/vfio/devices/vfio0"])], opened=[A]).fs()
+        for text in (
+            info("/dev/vfio/devices/vfio2"),
+            info("").replace("mnt_id:\t1", "mnt_id:\t17"),
+        ):
+            fs.set("/proc/100/fdinfo/4", text)
+            assert find_processes(fs).guests == ()
+
+    def test_before_inodes_were_told(self) -> None:
+        text = "pos:\t0\nflags:\t0100002\nmnt_id:\t17\n"
+        files = {"/proc/100/fdinfo/5": text}
+        assert Scene([QEMU], opened=[A], files=files).found() == Found((WEB,))
 
     def test_a_forged_group_is_nothing(self) -> None:
         forged = Made(
@@ -407,6 +523,44 @@ class TestWhoseItIs:
         )
         assert devices(Scene([forged, QEMU], opened=[A]).found()) == {"web": [A]}
         assert devices(Scene([forged], opened=[A]).found()) == {}
+
+    def rivals(self, *users: int, container: bool = False) -> Found:
+        """Who has it where one process of each of these users has A open by its own name."""
+        capabilities = "00000000a80425fb" if container else None
+        made = [
+            Made(
+                50 + place,
+                [f"vmm{place}"],
+                [*KVM, "/dev/vfio/devices/vfio0"],
+                [("CPU 0/KVM", str(place))],
+                uid=user,
+                capabilities=capabilities,
+            )
+            for place, user in enumerate(users)
+        ]
+        return Scene(made, opened=[A]).found()
+
+    def test_of_one_user_the_older_one_has_it(self) -> None:
+        assert devices(self.rivals(107, 107)) == {"vmm0-50": [A]}
+        assert self.rivals(107, 107).gaps == ()
+
+    def test_of_two_users_roots_has_it(self) -> None:
+        found = self.rivals(1000, 0)
+        assert devices(found) == {"vmm1-51": [A]}
+        where = "/sys/bus/pci/devices/0000:41:00.0"
+        said = "0000:41:00.0 is open in processes 50 of user 1000, 51 of user 0: root's has it"
+        assert found.gaps == (Gap(where, said),)
+
+    @pytest.mark.parametrize("users", [(1000, 107), (107, 1000, 107)])
+    def test_of_two_others_nobody_has_it_and_that_is_said(self, users: Sequence[int]) -> None:
+        found = self.rivals(*users)
+        assert (found.guests, found.claimed) == ((), ())
+        (gap,) = found.gaps
+        assert gap.path == "/sys/bus/pci/devices/0000:41:00.0"
+        assert gap.error.endswith("whose it is cannot be told")
+
+    def test_a_containers_root_is_not_the_hosts(self) -> None:
+        assert self.rivals(1000, 0, container=True).guests == ()
 
     def test_each_keeps_what_is_its_own(self) -> None:
         both = Made(50, ["x"], ["/dev/vfio/7", DEVICE, "/dev/vfio/12", DEVICE])
@@ -512,6 +666,20 @@ class TestHidden:
             Gap("/proc/*/fd/*", f"{DENIED}: whose 0000:41:00.0 is cannot be told"),
         )
 
+    @pytest.mark.parametrize(
+        ("process", "believed"),
+        [
+            (replace(QEMU, login=2**32 - 1), True),  # a service's
+            (replace(QEMU, login=0), True),
+            (replace(QEMU, login=1000), False),  # sudo(8) waits for a password, called QEMU
+            (replace(QEMU, capabilities="00000000a80425fb"), False),  # a container's root
+            (replace(QEMU, capabilities="0000000000000000"), False),
+        ],
+    )
+    def test_whose_word_is_roots(self, process: Made, believed: bool) -> None:
+        found = Scene([process], opened=[A], hidden=[100]).found()
+        assert (found.guests, found.claimed) == (((WEB,), ()) if believed else ((), (WEB,)))
+
     def test_descriptors_are_listed_but_not_shown(self) -> None:
         """root without CAP_SYS_PTRACE."""
         fs = Scene([QEMU], opened=[A]).fs()
@@ -583,16 +751,54 @@ class TestHidden:
     def test_too_many_descriptors(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(holders, "MOST_DESCRIPTORS", 3)
         found = Scene([QEMU], opened=[A]).found()
-        why = "too many to look at: whose 0000:41:00.0 is cannot be told"
+        why = "too many to look at of user 0: whose 0000:41:00.0 is cannot be told"
         assert found == Found(gaps=(Gap("/proc/*/fd/*", why),))
-        gap = Gap("/proc/100/fd/*", "too many to look at")
+        gap = Gap("/proc/100/fd/*", "too many to look at of user 0")
         assert read_process(Scene([QEMU], opened=[A]).fs(), 100) == Found(gaps=(gap,))
 
-    def test_too_many_in_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(holders, "_MOST_READ", 8)
-        found = Scene([QEMU, DPDK], opened=[A, C]).found()
-        assert devices(found) == {"web": [A]}, "the likely ones come first"
-        assert [gap.path for gap in found.gaps] == ["/proc/*/fd/*"]
+    def crowd(self, *users: int) -> list[Made]:
+        """Thirty processes of each of these, called like a monitor and with 20 open files each."""
+        threads = [("qemu-system-x86", "0")]
+        return [
+            Made(1000 + 100 * place + number, ["x"], ["/dev/null"] * 20, threads, uid=user)
+            for place, user in enumerate(users)
+            for number in range(30)
+        ]
+
+    @pytest.mark.parametrize("bound", ["_SHARE", "_MOST_OF_USER", "_MOST_READ"])
+    def test_one_users_crowd_does_not_hide_anothers_guest(
+        self, bound: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(holders, "_SHARE", 50)
+        monkeypatch.setattr(holders, bound, 100)
+        victim = replace(DPDK, pid=5000, uid=107)
+        found = Scene([*self.crowd(1000, 1001, 1002), QEMU, victim], opened=[A, C]).found()
+        assert devices(found) == {"web": [A], "dpdk-testpmd-5000": [C]}
+
+    def test_who_is_skipped_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(holders, "_MOST_OF_USER", 100)
+        found = Scene(self.crowd(1000, 1001), opened=[A]).found()
+        (gap,) = found.gaps
+        assert gap.error.startswith("too many to look at of users 1000, 1001: whose 0000:41:00.0")
+
+    def test_those_put_off_are_looked_at_in_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(holders, "_SHARE", 50)
+        last = replace(DPDK, pid=5000, uid=1000)
+        fs = Scene([*self.crowd(1000), last], opened=[C]).fs()
+        assert devices(find_processes(fs)) == {"dpdk-testpmd-5000": [C]}
+        crowded = Scene([*self.crowd(1000, 1001), last], opened=[C]).fs()
+        assert devices(find_processes(crowded)) == {"dpdk-testpmd-5000": [C]}
+
+    def test_command_lines_of_one_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where descriptors are hidden all of them are read."""
+        monkeypatch.setattr(holders, "_MOST_WORDS", 1000)
+        crowd = [Made(pid, ["x" * 90], uid=1000) for pid in range(200, 300)]
+        hidden = [each.pid for each in crowd] + [900]
+        fs = Scene([*crowd, replace(QEMU, pid=900)], opened=[A], hidden=hidden).fs()
+        (guest,) = find_processes(fs).guests
+        assert guest.pid == 900
+        read = [path for operation, path in fs.calls if path.endswith("/cmdline")]
+        assert len(read) < 30
 
     def test_the_bounds_are_wide_enough(self) -> None:
         assert descriptors.MOST_DESCRIPTORS > 2 * 2048 * 8  # eight devices of 2048 vectors

@@ -1,7 +1,7 @@
 """The same on this machine's own /proc: real processes, under a made /sys that has VFIO devices.
 
-A file named ``…/vfio/devices/vfio0`` stands for the device: a descriptor's link shows a path, and
-before Linux 6.18 nothing tells more.
+A file named ``…/vfio/devices/vfio0`` stands for the device, which is a lie of `OverlaidFs`: that it
+were a character device.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import pytest
 from tests.guests.processes.test_find import GROUPS, A, Scene
 from virtirq.guests.processes.find import Found, find_processes, read_process
 from virtirq.host.fs import LiveFs
+from virtirq.host.statx import FileId
 from virtirq.model import Guest, PciAddress
 
 NOBODY = 65534
@@ -34,8 +35,17 @@ needs_root = pytest.mark.skipif(not ROOT, reason="needs root: to become somebody
 class OverlaidFs(LiveFs):
     """This machine's /proc, and a made /sys."""
 
+    stands_for_the_device: int | None = None
+    """The inode of the file that does."""
+
     def __init__(self, opened: Sequence[PciAddress]) -> None:
         self._made = Scene(opened=opened).fs()
+
+    def file_id(self, path: str) -> FileId:
+        file = super().file_id(path)
+        if file.ino == self.stands_for_the_device:
+            return file._replace(device=f"511:{list(GROUPS).index(A)}")
+        return file
 
     def _is_real(self, path: str) -> bool:
         return path.startswith("/proc")
@@ -65,12 +75,19 @@ def look(pid: int | None = None) -> Found:
 
 
 @pytest.fixture
-def device(tmp_path: Path) -> Path:
-    """What a process opens that has A."""
+def forgery(tmp_path: Path) -> Path:
+    """A file that is called like the device A."""
     path = tmp_path / "vfio" / "devices" / f"vfio{list(GROUPS).index(A)}"
     path.parent.mkdir(parents=True)
     path.touch()
     return path
+
+
+@pytest.fixture
+def device(forgery: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a process opens that has A."""
+    monkeypatch.setattr(OverlaidFs, "stands_for_the_device", forgery.stat().st_ino)
+    return forgery
 
 
 READY = "print('ready', flush=True); sys.stdin.read()"
@@ -153,6 +170,18 @@ os.sched_setaffinity(0, {0})
         assert guest.kind == "process"
         assert [each.address for each in guest.devices] == [A]
         assert [str(vcpu.cpus) for vcpu in guest.vcpus] == ["0"]
+
+
+def test_a_file_that_is_called_like_a_device(forgery: Path) -> None:
+    with python("held = open(sys.argv[1])", forgery) as pid:
+        assert look(pid) == Found()
+        assert all(guest.pid != pid for guest in look().guests)
+
+
+def test_a_device_that_nobody_opened(device: Path) -> None:
+    """By O_PATH anybody can have a descriptor of what they may not open."""
+    with python("held = os.open(sys.argv[1], os.O_PATH)", device) as pid:
+        assert look(pid) == Found()
 
 
 def test_by_one_of_its_threads(device: Path) -> None:

@@ -2,20 +2,24 @@
 
 A link ``/proc/PID/fd/N`` shows a file that has a path by its path, as its own mount namespace has
 it, and one that has none by a name that the kernel gave it. A path is as good as whoever made it:
-in a mount namespace of their own, users may put any file at ``/dev/vfio/42``. So
+users may put any file at ``/home/me/vfio/devices/vfio3``, and in a mount namespace of their own at
+``/dev/vfio/42``. So a path only says which files are worth a look; what counts is the number of the
+device that was really opened:
 
 * a group (``/dev/vfio/42``, ``/dev/vfio/noiommu-42``; drivers/vfio/group.c, vfio_create_group())
   counts for a process that also has a device of VFIO's open, for which no path can stand:
   ``anon_inode:[vfio-device]`` (vfio_device_open_file()). As long as that is open nobody else can
   open the group (vfio_group_fops_open()).
-* a device opened by its own name (``/dev/vfio/devices/vfio3``, since 6.6; device_cdev.c,
-  vfio_device_devnode()) has a path only. Since 6.18 ``fdinfo`` tells the device of both kinds, by
-  its path in sysfs (vfio_main.c, vfio_device_show_fdinfo()), and that is believed before all else.
+* a device may be opened by its own name (``/dev/vfio/devices/vfio3``, since 6.6; device_cdev.c,
+  vfio_device_devnode()). That takes the permission to, and holds nothing before it is bound.
+* since 6.18 ``fdinfo`` tells the device of ``[vfio-device]``, by its path in sysfs (vfio_main.c,
+  vfio_device_show_fdinfo()).
+
+Who may not open a file can still have a descriptor of it, by O_PATH: ``fdinfo`` tells. As link,
+``fdinfo`` and file are asked for one after the other, and a descriptor may become another file in
+between, the two that matter have to name the same inode.
 
 A container (``/dev/vfio/vfio``) or an I/O address space (``/dev/iommu``) holds no device by itself.
-
-The link is read, and nothing is asked of the file behind it: stat(2) on somebody's FUSE file waits
-for that somebody.
 """
 
 from __future__ import annotations
@@ -44,6 +48,13 @@ _DEVICE: Final = "anon_inode:[vfio-device"
 _VCPU: Final = re.compile(r"anon_inode:kvm-vcpu(?::[0-9]{1,9})?", re.ASCII)
 # Files without a path whose name is the user's: mm/memfd.c, drivers/dma-buf/dma-buf.c
 _NAMED_BY_USERS: Final = ("/memfd:", "/dmabuf:")
+# The link leads to PCI-FUNCTION/vfio-dev/vfioN; that of a mediated device has a UUID before it.
+_CDEV_OF_PCI: Final = re.compile(
+    r"/([0-9a-f]{4,8}(?::[0-9a-f]{2}){2}\.[0-7])/vfio-dev/vfio[0-9]+", re.ASCII
+)
+_GROUP_NODE: Final = re.compile(r"/virtual/vfio/(?:noiommu-)?([0-9]{1,9})", re.ASCII)
+_O_PATH: Final = 0o10000000  # include/uapi/asm-generic/fcntl.h; x86 and arm64 have no other
+_INFO: Final = re.compile(r"^(flags|mnt_id|ino):\t([0-9]{1,20})$", re.MULTILINE | re.ASCII)
 _SYSFS: Final = re.compile(r"^vfio-device-syspath:\s*(/\S+)$", re.MULTILINE | re.ASCII)
 
 
@@ -57,7 +68,10 @@ class Kind(Enum):
 
 
 class Descriptor(NamedTuple):
-    """An open file that means something here: `name` is the group's number or the device's name."""
+    """An open file that means something here: `name` is the group's number or the device's name.
+
+    Of a group and of a device by its own name it is what the path says, which proves nothing.
+    """
 
     kind: Kind
     name: str = ""
@@ -68,11 +82,11 @@ class Held:
     """All that a process has open of VFIO and KVM.
 
     `devices` are those that the kernel told itself; `untold` counts devices opened through a group
-    of which it did not.
+    of which it did not. `cdevs` were opened by their own names.
     """
 
     groups: frozenset[int] = frozenset()
-    cdevs: frozenset[str] = frozenset()
+    cdevs: frozenset[PciAddress] = frozenset()
     devices: frozenset[PciAddress] = frozenset()
     untold: int = 0
     vcpus: int = 0
@@ -112,13 +126,9 @@ def descriptors(fs: HostFs, pid: int) -> list[str]:
 
 
 def read_descriptors(fs: HostFs, pid: int, names: Iterable[str]) -> Held:
-    """What these descriptors of the process hold.
-
-    Raises PermissionError: root sees the names of another process's descriptors without
-    CAP_SYS_PTRACE, but not what they are (fs/proc/base.c, proc_fd_access_allowed()).
-    """
+    """What these descriptors hold. Raises PermissionError where they are not to be seen."""
     groups: set[int] = set()
-    cdevs: set[str] = set()
+    cdevs: set[PciAddress] = set()
     devices: set[PciAddress] = set()
     untold = vcpus = 0
     directory = paths.PROCESS_DESCRIPTOR.at(pid, "")
@@ -133,14 +143,34 @@ def read_descriptors(fs: HostFs, pid: int, names: Iterable[str]) -> Held:
             continue
         if found.kind is Kind.VCPU:
             vcpus += 1
-        elif found.kind is Kind.GROUP:
-            groups.add(int(found.name))
-        elif told := _SYSFS.search(text_of(fs, paths.DESCRIPTOR_INFO.at(pid, name)) or ""):
-            address = sysfs_address(told[1])
-            if address is not None:  # else it is no PCI function, and has no interrupt of its own
+        elif found.kind is Kind.DEVICE:
+            told = _SYSFS.search(text_of(fs, paths.DESCRIPTOR_INFO.at(pid, name)) or "")
+            address = sysfs_address(told[1]) if told else None
+            if address is not None:
                 devices.add(address)
-        elif found.kind is Kind.CDEV:
-            cdevs.add(found.name)
+            elif told is None:  # else it is no PCI function, and has no interrupt of its own
+                untold += 1
         else:
-            untold += 1
+            where = _device_of(fs, pid, name)
+            if match := _CDEV_OF_PCI.search(where):
+                cdevs.add(PciAddress.parse(match[1]))
+            elif match := _GROUP_NODE.search(where):
+                groups.add(int(match[1]))
     return Held(frozenset(groups), frozenset(cdevs), frozenset(devices), untold, vcpus)
+
+
+def _device_of(fs: HostFs, pid: int, name: str) -> str:
+    """Where sysfs has the character device that a descriptor really has open; empty for none."""
+    info = dict(_INFO.findall(text_of(fs, paths.DESCRIPTOR_INFO.at(pid, name)) or ""))
+    if int(info.get("flags", "0"), 8) & _O_PATH or "flags" not in info:
+        return ""
+    try:
+        file = fs.file_id(paths.PROCESS_DESCRIPTOR.at(pid, name))
+        if file.device is None or info.get("mnt_id") != str(file.mount):
+            return ""
+        # fs/proc/fd.c, seq_show(): the inode number is there since 5.14
+        if info.get("ino", str(file.ino)) != str(file.ino):
+            return ""
+        return fs.readlink(paths.CHAR_DEVICE.at(file.device))
+    except OSError:
+        return ""

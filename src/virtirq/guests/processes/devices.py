@@ -19,7 +19,7 @@ _GROUP: Final = re.compile("[0-9]{1,9}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class VfioDevices:
-    """`groups` by the number of the IOMMU group, `cdevs` by the name in ``/dev/vfio/devices``.
+    """`groups` by the number of the IOMMU group.
 
     `opened` are those that some process has open: VFIO enables a function when it is opened and
     disables it when it is closed (drivers/vfio/pci/vfio_pci_core.c, vfio_pci_core_enable() and
@@ -29,7 +29,6 @@ class VfioDevices:
     """
 
     groups: Mapping[int, frozenset[PciAddress]] = field(default_factory=dict)
-    cdevs: Mapping[str, PciAddress] = field(default_factory=dict)
     opened: frozenset[PciAddress] = frozenset()
 
     def in_groups(self, groups: frozenset[int]) -> frozenset[PciAddress]:
@@ -43,8 +42,7 @@ class VfioDevices:
 
 def read_vfio(reader: Reader) -> VfioDevices:
     """The functions that a VFIO driver has; none where the kernel has no VFIO."""
-    cdevs = dict(_cdevs(reader))
-    bound = set(cdevs.values()) or set(_bound(reader))
+    bound = set(_named(reader)) or set(_bound(reader))
     groups: dict[int, set[PciAddress]] = {}
     for address in bound:
         match = _GROUP.fullmatch(reader.link(paths.PCI_IOMMU_GROUP, address) or "")
@@ -52,12 +50,11 @@ def read_vfio(reader: Reader) -> VfioDevices:
             groups.setdefault(int(match[0]), set()).add(address)
     return VfioDevices(
         {group: frozenset(them) for group, them in sorted(groups.items())},
-        cdevs,
         frozenset(each for each in bound if reader.text(paths.PCI_ENABLE, each) != "0"),
     )
 
 
-def _cdevs(reader: Reader) -> Iterator[tuple[str, PciAddress]]:
+def _named(reader: Reader) -> Iterator[PciAddress]:
     """Every device of VFIO has a name since 6.1, whether it can be opened by it or not.
 
     Linux kernel commit 3c28a76124b2 ("vfio: Add struct device to vfio_device").
@@ -70,7 +67,7 @@ def _cdevs(reader: Reader) -> Iterator[tuple[str, PciAddress]]:
             reader.failed(paths.VFIO_DEVICE, where, error)
             continue
         if match is not None:
-            yield name, PciAddress.parse(match[1])
+            yield PciAddress.parse(match[1])
 
 
 def _bound(reader: Reader) -> Iterator[PciAddress]:

@@ -1,14 +1,15 @@
 """Guests that no libvirt tells of: processes that hold PCI functions by VFIO.
 
-What counts is what a process has open (`vfio_descriptors`). A command line (`vmm_commandline`)
+What counts is what a process has open (`descriptors`). A command line (`command_line`)
 gives the guest its name, and tells what it holds where its descriptors are not to be seen: by
 another user, and by a root without CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH. Anybody can start a
 program with any command line, so that is believed of root's processes alone; of another's it is a
 claim.
 
 One function is held by one guest. Where several processes have it open (a data plane's secondaries,
-a descriptor that is passed on, someone's forgery), it is that of which the kernel itself says so,
-then one with vCPUs, then the one that was started first.
+a descriptor that is passed on, a device that several may open by its own name), it is root's, then
+one with vCPUs, then the one that was started first. Where they are of several users, and none is
+root's, it is nobody's, and that is said.
 
 Processes that were forked without another program (crosvm's sandboxed devices: jail/src/fork.rs)
 have one command line, and are one guest. A process that has VFIO and no vCPUs is a guest of its own
@@ -28,6 +29,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
+from itertools import chain
 from typing import Final, NamedTuple
 
 from virtirq.guests.processes import threads
@@ -64,7 +66,7 @@ def find_processes(fs: HostFs, known: Iterable[Guest] = ()) -> Found:
 
     Those of `known` that were found here before keep their names.
     """
-    return _Look(fs, known).everywhere()
+    return _Look(fs, known, everyone=True).everywhere()
 
 
 def read_process(fs: HostFs, pid: int, known: Iterable[Guest] = ()) -> Found:
@@ -78,7 +80,7 @@ def read_process(fs: HostFs, pid: int, known: Iterable[Guest] = ()) -> Found:
 class _Look:
     """One look at the processes of a host."""
 
-    def __init__(self, fs: HostFs, known: Iterable[Guest]) -> None:
+    def __init__(self, fs: HostFs, known: Iterable[Guest], *, everyone: bool = False) -> None:
         self._fs = fs
         self._reader = Reader(fs)
         known = tuple(known)
@@ -92,6 +94,7 @@ class _Look:
             pids={guest.pid for guest in others},
             # A guest whose process its own source did not find may be met here.
             uuids={guest.uuid for guest in others if guest.uuid and guest.pid is None},
+            fair=everyone,
         )
         self._gaps: list[Gap] = []
 
@@ -106,7 +109,7 @@ class _Look:
         holders: list[Holder] = []
         pids = numbers(self._fs, paths.PROC_DIR) if missing else []
         doubtful = missing
-        for pid in self._in_order(pids):
+        for pid in chain(self._in_order(pids), self._holders.rest()):
             if pid in self._holders.done or (holder := self._holders.of(pid)) is None:
                 continue
             holders.append(holder)
@@ -130,7 +133,7 @@ class _Look:
             if self._holders.hidden:
                 self._gaps.append(Gap(where, os.strerror(errno.EACCES)))
             if self._holders.skipped:
-                self._gaps.append(Gap(where, "too many to look at"))
+                self._gaps.append(Gap(where, self._too_many()))
             if self._holders.unclear:
                 self._gaps.append(Gap(where, "which device it has open cannot be told"))
             return self._found([])
@@ -164,7 +167,7 @@ class _Look:
             why = f"{os.strerror(errno.EACCES)}: whose {which} is cannot be told"
             self._gaps.append(Gap(paths.PROCESS_DESCRIPTOR.glob, why))
         if self._holders.skipped:
-            why = f"too many to look at: whose {which} is cannot be told"
+            why = f"{self._too_many()}: whose {which} is cannot be told"
             self._gaps.append(Gap(paths.PROCESS_DESCRIPTOR.glob, why))
         for pid in self._holders.unclear:
             why = f"which device it has open cannot be told: {which}, maybe"
@@ -172,6 +175,12 @@ class _Look:
         if not self._sees_all(pids):
             why = f"not all processes can be seen from here, and none that can holds {which}"
             self._gaps.append(Gap(paths.PROC_DIR, why))
+
+    def _too_many(self) -> str:
+        users = sorted(self._holders.skipped)
+        shown = ", ".join(str(each) for each in users[:_MOST_SHOWN])
+        more = f" and {len(users) - _MOST_SHOWN} more" if len(users) > _MOST_SHOWN else ""
+        return f"too many to look at of user{'s' if users[1:] else ''} {shown}{more}"
 
     def _sees_all(self, pids: Collection[int]) -> bool:
         """Whether it is neither in a container nor given a /proc without others' processes."""
@@ -183,7 +192,7 @@ class _Look:
 
     def _found(self, holders: list[Holder], only: int | None = None) -> Found:
         """What comes of these holders; with `only`, of the one with this process id."""
-        owned: set[PciAddress] = set()
+        owned = self._disputed(holders)
         built: list[tuple[Holder, Guest]] = []
         for holder in sorted(holders, key=lambda each: each.rank):
             devices = holder.devices - owned
@@ -200,6 +209,26 @@ class _Look:
             (*self._reader.gaps, *self._gaps),
             tuple(guest for guest in named if guest.pid not in proven),
         )
+
+    def _disputed(self, holders: Iterable[Holder]) -> set[PciAddress]:
+        """What processes of several users hold, none of which is root's: who lies is not known."""
+        by_device: dict[PciAddress, list[Holder]] = {}
+        for holder in holders:
+            for each in holder.devices if holder.proven else ():
+                by_device.setdefault(each, []).append(holder)
+        disputed = set()
+        for address, rivals in sorted(by_device.items()):
+            users = sorted({each.owner.uid for each in rivals})
+            if len(users) == 1:
+                continue
+            who = ", ".join(f"{each.pid} of user {each.owner.uid}" for each in rivals)
+            said = f"{address} is open in processes {who}"
+            ours = any(each.owner.root for each in rivals)
+            why = "root's has it" if ours else "whose it is cannot be told"
+            self._gaps.append(Gap(f"{paths.PCI_DIR}/{address}", f"{said}: {why}"))
+            if not ours:
+                disputed.add(address)
+        return disputed
 
     def _guest(self, holder: Holder, devices: Collection[PciAddress]) -> Guest | None:
         """The guest with its threads; None when it has ended meanwhile."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heappop, heappush
 from typing import Final
 
 from virtirq.guests.processes.command_line import read_command_line
@@ -16,16 +18,22 @@ from virtirq.guests.processes.descriptors import (
     read_descriptors,
 )
 from virtirq.guests.processes.devices import VfioDevices, read_vfio
+from virtirq.guests.processes.owners import Owner, owner_of, speaks_for_root
 from virtirq.guests.processes.threads import number, stat_fields, text_of
 from virtirq.guests.processes.values import MOST_BYTES, CommandLine, split
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.model import PciAddress
 
-_MOST_READ: Final = 2_000_000
-"""Descriptors that are looked at in all: what a host with 40,000 processes may have."""
+_SHARE: Final = 65536
+"""Descriptors of one user that are looked at before anybody's further ones."""
+_MOST_OF_USER: Final = 1_000_000
+"""Descriptors of one user that are looked at: what four hundred large guests may have."""
+_MOST_READ: Final = 4_000_000
+"""Descriptors that are looked at in all."""
+_MOST_WORDS: Final = 64 << 20
+"""Bytes of one user's command lines that are read."""
 _MOST_FAMILY: Final = 256
-_UID: Final = re.compile(r"^Uid:\s+(\d+)\s+(\d+)\s", re.MULTILINE | re.ASCII)
 _TICKS: Final = re.compile("[0-9]{1,20}", re.ASCII)
 _PARENT, _STARTED = 4 - 3, 22 - 3  # of /proc/PID/stat (proc(5)), as counted after the name
 
@@ -39,6 +47,7 @@ class Holder:
 
     pid: int
     started: int
+    owner: Owner
     told: CommandLine
     held: Held
     devices: frozenset[PciAddress]
@@ -47,15 +56,27 @@ class Holder:
     @property
     def rank(self) -> tuple[bool, bool, bool, int, int]:
         """Who is believed first, where two hold one function."""
-        by_kernel = self.devices <= self.held.devices
-        return (not self.proven, not by_kernel, not self.held.vcpus, self.started, self.pid)
+        return (
+            not self.proven,
+            not self.owner.root,
+            not self.held.vcpus,
+            self.started,
+            self.pid,
+        )
 
     @property
     def beyond_doubt(self) -> bool:
-        """Whether nobody else needs to be asked: a virtual machine, and not by a path alone."""
-        held = self.held
-        by_path = bool(held.cdevs) and not self.devices <= held.devices
-        return self.proven and not by_path and (bool(held.vcpus) or held == Held())
+        """Whether nobody else needs to be asked: a virtual machine, which alone can hold them.
+
+        A device can be opened by its own name by several, of whom one has it bound; a group cannot.
+        """
+        if not self.proven or (self.held.cdevs and not self.owner.root):
+            return False
+        return bool(self.held.vcpus) or self.held == Held()
+
+
+class _PutOff(Exception):  # noqa: N818 - it is none, and never leaves this module
+    """The process's user has had its share for now."""
 
 
 class Holders:
@@ -63,8 +84,11 @@ class Holders:
 
     `not_ours` are functions that are known to be somebody else's, `pids` and `uuids` are those of
     guests that are. `hidden` tells afterwards whether some process's descriptors were not to be
-    seen, `skipped` whether there were too many, `unclear` which processes have a device open that
-    cannot be told, and `done` which processes were looked at.
+    seen, `skipped` of which users there were too many, `unclear` which processes have a device open
+    that cannot be told, and `done` which processes were looked at.
+
+    Any user can have many processes with many open files. With `fair`, a user's further ones are
+    put off until all others were looked at (`rest`), so that they hide nobody else's.
     """
 
     def __init__(
@@ -74,17 +98,23 @@ class Holders:
         not_ours: Collection[PciAddress] = (),
         pids: Collection[int | None] = (),
         uuids: Collection[str] = (),
+        *,
+        fair: bool = False,
     ) -> None:
         self._fs = fs
         self._reader = reader
         self._not_ours = frozenset(not_ours)
         self._others = pids
         self._uuids = uuids
-        self._read = 0
+        self._fair = fair
+        self._owners: dict[int, Owner | None] = {}
+        self._read: Counter[int] = Counter()
+        self._words: Counter[int] = Counter()
+        self._later: list[int] = []
         self.done: set[int] = set()
         self.unclear: list[int] = []
         self.hidden = False
-        self.skipped = False
+        self.skipped: set[int] = set()
 
     @cached_property
     def _vfio(self) -> VfioDevices:
@@ -107,10 +137,26 @@ class Holders:
             self.hidden = True
         except ProcessLookupError:
             return None
+        except _PutOff:
+            self.done.discard(pid)
+            self._later.append(pid)
+            return None
         try:
             return self._claimant(pid)
         except ProcessLookupError:
             return None
+
+    def rest(self) -> Iterator[int]:
+        """The processes that were put off, those of whoever has had least first."""
+        self._fair = False
+        queue = [(0, pid) for pid in self._later]
+        while queue:
+            had, pid = heappop(queue)
+            now = self._read[self._user(pid)]
+            if had < now:
+                heappush(queue, (now, pid))
+            elif pid not in self.done:
+                yield pid
 
     def started(self, pid: int) -> int:
         """When the process was started; another one under its number was started later.
@@ -120,8 +166,17 @@ class Holders:
         return self._stat(pid)[1]
 
     def words(self, pid: int) -> list[str]:
-        """Its command line; none of a process that has none, or is hidden."""
-        return split(text_of(self._fs, paths.PROCESS_ARGUMENTS.at(pid), MOST_BYTES) or "")
+        """Its command line; none of a process that has none, or is hidden, or whose user has had
+        too much read already.
+        """
+        user = self._user(pid)
+        most = min(MOST_BYTES, _MOST_WORDS - self._words[user])
+        if most <= 0:
+            self.skipped.add(user)
+            return []
+        text = text_of(self._fs, paths.PROCESS_ARGUMENTS.at(pid), most) or ""
+        self._words[user] += len(text)
+        return split(text)
 
     def _held(self, pid: int) -> Held:
         """What it has open; nothing when it has ended. Raises PermissionError."""
@@ -131,10 +186,16 @@ class Holders:
             raise
         except OSError:
             return Held()
-        self._read += len(names)
-        if len(names) > MOST_DESCRIPTORS or self._read > _MOST_READ:
-            self.skipped = True
+        if not names:
             return Held()
+        user, many = self._user(pid), len(names)
+        if self._fair and self._read[user] and self._read[user] + many > _SHARE:
+            raise _PutOff
+        most = _MOST_OF_USER - self._read[user] if user else _MOST_READ
+        if many > min(MOST_DESCRIPTORS, most, _MOST_READ - self._read.total()):
+            self.skipped.add(user)
+            return Held()
+        self._read[user] += many
         return read_descriptors(self._fs, pid, names)
 
     def _family(self, pid: int, held: Held) -> Holder | None:
@@ -158,14 +219,23 @@ class Holders:
         for one in members.values():
             together |= one
         told = read_command_line(words)
-        devices = self._devices_of(together, told) if together.any_device else frozenset()
+        if not together.any_device:
+            return None
+        # With vCPUs it is the one that runs them, else the first that has the devices.
+        main = min(members, key=lambda m: (-members[m].vcpus, not members[m].any_device, m))
+        owner = self._owner(main)
+        devices, said = self._devices_of(together, told)
+        proven = bool(devices)
+        if said and speaks_for_root(self._fs, main, owner):
+            devices, proven = devices | said, True
+        elif not devices:
+            devices = said
         if not devices:
             if together.untold and not together.groups:
                 self.unclear.append(pid)
             return None
-        # With vCPUs it is the one that runs them, else the first that has the devices.
-        main = min(members, key=lambda m: (-members[m].vcpus, not members[m].any_device, m))
-        return self._checked(Holder(main, self.started(main), told, together, devices), words)
+        holder = Holder(main, self.started(main), owner, told, together, devices, proven)
+        return self._checked(holder, words)
 
     def _root(self, pid: int, words: list[str]) -> int:
         for _ in range(_MOST_FAMILY):
@@ -188,11 +258,24 @@ class Holders:
             devices &= self.opened
         if not devices:
             return None
-        match = _UID.search(text_of(self._fs, paths.THREAD_STATUS.at(pid, pid)) or "")
-        by_root = match is not None and match[1] == match[2] == "0"
-        return self._checked(
-            Holder(pid, self.started(pid), told, Held(), devices, proven=by_root), words
-        )
+        owner = self._owner(pid)
+        proven = speaks_for_root(self._fs, pid, owner)
+        holder = Holder(pid, self.started(pid), owner, told, Held(), devices, proven)
+        return self._checked(holder, words)
+
+    def _owner(self, pid: int) -> Owner:
+        """Whose the process is. Raises ProcessLookupError."""
+        owner = owner_of(self._fs, pid)
+        if owner is None:
+            raise ProcessLookupError(pid)
+        return owner
+
+    def _user(self, pid: int) -> int:
+        """Whose part of what is read in all it is; -1 when it has ended."""
+        if pid not in self._owners:
+            self._owners[pid] = owner_of(self._fs, pid)
+        owner = self._owners[pid]
+        return -1 if owner is None else owner.uid
 
     def _checked(self, holder: Holder, words: list[str]) -> Holder | None:
         """The holder, unless it is a known guest, or not what was read any more."""
@@ -200,27 +283,23 @@ class Holders:
             return None
         return holder
 
-    def _devices_of(self, held: Held, told: CommandLine) -> frozenset[PciAddress]:
-        """What these descriptors hold, without what is another's."""
-        vfio = self._vfio
-        found = {vfio.cdevs[name] for name in held.cdevs if name in vfio.cdevs}
-        if held.untold:
-            found |= self._of_groups(held, frozenset(told.devices))
-        return frozenset((found & vfio.opened) | held.devices) - self._not_ours
+    def _devices_of(
+        self, held: Held, told: CommandLine
+    ) -> tuple[frozenset[PciAddress], frozenset[PciAddress]]:
+        """What these descriptors hold, and what they may hold if the command line is true.
 
-    def _of_groups(self, held: Held, named: frozenset[PciAddress]) -> frozenset[PciAddress]:
-        """The functions that were opened through groups; which they are the descriptors do not say.
-
-        Those of its groups that are open are the process's, for nobody else can open them. If more
-        seem to be open than it has descriptors, and enough are named, it is those. Where its groups
-        cannot be told (a group's descriptor may be closed, or have another path) it is the named.
+        Which functions were opened through groups the descriptors do not say. Those of its groups
+        that are open are the process's, for nobody else can open them. If more seem to be open than
+        it has descriptors, and enough are named, it is those. Where its groups cannot be told (a
+        group's descriptor may be closed, or have another path) there is only the command line.
         """
-        ours = self._vfio.in_groups(held.groups) & self._vfio.opened
-        if not ours:
-            return named
+        vfio, named = self._vfio, frozenset(told.devices)
+        ours = vfio.in_groups(held.groups) & vfio.opened if held.untold else frozenset()
         if len(ours) > held.untold <= len(ours & named):
-            return ours & named
-        return ours
+            ours &= named
+        said = named & vfio.opened if held.untold and not ours else frozenset()
+        found = held.cdevs & vfio.opened | held.devices | ours
+        return found - self._not_ours, said - self._not_ours
 
     def _stat(self, pid: int) -> tuple[int, int]:
         """The process's parent, and when it was started. Raises ProcessLookupError."""
