@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.hostmaker import MadeFs, MadeHost
 from tests.needs import not_run
 from virtirq.errors import UnavailableError
 from virtirq.guests.vectors.by_qmp import (
@@ -30,7 +32,7 @@ from virtirq.guests.vectors.by_qmp import (
 from virtirq.guests.vectors.entries import table
 from virtirq.guests.vectors.hardware import Iommu
 from virtirq.host.fs import LiveFs
-from virtirq.model import Guest, PciAddress, Vcpu
+from virtirq.model import Guest, GuestVectors, PciAddress, Vcpu
 
 ENOUGH = 60.0
 """Seconds after which a test gives up."""
@@ -233,6 +235,99 @@ def test_whatever_else_listens_is_not_spoken_to(
             pass  # it is not the process of pid 1
         thread.join()
     assert heard in ([], [b""])
+
+
+class Listener:
+    """A server that counts who connects."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(self.path)
+        self._socket.listen()
+        self._socket.setblocking(False)
+
+    def anybody_came(self) -> bool:
+        with suppress(BlockingIOError):
+            self._socket.accept()[0].close()
+            return True
+        return False
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[Listener]:
+    made = Listener(tmp_path / "irqbalance4711.sock")
+    yield made
+    made.close()
+
+
+def named(path: str, **more: int) -> tuple[MadeFs, Guest]:
+    """A guest whose command line names this socket, and who has this user id and capabilities."""
+    uid = more.get("uid", os.geteuid())
+    status = f"Uid:\t{uid}\t{uid}\t{uid}\t{uid}\nCapPrm:\t{more.get('able', 2**41 - 1):016x}\n"
+    words = f"qemu-system-x86_64\0-qmp\0unix:{path},server=on\0-S"
+    files = {"/proc/77/cmdline": words, "/proc/77/task/77/status": status}
+    return MadeHost(files=files).live(), Guest("evil", "vfio-process", pid=77, vcpus=(Vcpu(0),))
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_socket_of_another_user_is_not_even_connected_to(
+    listener: Listener, tmp_path: Path, linked: bool
+) -> None:
+    """An old irqbalance ends when somebody connects and says nothing."""
+    path = listener.path
+    if linked:
+        path = str(tmp_path / "link")
+        os.symlink(listener.path, path)
+    fs, guest = named(path, uid=os.geteuid() + 1000)
+    with pytest.raises(UnavailableError, match=r"is of user \d+, and the guest of user \d+"):
+        QmpReader(fs).read(guest, {})
+    assert not listener.anybody_came()
+
+
+def test_roots_socket_is_not_a_containers(listener: Listener) -> None:
+    fs, guest = named(listener.path, able=0xA80425FB)
+    if os.geteuid() == 0:
+        with pytest.raises(UnavailableError, match="may be a container's root"):
+            QmpReader(fs).read(guest, {})
+        assert not listener.anybody_came()
+
+
+def test_of_the_same_user_it_is_told_by_the_process(listener: Listener) -> None:
+    fs, guest = named(listener.path)
+    with pytest.raises(UnavailableError, match="is another process's"):
+        QmpReader(fs).read(guest, {})
+    assert listener.anybody_came()
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/proc/self/fd/0", "/", "x\ufffd", "no/such"])
+def test_what_is_no_socket_is_not_connected_to(path: str) -> None:
+    fs, guest = named(path)
+    with pytest.raises(UnavailableError, match="its monitor"):
+        QmpReader(fs).read(guest, {})
+
+
+def test_a_table_of_all_memory(qemu: Qemu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a QEMU that was broken into may say."""
+    section = "0000000000000000-ffffffffffffffff (prio 0, i/o): msix-table owner:{dev id=d0}"
+    answers: dict[str, object] = {
+        "human-monitor-command": f'FlatView #1\n AS "memory", root: system\n  {section}',
+        "query-cpus-fast": [{"qom-path": "x", "cpu-index": 0}],
+        "qom-list": [{"type": "child<vfio-pci>", "name": "d0"}],
+    }
+
+    def ask(_: _Monitor, command: str, **arguments: object) -> object:
+        if command == "qom-get":
+            return "0000:41:00.0" if arguments["property"] == "host" else 0
+        return [] if "anon" in str(arguments.get("path")) else answers[command]
+
+    monkeypatch.setattr(_Monitor, "ask", ask)
+    nic = PciAddress.parse("0000:41:00.0")
+    found = QmpReader(LiveFs()).read(guest(qemu), {nic: {0: 50}})[nic]
+    assert found == GuestVectors({}, f"its monitor tells of an MSI-X table of {2**64} bytes")
 
 
 @pytest.mark.parametrize("answer", [None, 7, "text", [], {}, [{}], [None], [{"qom-path": 1}]])

@@ -14,6 +14,7 @@ import asyncio
 import os
 import re
 import socket
+import stat
 import struct
 import sys
 import time
@@ -22,6 +23,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from virtirq.errors import InputError, UnavailableError
+from virtirq.guests.processes.owners import Owner, owner_of
 from virtirq.guests.processes.qemu import options, pairs
 from virtirq.guests.processes.values import MOST_BYTES, split
 from virtirq.guests.vectors.by_peek import Learned, Wanted
@@ -44,12 +46,17 @@ _PATIENCE: Final = 10.0
 _PEER: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _FDSET: Final = 0x76697274
 """The number of our set of descriptors within QEMU, which nobody else's is."""
+_MOST_TABLE: Final = 2048 * ENTRY
+"""Bytes of an MSI-X table: PCI has no larger one."""
 # "info mtree -f -o" (system/memory.c, mtree_print_flatview() and mtree_print_owner()).
 _SECTION: Final = re.compile(
     r"^ +([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, ([a-z/-]+)\): (\S+)(.*)$", re.ASCII
 )
 _OWNER: Final = re.compile(r" owner:\{(?:dev|obj) (?:id|path)=([^}]+)\}", re.ASCII)
-_MALFORMED: Final = (ValueError, KeyError, TypeError, AttributeError, InputError)
+_MALFORMED: Final = (
+    *(ValueError, KeyError, TypeError, AttributeError, InputError),
+    *(OverflowError, RecursionError),
+)
 _DEVICE: Final = "child<vfio-pci>"
 _PLACES: Final = ("/machine/peripheral", "/machine/peripheral-anon")
 
@@ -122,7 +129,8 @@ class QmpReader:
         path = monitor_of(words)
         if path is None:
             raise UnavailableError("it has no monitor with a socket of its own")
-        with _connected(path, guest.pid) as monitor:
+        owner = owner_of(self._fs, guest.pid)
+        with _own_socket(path, owner) as there, _connected(there, guest.pid, path) as monitor:
             try:
                 return _read(monitor, guest, wanted)
             except _MALFORMED as error:  # a QEMU that was broken into says what it likes
@@ -182,8 +190,44 @@ def wait(loop: asyncio.AbstractEventLoop, what: Any) -> Any:
 
 
 @contextmanager
-def _connected(path: str, pid: int) -> Iterator[_Monitor]:
-    """A session with the monitor of this process, and no other's. Raises UnavailableError."""
+def _own_socket(path: str, owner: Owner | None) -> Iterator[str]:
+    """Where a socket can be connected to, if it is of the guest's own user, or raises.
+
+    A command line can name any socket of the host, and some servers do not survive whoever connects
+    and says nothing: so it is looked at first, and what was looked at is what is connected to.
+    bind(2) gives the socket's file to the user that binds. Raises UnavailableError.
+    """
+    if owner is None:
+        raise UnavailableError("its process has ended")
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UnavailableError(f"its monitor {path}: {why}") from error
+    try:
+        file = os.fstat(descriptor)
+        if not stat.S_ISSOCK(file.st_mode):
+            raise UnavailableError(f"its monitor {path} is no socket")
+        if file.st_uid != owner.uid:
+            raise UnavailableError(
+                f"its monitor {path} is of user {file.st_uid}, and the guest of user {owner.uid}"
+            )
+        if owner.uid == 0 and not owner.root:
+            raise UnavailableError(
+                f"its monitor {path} is root's, and it may be a container's root"
+            )
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _connected(path: str, pid: int, name: str = "") -> Iterator[_Monitor]:
+    """A session with the monitor of this process, and no other's. Raises UnavailableError.
+
+    `name` is what a person knows the path by.
+    """
+    name = name or path
     try:
         if sys.modules.get("ssl", ...) is None:
             del sys.modules["ssl"]  # qemu.qmp cannot do without
@@ -198,12 +242,12 @@ def _connected(path: str, pid: int) -> Iterator[_Monitor]:
             asked.connect(path)
             peer = asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
         except (BlockingIOError, TimeoutError) as error:
-            raise UnavailableError(f"its monitor {path} serves someone else") from error
+            raise UnavailableError(f"its monitor {name} serves someone else") from error
         except OSError as error:
-            raise UnavailableError(f"its monitor {path}: {error.strerror}") from error
-        # A command line can name any socket: only the guest's own is spoken to.
+            raise UnavailableError(f"its monitor {name}: {error.strerror}") from error
+        # Of all that the same user listens at, only the guest's own is spoken to.
         if _PEER.unpack(peer)[0] != pid:
-            raise UnavailableError(f"its monitor {path} is another process's")
+            raise UnavailableError(f"its monitor {name} is another process's")
         asked.setblocking(False)
         loop = asyncio.new_event_loop()
         client = QMPClient("virtirq")
@@ -232,7 +276,13 @@ def _read(monitor: _Monitor, guest: Guest, wanted: Wanted) -> Learned:
         if place is None:
             found[address] = GuestVectors({}, "the guest has no MSI-X table of it in memory")
             continue
-        count = min(max(vectors, default=-1) + 1, len(place) // ENTRY)
+        size = place.stop - place.start
+        if size > _MOST_TABLE:
+            found[address] = GuestVectors(
+                {}, f"its monitor tells of an MSI-X table of {size} bytes"
+            )
+            continue
+        count = min(max(vectors, default=-1) + 1, size // ENTRY)
         used = in_use(table(peek, place.start, count))
         found[address] = aimed(resolve(peek, memory.iommu, memory.ram, 0, used), apics)
     return found
