@@ -17,8 +17,11 @@ from typing import Final
 
 from virtirq.errors import CpuSetError
 
-MAX_CPUS: Final = 8192
-"""The largest NR_CPUS that Kconfig allows on x86 (arch/x86/Kconfig, NR_CPUS_RANGE_END)."""
+MAX_CPUS: Final = 16384
+"""What libvirt takes in a cpuset (src/conf/domain_conf.h, VIR_DOMAIN_CPUMASK_LEN).
+
+Twice the largest NR_CPUS that Kconfig allows on x86 (arch/x86/Kconfig, NR_CPUS_RANGE_END).
+"""
 
 _MAX_TEXT: Final = 65536
 _CACHED_TEXT: Final = 256
@@ -27,13 +30,13 @@ _HEX_GROUP = re.compile(r"[0-9a-fA-F]{1,8}", re.ASCII)
 
 
 class CpuSet:
-    """Immutable set of CPU numbers, 0 to 8191. Iterates in ascending order."""
+    """Immutable set of CPU numbers, 0 to 16383. Iterates in ascending order."""
 
     __slots__ = ("_bits",)
     _bits: int
 
     def __init__(self, cpus: Iterable[int] = ()) -> None:
-        """Raises CpuSetError for a number outside 0 to 8191."""
+        """Raises CpuSetError for a number outside 0 to 16383."""
         bits = 0
         for cpu in cpus:
             bits |= 1 << _checked(cpu)

@@ -20,6 +20,10 @@ from virtirq.errors import DirectiveError, InputError
 _ADDRESS = re.compile(
     r"(?:([0-9a-fA-F]{4,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])", re.ASCII
 )
+# libvirt's name of a node device (src/node_device/node_device_udev.c, udevGenerateDeviceName()).
+_NODE_DEVICE = re.compile(
+    r"pci_([0-9a-fA-F]{4,8})_([0-9a-fA-F]{2})_([0-9a-fA-F]{2})_([0-7])", re.ASCII
+)
 
 
 class PciAddress(NamedTuple):
@@ -32,12 +36,13 @@ class PciAddress(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> PciAddress:
-        """``0000:82:00.0``, or ``82:00.0`` for domain 0. Raises InputError.
+        """``0000:82:00.0``, ``82:00.0`` for domain 0, or ``pci_0000_82_00_0``. Raises InputError.
 
         Domains may be wider than 16 bits: Intel VMD numbers its own from 0x10000
         (Linux kernel, drivers/pci/controller/vmd.c, vmd_find_free_domain()).
         """
-        match = _ADDRESS.fullmatch(text.strip())
+        stripped = text.strip()
+        match = _ADDRESS.fullmatch(stripped) or _NODE_DEVICE.fullmatch(stripped)
         if match is None or int(match[3], 16) > 0x1F:
             raise InputError(f"{text[:60]!r} is not a PCI address", hint="write it as 0000:82:00.0")
         return cls(int(match[1] or "0", 16), int(match[2], 16), int(match[3], 16), int(match[4]))
@@ -346,12 +351,6 @@ class Guest:
     def unit(self) -> str:
         """What its `vcpus` are: of a process without vCPUs, threads stand in for them."""
         return "vCPU" if self.kind == "machine" else "thread"
-
-    @property
-    def names(self) -> frozenset[str]:
-        """What a person may call it, as virsh does: name, UUID, or id while it runs."""
-        domain_id = None if self.domain_id is None else str(self.domain_id)
-        return frozenset(each for each in (self.name, self.uuid, domain_id) if each)
 
     @property
     def key(self) -> str:

@@ -332,3 +332,35 @@ def test_only_the_control_room_changes_libvirt() -> None:
         and node.func.attr in CHANGING
     }
     assert callers == {"control/libvirt_settings.py", "control/libvirt_pinning.py"}
+
+
+class TestOneMacOfTwo:
+    """A bond's VFs may have one MAC address: it is no name for either."""
+
+    BOTH = VF + VF.replace("bus='0x84'", "bus='0x85'")
+
+    def test_each_by_its_address(self, host: Any, connection: Connection) -> None:
+        domain = host.defineXML(domain_xml(devices=self.BOTH))
+        change(connection, "web", "84:10.1", Directive.parse("2"))
+        changed = change(connection, "web", "pci_0000_85_10_1", Directive.parse("3"))
+        assert changed.changes == (Change("config", "0000:85:10.1", None, "3"),)
+        assert ours(domain, CONFIG) == element(
+            '<device address="0000:84:10.1" cpuset="2"/><device address="0000:85:10.1" cpuset="3"/>'
+        )
+
+    def test_the_mac_is_refused(self, host: Any, connection: Connection) -> None:
+        host.defineXML(domain_xml(devices=self.BOTH))
+        with pytest.raises(UsageError, match="2 devices of web have the MAC address") as raised:
+            change(connection, "web", "52:54:00:0a:0b:0c", AUTO)
+        assert "0000:84:10.1" in str(raised.value.hint)
+        assert "0000:85:10.1" in str(raised.value.hint)
+
+    def test_what_was_set_by_it_can_be_taken_out(self, host: Any, connection: Connection) -> None:
+        metadata = (
+            "<v:irqs xmlns:v='urn:virtirq:1'>"
+            "<v:device mac='52:54:00:0a:0b:0c' cpuset='4'/></v:irqs>"
+        )
+        domain = host.defineXML(domain_xml(metadata=metadata, devices=self.BOTH))
+        changed = change(connection, "web", "52:54:00:0a:0b:0c", None)
+        assert changed.changes == (Change("config", "52:54:00:0a:0b:0c", "4", None),)
+        assert ours(domain, CONFIG) is None

@@ -167,7 +167,7 @@ class TestFilesAndRecordings:
 
     def test_a_guest_of_a_file_and_of_libvirt(self, libvirt: Libvirt, file: Path) -> None:
         libvirt.guests = [replace(OF_LIBVIRT, name="desk")]
-        with pytest.raises(UsageError, match="there is already a guest with desk"):
+        with pytest.raises(UsageError, match="there is already a guest with the name desk"):
             find_guests(ALL.fs(), [file], "x:///y")
 
     def test_a_process_called_like_a_guest_of_a_file(self, libvirt: Libvirt, file: Path) -> None:

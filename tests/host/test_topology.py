@@ -85,7 +85,7 @@ def test_a_host_larger_than_any() -> None:
     fs.set(f"{CPU}/possible", f"0-{MAX_CPUS}")
     made, gaps = read(fs)
     assert made.possible == made.online
-    assert gaps == (Gap(f"{CPU}/possible", "CPU 8192 is outside 0-8191"),)
+    assert gaps == (Gap(f"{CPU}/possible", "CPU 16384 is outside 0-16383"),)
 
 
 def test_without_numa() -> None:

@@ -133,7 +133,7 @@ REFUSED = [
     ('default = ""', f"0.toml: default: '' leaves no CPU ({ALLOWED})"),
     ('default = "3,^3"', f"0.toml: default: '3,^3' leaves no CPU ({ALLOWED})"),
     ('default = "5-2"', f"0.toml: default: range '5-2' in '5-2' runs backwards ({ALLOWED})"),
-    ('default = "8192"', f"0.toml: default: CPU 8192 is outside 0-8191 ({ALLOWED})"),
+    ('default = "16384"', f"0.toml: default: CPU 16384 is outside 0-16383 ({ALLOWED})"),
     ('default = "٣"', f"0.toml: default: '٣' is not a CPU, a range of CPUs or ^CPU ({ALLOWED})"),
     # spread
     ('spread = "wide"', f"0.toml: spread: 'wide' {SPREAD}"),

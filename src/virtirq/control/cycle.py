@@ -15,6 +15,7 @@ from virtirq.control.executor import Executor
 from virtirq.control.journal import Journal, locked_journal
 from virtirq.cpuset import CpuSet
 from virtirq.errors import JournalError, UnknownGuestError, UsageError
+from virtirq.guests.libvirt.values import uuid_of_text
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.interrupts import read_interrupts, read_vector_load
@@ -121,17 +122,28 @@ def chosen(whole: Plan, names: Sequence[str], known: Iterable[Guest] = ()) -> Pl
     if not names:
         return whole
     guests = [*(each.guest for each in whole.guests), *known]
-    for name in names:
-        named(name, guests)
-    wanted = set(names)
-    return Plan(tuple(each for each in whole.guests if wanted & each.guest.names))
+    keys = {guest.key for name in names for guest in called(name, guests)}
+    return Plan(tuple(each for each in whole.guests if each.guest.key in keys))
 
 
 def named(name: str, guests: Sequence[Guest]) -> Guest:
     """The first guest of this name, UUID or id. Raises UnknownGuestError."""
-    for guest in guests:
-        if name in guest.names:
-            return guest
+    return called(name, guests)[0]
+
+
+def called(name: str, guests: Sequence[Guest]) -> list[Guest]:
+    """The guests that virsh would take `name` for: by id, else by UUID, else by name.
+
+    libvirt: tools/virsh-util.c, virshLookupDomainInternal(). Raises UnknownGuestError.
+    """
+    uuids = {name, uuid_of_text(name)} - {None}
+    found = (
+        [guest for guest in guests if guest.domain_id is not None and name == str(guest.domain_id)]
+        or [guest for guest in guests if guest.uuid in uuids]
+        or [guest for guest in guests if name == guest.name]
+    )
+    if found:
+        return found
     there = ", ".join(dict.fromkeys(guest.name for guest in guests)) or "none"
     raise UnknownGuestError(f"no guest is called {name!r}", hint=f"guests here: {there}")
 

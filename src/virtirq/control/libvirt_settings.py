@@ -19,7 +19,7 @@ from virtirq.guests.libvirt.connection import (
     Connection,
     VirDomain,
 )
-from virtirq.guests.libvirt.devices import Holder, Selector, holders
+from virtirq.guests.libvirt.devices import Holder, Selector, holders, own_names, shared_macs
 from virtirq.guests.libvirt.reading import NAMESPACE, read_domain
 from virtirq.guests.libvirt.rfcxml import Moved, to_metadata
 from virtirq.guests.libvirt.settings import Settings, read_settings
@@ -65,10 +65,14 @@ class Definition:
 
 
 class _Device(NamedTuple):
-    """A device that someone named: how to remember it, and all its names."""
+    """A device that someone named: how to remember it, and all its names.
+
+    `several`: the labels of those that have the name, where it is the MAC address of more than one.
+    """
 
     store: Selector
     names: tuple[Selector, ...]
+    several: tuple[str, ...] = ()
 
 
 def change(
@@ -205,6 +209,11 @@ def _changed(
         if directive is not None or old.of_device([selector]) is None:
             raise _no_such_device(there, guest, device)
         found = _Device(selector, (selector,))  # the setting of a device that is gone
+    if found.several and directive is not None:
+        raise UsageError(
+            f"{len(found.several)} devices of {guest} have the MAC address {found.store.name}",
+            hint=f"name the one that is meant otherwise: {', '.join(found.several)}",
+        )
     was = old.of_device(found.names)
     change = Change(
         there.where.words[0], found.store.name, None if was is None else str(was.directive), after
@@ -222,17 +231,21 @@ def _find(there: Definition, text: str) -> _Device | None:
     if not held:
         return None
     first = held[0]
+    shared = shared_macs(there.held)
+    if selector.kind == "mac" and selector.name in shared:
+        return _Device(selector, (selector,), several=tuple(_label(each) for each in held))
     if len(first.addresses) > 1:
         # Disks whose chain spans several controllers: each has a setting of its own.
         return _Device(selector, (selector,))
     # A generated alias may be another device's at the next start, and so may the VF that a
     # network gives: the name that lasts is written, whichever name was given.
     store = selector
-    if first.tag == "interface" and first.mac is not None:
+    if first.tag == "interface" and first.mac is not None and first.mac not in shared:
         store = Selector("mac", first.mac)
     elif selector.kind == "alias" and not text.startswith("ua-") and first.addresses:
         store = Selector("address", str(first.addresses[0]))
-    return _Device(store, tuple(dict.fromkeys(name for each in held for name in each.selectors)))
+    names = dict.fromkeys(name for each in held for name in own_names(each, shared))
+    return _Device(store, tuple(names))
 
 
 def _no_such_device(there: Definition, guest: str, device: str) -> UsageError:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -182,13 +183,23 @@ def load_guests(fs: HostFs, domain_files: Sequence[Path]) -> tuple[Guest, ...]:
 
 
 def _unique(guests: Iterable[tuple[str, Guest]]) -> tuple[Guest, ...]:
-    known: dict[str, Guest] = {}
-    for where, guest in guests:
-        for key in filter(None, (guest.uuid, guest.name)):
-            if key in known:
-                raise UsageError(f"{where}: there is already a guest with {key}")
-            known[key] = guest
-    return tuple({id(guest): guest for guest in known.values()}.values())
+    """Raises UsageError where two have a name or a UUID in common.
+
+    A name may read as a UUID, its guest's own or another's: those are two things in libvirt.
+    """
+    found = tuple(guests)
+    for what, of in (
+        ("name", attrgetter("name")),
+        ("UUID", attrgetter("uuid")),
+        ("name or UUID", attrgetter("key")),
+    ):
+        known = set()
+        for where, guest in found:
+            text = of(guest)
+            if text in known:
+                raise UsageError(f"{where}: there is already a guest with the {what} {text}")
+            known |= {text} - {None}
+    return tuple(guest for _, guest in found)
 
 
 @contextmanager

@@ -572,7 +572,7 @@ def test_problems_have_an_end() -> None:
             domain("<vcpu cpuset='3-1'>2</vcpu>"),
             "<vcpu> cpuset: range '3-1' in '3-1' runs backwards",
         ),
-        (domain("<vcpu cpuset='8192'>2</vcpu>"), "<vcpu> cpuset: CPU 8192 is outside 0-8191"),
+        (domain("<vcpu cpuset='16384'>2</vcpu>"), "<vcpu> cpuset: CPU 16384 is outside 0-16383"),
         (domain("<vcpus><vcpu enabled='yes'/></vcpus>"), "<vcpu> has no id"),
         (
             domain("<vcpus><vcpu id='1' enabled='yes'/></vcpus>"),

@@ -8,6 +8,7 @@ from virtirq.guests.libvirt import nova
 from virtirq.guests.libvirt.domainxml import parse_domain
 from virtirq.guests.libvirt.reading import NAMESPACE
 from virtirq.guests.libvirt.redaction import redact
+from virtirq.model import NATIVE
 
 
 def domain(*specs: str, version: str = "1.1", ours: str = "") -> str:
@@ -43,29 +44,62 @@ def test_the_flavors_mask_is_a_directive_over_vcpus(version: str) -> None:
 
 @pytest.mark.parametrize(
     ("mask", "expected"),
-    [("1", "1"), ("0-3", "0-3"), ("0-3,^1", "0,2-3"), ("^1,0-3", "0,2-3"), ("1,,2,", "1-2")],
+    [
+        ("1", "1"),
+        ("0-3", "0-3"),
+        ("0-3,^1", "0,2-3"),
+        ("^1,0-3", "0,2-3"),
+        ("1,,2,", "1-2"),
+        ("1 - 3", "1-3"),
+        (" 0 -\t3 , ^ 1 ", "0,2-3"),
+        ("0-3,^1 - 2", "0,3"),
+        ("+1", "1"),
+    ],
 )
-def test_an_exclusion_counts_wherever_it_stands(mask: str, expected: str) -> None:
+def test_a_mask_is_read_as_starlingx_reads_it(mask: str, expected: str) -> None:
     guest = parse_domain(domain(spec(mask)))
     assert guest.directive is not None
     assert str(guest.directive.vcpus) == expected
 
 
+NAMES_NONE = f"{nova.ORIGIN}, which names none of its vCPUs"
+ODD = f"{nova.ORIGIN}, which is not understood"
+
+
 @pytest.mark.parametrize(
-    ("mask", "problem"),
+    ("mask", "origin"),
     [
-        ("", "Nova metadata: hw:pci_irq_affinity_mask '' leaves no vCPU"),
-        ("2,^2", "Nova metadata: hw:pci_irq_affinity_mask '2,^2' leaves no vCPU"),
-        (
-            "all",
-            "Nova metadata: hw:pci_irq_affinity_mask: 'all' is not a CPU, a range of CPUs or ^CPU",
-        ),
+        ("", NAMES_NONE),
+        ("2,^2", NAMES_NONE),
+        ("^2", NAMES_NONE),
+        ("4-7", NAMES_NONE),
+        ("999999999", NAMES_NONE),
+        ("all", ODD),
+        ("0-x", ODD),
+        ("0x3", ODD),
+        ("1-", ODD),
+        ("3-1", ODD),
+        ("1 2", ODD),
+        ("1-2-3", ODD),
+        ("-1", ODD),
     ],
 )
-def test_a_mask_that_cannot_be_understood_is_a_problem(mask: str, problem: str) -> None:
+def test_a_mask_that_means_no_vcpu_leaves_devices_alone(mask: str, origin: str) -> None:
+    """And never has them follow the very vCPUs that it was to spare."""
     guest = parse_domain(domain(spec(mask)))
-    assert guest.directive is None
-    assert guest.problems == (problem,)
+    assert (guest.directive, guest.directive_from) == (NATIVE, origin)
+    (problem,) = guest.problems
+    assert repr(mask) in problem
+    assert problem.endswith(": its devices are left alone")
+
+
+@pytest.mark.parametrize("mask", ["1-7", "1-3,9", "0-999999999,^0", "1-4"])
+def test_vcpus_that_the_guest_has_not_are_passed_over_and_told(mask: str) -> None:
+    guest = parse_domain(domain(spec(mask)))
+    assert str(guest.directive) == "vcpus 1-3"
+    assert guest.problems == (
+        f"Nova metadata: {nova.KEY} {mask!r} names vCPUs past the guest's last, 3",
+    )
 
 
 def test_our_own_setting_is_worth_more() -> None:

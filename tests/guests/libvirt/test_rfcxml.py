@@ -291,3 +291,68 @@ def test_bytes_that_are_no_text(data: bytes, message: str) -> None:
     with pytest.raises(DomainXmlError) as caught:
         decode_document(data)
     assert str(caught.value) == message
+
+
+MAC = "00:11:22:33:44:55"
+
+
+def vf(slot: int, cpuset: str | None = None, inner: str = "") -> str:
+    """Of a bond: both of its VFs have one MAC address."""
+    attribute = "" if cpuset is None else f" cpuset='{cpuset}'"
+    return (
+        f"<interface type='hostdev'{attribute}><mac address='{MAC}'/>"
+        f"<source><address type='pci' slot='{slot}'/></source>{inner}</interface>"
+    )
+
+
+def test_two_of_one_mac_are_told_apart() -> None:
+    text = domain(vf(7, "4"), vf(9, "5"))
+    moved = to_metadata(text)
+    assert [each.name for each, _ in moved.settings] == ["0000:00:07.0", "0000:00:09.0"]
+    assert [str(each.directive) for each in parse_domain(moved.text).devices] == ["4", "5"]
+    assert to_attributes(moved.text).text == text
+
+
+def test_one_of_two_of_one_mac() -> None:
+    text = domain(vf(7), vf(9, "5"))
+    moved = to_metadata(text)
+    assert parse_domain(moved.text).devices[0].directive is None
+    assert to_attributes(moved.text).text == text
+
+
+def test_of_one_mac_with_names_of_their_own() -> None:
+    alias = "<alias name='ua-{}'/>".format
+    text = domain(vf(7, "4", alias("a")), vf(9, "5", alias("b")))
+    moved = to_metadata(text)
+    assert [each.name for each, _ in moved.settings] == ["ua-a", "ua-b"]
+    assert to_attributes(moved.text).text == text
+
+
+def test_two_pooled_of_one_mac_have_no_name() -> None:
+    with pytest.raises(DomainXmlError, match="has no name to know it by"):
+        to_metadata(domain(interface(MAC, "'4'"), interface(MAC, "'5'")))
+
+
+def test_a_setting_by_a_mac_that_two_have_is_for_those_without_their_own() -> None:
+    """Such metadata may be there from before the second was given that MAC address."""
+    ours = (
+        f"<metadata><v:irqs xmlns:v='{OURS}'><v:device mac='{MAC}' cpuset='4'/>"
+        "<v:device address='0000:00:09.0' cpuset='5'/></v:irqs></metadata>"
+    )
+    guest = parse_domain(domain(vf(7), vf(9), before=ours))
+    assert [str(each.directive) for each in guest.devices] == ["4", "5"]
+    assert guest.problems == ()
+    back = to_attributes(domain(vf(7), vf(9), before=ours)).text
+    assert back == domain(vf(7, "4"), vf(9, "5"))
+
+
+@pytest.mark.parametrize("cpusets", [("4", "4"), ("4", None), (None, "4")])
+def test_two_namespaces_of_one_controller_both_get_it_back(cpusets: tuple[str | None, ...]) -> None:
+    both = [nvme("4", "'4'"), nvme("4", "'4'")]
+    text = domain(*(nvme("4", each and f"'{each}'") for each in cpusets))
+    moved = to_metadata(text)
+    assert [each.name for each, _ in moved.settings] == ["0000:04:00.0"]
+    back = to_attributes(moved.text).text
+    assert back.count("cpuset='4'") == 2
+    assert to_metadata(back).text == moved.text
+    assert to_metadata(domain(*both)).text == moved.text

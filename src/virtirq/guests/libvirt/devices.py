@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -91,6 +91,23 @@ def _holder(element: Element) -> Holder:
         pooled and element.find("actual") is None,
         element.get("type", ""),
     )
+
+
+def shared_macs(held: Iterable[Holder]) -> frozenset[str]:
+    """MAC addresses that several of the interfaces have: they are no name for any of them.
+
+    A bond's or a router's VFs may be given one MAC address on purpose; libvirt does not mind.
+    """
+    seen: dict[str, set[object]] = {}
+    for number, each in enumerate(held):
+        if each.mac is not None and (each.addresses or each.pooled):
+            seen.setdefault(each.mac, set()).add(each.addresses or number)
+    return frozenset(mac for mac, those in seen.items() if len(those) > 1)
+
+
+def own_names(holder: Holder, shared: Collection[str]) -> tuple[Selector, ...]:
+    """The names that are this element's alone, where `shared` are `shared_macs`."""
+    return tuple(each for each in holder.selectors if each.kind != "mac" or each.name not in shared)
 
 
 def functions(held: Iterable[Holder], problems: list[str]) -> Iterator[GuestDevice]:

@@ -7,7 +7,6 @@ go (libvirt, src/conf/domain_conf.c, virDomainDefParseXML()). `reading` has the 
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -18,7 +17,15 @@ from virtirq.guests.libvirt import nova
 from virtirq.guests.libvirt.devices import functions, holders, merged
 from virtirq.guests.libvirt.reading import read_domain
 from virtirq.guests.libvirt.settings import matched, read_settings
-from virtirq.guests.libvirt.values import cpus_of, number_of, required, shown, unsigned, word_of
+from virtirq.guests.libvirt.values import (
+    cpus_of,
+    number_of,
+    required,
+    shown,
+    unsigned,
+    uuid_of_text,
+    word_of,
+)
 from virtirq.guests.vectors.apic import apic_ids
 from virtirq.model import Guest, Vcpu
 
@@ -29,7 +36,6 @@ MAX_VCPUS: Final = 8192
 """More vCPUs, and more I/O threads, than any hypervisor has (KVM on x86: 4096)."""
 
 _MAX_PROBLEMS: Final = 50
-_UUID: Final = re.compile(r"[- ]*(?:[0-9a-fA-F]{2}[- ]*){16}", re.ASCII)
 # The QEMU driver alone ties the topology to the number of vCPUs (qemu_validate.c).
 _QEMU_TYPES: Final = frozenset({"kvm", "qemu", "hvf"})
 
@@ -63,8 +69,8 @@ def understand(domain: Element) -> Guest:
     for_all, origin = None, None
     if settings.for_all is not None:
         for_all, origin = settings.for_all.directive, "domain metadata"
-    elif (mask := nova.read_mask(domain, problems)) is not None:
-        for_all, origin = mask, nova.ORIGIN
+    elif (mask := nova.read_mask(domain, _vcpu_numbers(domain)[0], problems)) is not None:
+        for_all, origin = mask
     return Guest(
         name=_name(domain),
         source="domain-xml",
@@ -104,11 +110,10 @@ def _uuid(domain: Element) -> str | None:
     text = domain.findtext("uuid")
     if text is None:
         return None
-    # As liberal as virUUIDParse() in libvirt, src/util/viruuid.c.
-    if not _UUID.fullmatch(text.strip()):
+    uuid = uuid_of_text(text)
+    if uuid is None:
         raise DomainXmlError(f"<uuid> {shown(text)} is not a UUID")
-    digits = re.sub("[- ]", "", text.strip()).lower()
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    return uuid
 
 
 def _shared_cpus(domain: Element) -> CpuSet | None:

@@ -9,12 +9,12 @@ space, quoting, other people's namespaces) stays as it is, character for charact
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from virtirq.errors import DirectiveError, DomainXmlError
-from virtirq.guests.libvirt.devices import Holder, Selector, holders
+from virtirq.guests.libvirt.devices import Holder, Selector, holders, own_names, shared_macs
 from virtirq.guests.libvirt.reading import NAMESPACE, read_domain
 from virtirq.guests.libvirt.settings import SELECTORS
 from virtirq.model import Directive
@@ -69,12 +69,13 @@ def to_metadata(text: str) -> Moved:
     edits: list[_Edit] = []
     added: dict[Selector, _Raw] = {}
     moved: dict[Selector, Directive] = {}
+    shared = shared_macs(page.held)
     for element, holder in zip(page.holders, page.held, strict=True):
         raw = element.attributes.get(b"cpuset")
         if raw is None or holder.directive is None:
             continue
-        for selector in _lasting_names(holder):
-            names = holder.selectors if len(holder.addresses) < 2 else (selector,)
+        for selector in _lasting_names(holder, shared):
+            names = own_names(holder, shared) if len(holder.addresses) < 2 else (selector,)
             there = next((each for each in page.devices if each.selector in names), None)
             if there is not None and there.directive != holder.directive:
                 raise DomainXmlError(
@@ -100,17 +101,18 @@ def to_attributes(text: str) -> Moved:
     data, page = _read(text)
     edits: list[_Edit] = []
     gone: list[_DeviceEntry] = []
-    moved: list[tuple[Selector, Directive]] = []
+    shared = shared_macs(page.held)
     for element, holder in zip(page.holders, page.held, strict=True):
-        entries = _entries_of(holder, [each for each in page.devices if each not in gone])
+        # Several elements may say the same: namespaces of one NVMe controller.
+        entries = _entries_of(holder, page.devices, shared)
         if not entries or b"cpuset" in element.attributes:
             continue
-        gone += entries
-        moved += [(each.selector, each.directive) for each in entries]
+        gone += [each for each in entries if each not in gone]
         at = element.attributes_end
         edits.append(_Edit(at, at, b" cpuset=" + _as_written(entries[0], element)))
     edits += [_Edit(_before(data, each.start), each.end) for each in gone]
-    return Moved(_without_empty(_apply(data, edits)) if gone else text, tuple(moved))
+    moved = tuple((each.selector, each.directive) for each in gone)
+    return Moved(_without_empty(_apply(data, edits)) if gone else text, moved)
 
 
 # Positions in the document.
@@ -265,11 +267,14 @@ def _scan(data: bytes, start: int, values: Mapping[str, str]) -> _Element:
 # Names.
 
 
-def _lasting_names(holder: Holder) -> Iterator[Selector]:
-    """The names under which a device's setting outlasts restarts of the guest."""
+def _lasting_names(holder: Holder, shared: Collection[str]) -> Iterator[Selector]:
+    """The names under which a device's setting outlasts restarts of the guest.
+
+    `shared` are MAC addresses that are no name.
+    """
     if holder.tag == "interface" and (holder.addresses or holder.pooled):
         # The VF that a network gives may be another one each time.
-        if holder.mac is not None:
+        if holder.mac is not None and holder.mac not in shared:
             yield Selector("mac", holder.mac)
             return
         if holder.alias is not None and holder.alias.startswith("ua-"):
@@ -278,7 +283,7 @@ def _lasting_names(holder: Holder) -> Iterator[Selector]:
         if holder.pooled:
             raise DomainXmlError(
                 "<interface type='network'> with a cpuset has no name to know it by",
-                hint="give it a <mac address='…'/> or an <alias name='ua-…'/>",
+                hint="give it a <mac address='…'/> of its own or an <alias name='ua-…'/>",
             )
     if not holder.addresses:
         raise DomainXmlError(
@@ -289,14 +294,19 @@ def _lasting_names(holder: Holder) -> Iterator[Selector]:
         yield Selector("address", str(address))
 
 
-def _entries_of(holder: Holder, entries: list[_DeviceEntry]) -> list[_DeviceEntry]:
+def _entries_of(
+    holder: Holder, entries: list[_DeviceEntry], shared: Collection[str]
+) -> list[_DeviceEntry]:
     """The settings that one attribute on this element would say; empty when none would."""
     named = {each.selector: each for each in entries}
     if not holder.addresses and not holder.pooled:
         return []
     addresses = [Selector("address", str(each)) for each in dict.fromkeys(holder.addresses)]
     if len(addresses) == 1 or not addresses:
-        found = [each for each in entries if each.selector in holder.selectors]
+        own, all_ = own_names(holder, shared), holder.selectors
+        # What is said of this device alone counts before what is said of several.
+        found = [each for each in entries if each.selector in own]
+        found += [each for each in entries if each.selector in all_]
         return found[:1]
     found = [named[each] for each in addresses if each in named]
     if len(found) == len(addresses) and len({each.value[1:-1] for each in found}) == 1:

@@ -13,12 +13,12 @@ What libvirt keeps is one element::
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from virtirq.errors import InputError
-from virtirq.guests.libvirt.devices import Holder, Selector
+from virtirq.guests.libvirt.devices import Holder, Selector, shared_macs
 from virtirq.guests.libvirt.reading import NAMESPACE, NOVA
 from virtirq.guests.libvirt.values import local_name, shown
 from virtirq.model import Directive, PciAddress
@@ -178,10 +178,16 @@ def _tell_unknown(
 def matched(
     settings: Settings, held: Iterable[Holder], problems: list[str]
 ) -> Mapping[PciAddress, Directive]:
-    """The directive of each PCI function that a setting names; the first setting wins."""
-    names = _names(held)
+    """The directive of each PCI function that a setting names; the first setting wins.
+
+    One by a MAC address that several interfaces have is for those that have none of their own.
+    """
+    held = tuple(held)
+    names, shared = _names(held), shared_macs(held)
     found: dict[PciAddress, Directive] = {}
-    for selector, setting, label in settings.devices:
+    for selector, setting, label in sorted(
+        settings.devices, key=lambda each: _names_several(each.selector, shared)
+    ):
         if selector not in names:
             problems.append(f"metadata: {label}: the guest holds no such device")
             continue
@@ -189,10 +195,15 @@ def matched(
             f"metadata: {label}: {found[address]} is set for {address} already"
             for address in names[selector]
             if found.get(address, setting.directive) != setting.directive
+            and not _names_several(selector, shared)
         ]
         for address in names[selector]:
             found.setdefault(address, setting.directive)
     return found
+
+
+def _names_several(selector: Selector, shared: Collection[str]) -> bool:
+    return selector.kind == "mac" and selector.name in shared
 
 
 def _names(held: Iterable[Holder]) -> dict[Selector, dict[PciAddress, None]]:

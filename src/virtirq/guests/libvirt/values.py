@@ -21,6 +21,7 @@ _NUMBER: Final = re.compile(r"\+?[0-9]+", re.ASCII)
 # strtoul() with base 0, as virPCIDeviceAddressParseXML() has it: 010 is eight.
 _ANY_BASE: Final = re.compile(r"\+?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)", re.ASCII)
 _ANY_BASE_DIGITS: Final = 11  # of 0xffffffff in octal
+_UUID: Final = re.compile(r"[- ]*(?:[0-9a-fA-F]{2}[- ]*){16}", re.ASCII)
 _MAC: Final = re.compile(r"[0-9a-fA-F]{1,2}(?::[0-9a-fA-F]{1,2}){5}", re.ASCII)
 
 
@@ -93,6 +94,17 @@ def mac_of_text(text: str) -> str | None:
     if not _MAC.fullmatch(text.strip()):
         return None
     return ":".join(f"{int(part, 16):02x}" for part in text.strip().split(":"))
+
+
+def uuid_of_text(text: str) -> str | None:
+    """As libvirt prints it, in lower case and with dashes; None for what is none.
+
+    As liberal as virUUIDParse() in libvirt, src/util/viruuid.c.
+    """
+    if not _UUID.fullmatch(text.strip()):
+        return None
+    digits = re.sub("[- ]", "", text.strip()).lower()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def local_name(tag: str) -> str:

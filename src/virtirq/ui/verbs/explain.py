@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 
+from virtirq.control import cycle
 from virtirq.errors import InputError, UnknownGuestError
 from virtirq.model import (
     DevicePlan,
@@ -78,9 +79,11 @@ def of_object(name: str, snapshot: Snapshot, plan: Plan, findings: Sequence[Find
 def _part(name: str, plan: Plan) -> Plan:
     """The guests, devices and actions that `name` means."""
 
+    meant = _guests(name, plan)
+
     def devices(guest: GuestPlan) -> tuple[DevicePlan, ...]:
-        if name in (guest.guest.name, guest.guest.uuid):
-            return guest.devices
+        if meant:
+            return guest.devices if guest.guest.key in meant else ()
         if name.isdecimal():
             return tuple(
                 _only(device, int(name))
@@ -93,9 +96,18 @@ def _part(name: str, plan: Plan) -> Plan:
     parts = (
         GuestPlan(guest.guest, devices(guest))
         for guest in plan.guests
-        if devices(guest) or name in (guest.guest.name, guest.guest.uuid)
+        if devices(guest) or guest.guest.key in meant
     )
     return Plan(tuple(parts))
+
+
+def _guests(name: str, plan: Plan) -> set[str]:
+    """Keys of the guests of this UUID or name; an id would be taken for an IRQ's number."""
+    guests = [replace(guest.guest, domain_id=None) for guest in plan.guests]
+    try:
+        return {guest.key for guest in cycle.called(name, guests)}
+    except UnknownGuestError:
+        return set()
 
 
 def _only(device: DevicePlan, irq: int) -> DevicePlan:
