@@ -78,6 +78,7 @@ class MadeInterrupt:
 class MadeDevice:
     """A PCI function. `local_cpus` None is the node's CPUs; `line` None is that of `intx`.
 
+    `vfio_device` is the number of its VFIO device, which kernels since 6.1 show.
     Two functions that share an INTx line name the same `MadeInterrupt`, with both actions.
     """
 
@@ -94,6 +95,7 @@ class MadeDevice:
     vectors: Sequence[MadeInterrupt] = ()
     intx: MadeInterrupt | None = None
     line: int | None = None
+    vfio_device: int | None = None
 
 
 def passthrough(
@@ -164,7 +166,9 @@ class MadeHost:
     list the groups; by default each CPU is its own core and each node shares a cache.
     `distances`: rows of the SLIT by node. `symlinked`: ``/sys/bus/pci/devices`` and the like
     hold links into ``/sys/devices``, as the kernel has them. `old_msi`: ``msi_irqs/N/mode``, as
-    before Linux 3.14. `masks`: also the files with hexadecimal masks.
+    before Linux 3.14. `masks`: also the files with hexadecimal masks. `partitions`: CPUs of
+    isolated cpuset partitions. `performance`, `efficiency`: the two sorts of a hybrid CPU.
+    `llc_sizes`: KiB, by group of `llcs`.
     """
 
     online: str | None = "0-7"
@@ -193,6 +197,10 @@ class MadeHost:
     symlinked: bool = False
     old_msi: bool = False
     masks: bool = False
+    partitions: str | None = None
+    performance: str | None = None
+    efficiency: str | None = None
+    llc_sizes: Mapping[str, int] = field(default_factory=dict)
 
     def fs(self, log: Path | None = None) -> MadeFs:
         """The host in memory; writes are modelled as `ScratchFs` does."""
@@ -324,6 +332,9 @@ class MadeHost:
             (paths.CPU_POSSIBLE, possible),
             (paths.CPU_ISOLATED, self.isolated),
             (paths.CPU_NOHZ_FULL, nohz_full),
+            (paths.CGROUP_ISOLATED, self.partitions),
+            (paths.CPU_PERFORMANCE, self.performance),
+            (paths.CPU_EFFICIENCY, self.efficiency),
         ):
             if text is not None:
                 yield path.pattern, _Node(text)
@@ -338,6 +349,9 @@ class MadeHost:
                 for index, level, cpus in (("index0", 1, str(cpu)), ("index3", 3, group)):
                     yield paths.CACHE_LEVEL.at(f"cpu{cpu}", index), _Node(str(level))
                     yield paths.CACHE_CPUS.at(f"cpu{cpu}", index), _Node(cpus)
+                if group in self.llc_sizes:
+                    size = f"{self.llc_sizes[group]}K"
+                    yield paths.CACHE_SIZE.at(f"cpu{cpu}", "index3"), _Node(size)
 
     def _nodes(self) -> Iterator[tuple[str, _Node]]:
         nodes = self._node_cpus()
@@ -384,6 +398,11 @@ class MadeHost:
             yield f"/sys/kernel/iommu_groups/{device.iommu_group}", _Node()
         if device.physfn is not None:
             yield f"{base}/physfn", _Node(link=f"../{device.physfn}")
+        if device.vfio_device is not None:
+            yield (
+                f"{base}/vfio-dev/vfio{device.vfio_device}/dev",
+                _Node(f"511:{device.vfio_device}"),
+            )
         for vector in device.vectors:
             where = f"{base}/msi_irqs/{vector.irq}"
             yield f"{where}/mode" if self.old_msi else where, _Node(device.kind)

@@ -157,6 +157,17 @@ class PciDevice:
     node: int | None = None
     local_cpus: CpuSet | None = None
     physfn: PciAddress | None = None
+    vfio_device: bool = False
+    """Whether it has a VFIO device (``vfio-dev/``), whatever its driver is called."""
+
+    @property
+    def is_vfio(self) -> bool:
+        """Whether its driver hands it out through VFIO.
+
+        Before v6.1 only the name tells: Linux kernel commit 3c28a76124b2 ("vfio: Add struct
+        device to vfio_device") (in v6.1) made ``vfio-dev/``.
+        """
+        return self.vfio_device or "vfio" in (self.driver or "")
 
     @property
     def kind(self) -> str:
@@ -198,9 +209,18 @@ class Node:
     distances: Mapping[int, int] = field(default_factory=dict)
 
 
+_LOCAL_DISTANCE: Final = 10
+_REMOTE_DISTANCE: Final = 20
+"""include/linux/topology.h: to the node itself, and to another of which nothing is known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The host's CPUs. `isolated` is ``isolcpus=``, `nohz_full` is ``nohz_full=``."""
+    """The host's CPUs. `nohz_full` is ``nohz_full=``.
+
+    `isolated` is ``isolcpus=`` and the isolated cpuset partitions made since. Of hybrid CPUs,
+    `performance` and `efficiency` are the two sorts. `llc_sizes` are in KiB.
+    """
 
     online: CpuSet
     possible: CpuSet
@@ -209,6 +229,9 @@ class Topology:
     nodes: Mapping[int, Node] = field(default_factory=dict)
     siblings: tuple[CpuSet, ...] = ()
     llcs: tuple[CpuSet, ...] = ()
+    llc_sizes: Mapping[CpuSet, int] = field(default_factory=dict)
+    performance: CpuSet = CpuSet()
+    efficiency: CpuSet = CpuSet()
 
     @property
     def general(self) -> CpuSet:
@@ -220,6 +243,26 @@ class Topology:
             if cpu in node.cpus:
                 return node.number
         return None
+
+    def distance(self, one: int, other: int) -> int:
+        """How far node `other` is from node `one`, as ACPI's SLIT counts: 10 is the same."""
+        if one == other:
+            return _LOCAL_DISTANCE
+        node = self.nodes.get(one)
+        return _REMOTE_DISTANCE if node is None else node.distances.get(other, _REMOTE_DISTANCE)
+
+    def is_near(self, one: int, other: int) -> bool:
+        """Whether two nodes are parts of one socket (L3 as NUMA, sub-NUMA clusters)."""
+        return self.distance(one, other) < _REMOTE_DISTANCE
+
+    def nearest(self, node: int, cpus: CpuSet) -> CpuSet:
+        """Those of `cpus` on the node; else on the nearest nodes that have any; else all."""
+        reached: dict[int, CpuSet] = {}
+        for each in self.nodes.values():
+            if there := each.cpus & cpus:
+                distance = self.distance(node, each.number)
+                reached[distance] = reached.get(distance, there) | there
+        return reached[min(reached)] if reached else cpus
 
 
 class Word(Enum):
@@ -282,12 +325,14 @@ class Vcpu:
     """A guest CPU: `cpus` are the host CPUs its thread may run on, None when not restricted.
 
     `apic` is the id by which the guest aims interrupts at it on x86, None where it is not known.
+    `realtime`: its thread has a real-time policy (SCHED_FIFO, SCHED_RR).
     """
 
     index: int
     cpus: CpuSet | None = None
     tid: int | None = None
     apic: int | None = None
+    realtime: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,12 +423,21 @@ class Posting:
 class Irqbalance:
     """Whether irqbalance runs; `pid` of the running one; None in `running` when not known.
 
-    `spares_vfio`: it was started with the option that leaves interrupts of vfio-pci alone.
+    `spares_vfio`: it leaves the interrupts of all VFIO devices of the host alone, because it was
+    told to or was started so. `banned` are the names of modules that it was started to leave alone.
     """
 
     running: bool | None
     pid: int | None = None
     spares_vfio: bool = False
+    banned: tuple[str, ...] = ()
+
+    def spares(self, driver: str | None) -> bool:
+        """Whether it leaves the interrupts of devices of this driver alone.
+
+        It looks for a banned name *in* the driver's (irqbalance: classify.c, substr_find()).
+        """
+        return self.spares_vfio or any(name in (driver or "") for name in self.banned)
 
 
 @dataclass(frozen=True, slots=True)

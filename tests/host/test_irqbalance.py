@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.hostmaker import MadeHost
+from tests.hostmaker import MadeHost, passthrough
 from virtirq.host.fs import HostFs, LiveFs, Reader
 from virtirq.host.irqbalance import read_irqbalance, read_start, read_version
 from virtirq.model import Irqbalance
@@ -97,7 +97,43 @@ def test_what_may_not_be_read_is_not_known(path: str) -> None:
 def test_one_that_leaves_vfio_alone(arguments: str, spares: bool) -> None:
     fs = RUNNING.live()
     fs.set("/proc/812/cmdline", arguments)
-    assert read_irqbalance(Reader(fs)) == Irqbalance(True, 812, spares_vfio=spares)
+    found = read_irqbalance(Reader(fs))
+    assert (found.running, found.pid, found.spares_vfio) == (True, 812, spares)
+
+
+@pytest.mark.parametrize(
+    ("banned", "drivers", "spares"),
+    [
+        (("vfio",), ("vfio-pci", "mlx5_vfio_pci"), True),
+        (("vfio-pci",), ("vfio-pci",), True),
+        (("vfio-pci",), ("mlx5_vfio_pci",), False),
+        (("vfio-pci",), ("vfio-pci", "mlx5_vfio_pci"), False),
+        (("vfio-pci", "mlx5"), ("vfio-pci", "mlx5_vfio_pci"), True),
+        (("mlx5_vfio_pci",), ("mlx5_vfio_pci", "ixgbe"), True),
+        (("vfio_pci",), ("vfio-pci",), False),
+        (("ixgbe",), ("ixgbe", "vfio-pci"), False),
+        (("vfio",), ("nvidia (vfio)",), False),
+        (("nvidia",), ("nvidia (vfio)", "vfio-pci"), False),
+        (("nvidia", "vfio"), ("nvidia (vfio)", "vfio-pci"), True),
+    ],
+)
+def test_what_it_leaves_alone_is_said_of_each_driver(
+    banned: tuple[str, ...], drivers: tuple[str, ...], spares: bool
+) -> None:
+    """It looks for what it was given in the driver's name; some VFIO drivers are not called so."""
+    made = [
+        replace(
+            passthrough(f"0000:08:00.{number}", first_irq=50 + number),
+            driver=driver.partition(" ")[0],
+            vfio_device=number if driver.endswith(" (vfio)") else None,
+        )
+        for number, driver in enumerate(drivers)
+    ]
+    arguments = "".join(f"--banmod={name}\0" for name in banned)
+    files = {"/proc/812/cmdline": f"/usr/sbin/irqbalance\0{arguments}"}
+    fs = MadeHost(online="0-7", irqbalance=812, devices=tuple(made), files=files).live()
+    found = read_irqbalance(Reader(fs))
+    assert (found.spares_vfio, found.banned) == (spares, banned)
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,13 @@ INTEL = MadeHost(
     isolated="2",
     nohz_full="3",
     nodes={0: "0-1", 1: "2-3"},
+    partitions="1",
+    performance="0-1",
+    efficiency="2-3",
+    llcs=("0-3",),
+    llc_sizes={"0-3": 32768},
     devices=(
-        passthrough(NIC, vectors=2, iommu_group=3, physfn="0000:82:00.1"),
+        replace(passthrough(NIC, vectors=2, iommu_group=3, physfn="0000:82:00.1"), vfio_device=0),
         passthrough(GPU, kind="intx", first_irq=16),
         MadeDevice("0000:00:1f.0", driver=None, line=9),
     ),
@@ -142,6 +147,8 @@ def exercised() -> set[KernelPath]:
                 found |= {kind for kind, pattern in FILES.items() if pattern.fullmatch(path)}
         if any(call == ("listdir", paths.IRQBALANCE_DIR) for call in fs.calls):
             found.add(paths.IRQBALANCE_SOCKET)  # a socket is known by its name alone
+        if any(call == ("listdir", f"{paths.PCI_DIR}/{NIC}/vfio-dev") for call in fs.calls):
+            found.add(paths.PCI_VFIO_DEV)  # so is this
     return found
 
 

@@ -18,6 +18,7 @@ from virtirq.model import Gap, Topology
 
 CPU = "/sys/devices/system/cpu"
 NODE = "/sys/devices/system/node"
+CGROUP = "/sys/fs/cgroup/cpuset.cpus.isolated"
 
 
 def read(fs: HostFs) -> tuple[Topology, tuple[Gap, ...]]:
@@ -120,6 +121,66 @@ def test_a_kernel_without_nohz_full() -> None:
     assert (str(made.nohz_full), gaps) == ("", ())
 
 
+@pytest.mark.parametrize(
+    ("boot", "partitions", "isolated"),
+    [
+        ("", None, ""),
+        ("2-3", None, "2-3"),
+        ("", "6-7", "6-7"),
+        ("2-3", "3,6-7", "2-3,6-7"),  # Linux 7.0 has the partitions in both
+        ("", "", ""),
+    ],
+)
+def test_isolation_at_boot_and_since(boot: str, partitions: str | None, isolated: str) -> None:
+    host = MadeHost(isolated=boot, partitions=partitions)
+    for fs in (host.fs(), host.live()):
+        made, gaps = read(fs)
+        assert (str(made.isolated), gaps) == (isolated, ())
+
+
+def test_partitions_that_an_older_recording_says_nothing_of() -> None:
+    host = MadeHost(isolated="2", foreign=True, removed=(CGROUP,))
+    made, gaps = read(host.fs())
+    assert (str(made.isolated), gaps) == ("2", ())
+    fs = MadeHost(partitions="2").live()
+    fs.faults[CGROUP] = errno.EACCES
+    made, gaps = read(fs)
+    assert [each.path for each in gaps] == [CGROUP]
+
+
+def test_hybrid_cpus_and_caches_by_size() -> None:
+    """Ryzen 7950X3D and Core Ultra at once."""
+    host = MadeHost(
+        performance="0-3",
+        efficiency="4-7",
+        llcs=("0-3", "4-7"),
+        llc_sizes={"0-3": 98304, "4-7": 32768},
+    )
+    made, gaps = read(host.fs())
+    assert gaps == ()
+    assert (str(made.performance), str(made.efficiency)) == ("0-3", "4-7")
+    assert {str(llc): size for llc, size in made.llc_sizes.items()} == {"0-3": 98304, "4-7": 32768}
+    assert read(MadeHost().fs())[0].llc_sizes == {}
+
+
+def test_nodes_by_their_directories() -> None:
+    """Trees that others have gathered have no node/online; nothing is unknown for that."""
+    host = MadeHost(nodes={0: "0-3", 2: "4-7"}, distances={0: [10, 12], 2: [12, 10]})
+    whole, _ = read(host.fs())
+    for kind in (host, replace(host, foreign=True)):
+        made, gaps = read(replace(kind, removed=(f"{NODE}/online",)).fs())
+        assert (made, gaps) == (whole, ())
+
+
+def test_online_cpus_without_the_file() -> None:
+    host = MadeHost(online="0-5", possible="0-7", nodes={0: "0-3", 1: "4-5"})
+    made, gaps = read(replace(host, removed=(f"{CPU}/online", f"{NODE}/online")).fs())
+    assert (str(made.online), [each.path for each in gaps]) == ("0-5", [f"{CPU}/online"])
+    made, gaps = read(replace(host, removed=(f"{CPU}/online", NODE)).fs())
+    assert (str(made.online), [each.path for each in gaps]) == ("0-5", [f"{CPU}/online"])
+    assert made.nodes == {}
+
+
 # A file that says nonsense: the path, what it says, and what is then not known.
 NONSENSE = [
     (f"{CPU}/online", "all", "online"),
@@ -128,7 +189,7 @@ NONSENSE = [
     (f"{CPU}/nohz_full", "(nil)", "nohz_full"),
     (f"{NODE}/node1/cpulist", "4-7 ", None),
     (f"{NODE}/node1/cpulist", "^", "nodes"),
-    (f"{NODE}/online", "0,1,", "nodes"),
+    (f"{NODE}/online", "0,1,", "directories"),
     (f"{NODE}/node1/distance", "10", "distances"),
     (f"{NODE}/node1/distance", "10 x", "distances"),
     (f"{NODE}/node1/distance", "", "distances"),
@@ -152,6 +213,8 @@ def test_nonsense_is_a_gap(path: str, text: str, field: str | None) -> None:
     if field == "distances":
         assert made.nodes[1].distances == {}
         made = replace(made, nodes={**made.nodes, 1: good.nodes[1]})
+    elif field == "directories":
+        field = "nodes"  # all is known by another way
     elif field == "nodes":
         assert 1 not in made.nodes
         made = replace(made, nodes=good.nodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -33,9 +34,11 @@ from virtirq.model import (
     GuestDevice,
     InterruptKey,
     Irqbalance,
+    Node,
     Posting,
     Severity,
     Snapshot,
+    Topology,
 )
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.config import Config
@@ -58,6 +61,21 @@ POSTING: Final = Posting(active=True, basis="AVIC is on")
 EXPLICIT: Final = Directive.parse("2-5")
 ONE_NODE: Final = host(nodes=("0-7",))
 BOTH: Final = [function(), function(GPU)]
+
+
+def far(distance: int) -> Topology:
+    """Two nodes so far from each other."""
+    nodes = {
+        number: replace(node, distances={number: 10, 1 - number: distance})
+        for number, node in host().nodes.items()
+    }
+    return replace(host(), nodes=nodes)
+
+
+def memory_only(*distances: int) -> Topology:
+    """Two nodes with CPUs, and a third without, so far from those."""
+    third = Node(2, cpus(""), dict(enumerate((*distances, 10))))
+    return replace(host(), nodes={**far(40).nodes, 2: third})
 
 
 def found(state: Snapshot, config: Config | None = None) -> tuple[Finding, ...]:
@@ -137,6 +155,14 @@ CASES: Final[dict[str, Case]] = {
             snapshot(pci=[function(node=-1)]),
             snapshot(pci=[function(node=None)]),
             snapshot(host("0-3"), pci=[function(node=1)]),
+            # L3 as NUMA, sub-NUMA clusters: the same socket
+            snapshot(far(12), pci=[function(node=1)]),
+            snapshot(far(11), pci=[function(node=1)]),
+            # of offline CPUs no node is known
+            snapshot(host("0-7", possible="0-9"), guests=[guest(pins=("8", "9"))]),
+            # memory only: the nearest CPUs are those of node 0
+            snapshot(memory_only(80, 120), pci=[function(node=2)]),
+            snapshot(memory_only(120, 80), pci=[function(node=2)], guests=[guest(pins=("4",))]),
         ),
     ),
     "device-without-node": Case(
@@ -187,6 +213,24 @@ CASES: Final[dict[str, Case]] = {
                 host(isolated="3"), guests=[guest(pins=("2", "0-7"))], pci=[function(node=-1)]
             ),
             asked("native", topology=host(isolated="3")),
+            # the emulator's own
+            snapshot(
+                host(isolated="0-1,3"),
+                guests=[guest(directive=Directive.parse("emulator"), emulator=cpus("3"))],
+            ),
+        ),
+    ),
+    "pool-on-isolated": Case(
+        snapshot(host(isolated="0-3"), guests=[guest(pins=("0-3",) * 4)]),
+        "vm",
+        "4 vCPUs share isolated CPUs 0-3 as one pool, among which the kernel does not balance: all"
+        " stay where they started",
+        (
+            snapshot(host(isolated="4-7"), guests=[guest(pins=("0-3",) * 4)]),
+            snapshot(host(nohz_full="0-3"), guests=[guest(pins=("0-3",) * 4)]),
+            snapshot(host(isolated="0-3"), guests=[guest(pins=("0", "1", "2", "3"))]),
+            snapshot(host(isolated="0-3"), guests=[guest(pins=("0-1", "2-3"))]),
+            snapshot(host(isolated="3"), guests=[guest(pins=("0-3",) * 4)]),
         ),
     ),
     "pinned-conflict": Case(
@@ -198,6 +242,11 @@ CASES: Final[dict[str, Case]] = {
             snapshot(guests=[UNPINNED, guest("other", pins=(None, None), devices=())]),
             snapshot(guests=[guest(), guest("other", pins=("0", "1"), devices=())]),
             snapshot(guests=[guest(directive=Directive.parse("local")), guest("o", ("2",), ())]),
+            # pools are nobody's own
+            snapshot(guests=[UNPINNED, guest("other", pins=("1-3", "1-3"), devices=())]),
+            snapshot(
+                guests=[UNPINNED, *(guest(each, ("2-3", "2-3"), devices=()) for each in "ab")]
+            ),
         ),
     ),
     "vectors-low": Case(
@@ -307,6 +356,26 @@ DAEMONS = {
 """What only a daemon can tell: the finding, its subject and message."""
 
 
+def test_whose_name_irqbalance_does_not_know() -> None:
+    """``--banmod=vfio-pci`` and a variant driver: the underscore makes it another name."""
+
+    def told(driver: str, *banned: str, vfio_device: bool = False) -> list[str]:
+        them = [function(driver=driver, vfio_device=vfio_device)]
+        state = snapshot(pci=them, irqbalance=Irqbalance(True, 812, banned=banned))
+        made = findings(state, plan(state, Config()))
+        return [each.message for each in made if each.code == "irqbalance-running"]
+
+    assert told("vfio-pci", "vfio-pci") == []
+    assert told("mlx5_vfio_pci", "vfio") == []
+    assert told("mlx5_vfio_pci", "vfio-pci") == [
+        "irqbalance (pid 812) may undo pins of mlx5_vfio_pci, whose name has none of vfio-pci"
+        " (--banmod=) in it"
+    ]
+    assert len(told("nvidia", "vfio", vfio_device=True)) == 1
+    assert told("nvidia", "nvidia", vfio_device=True) == []
+    assert told("nvidia", "vfio") == []  # the host's still; the guest starts with vfio-pci
+
+
 def test_every_code_has_a_case() -> None:
     assert CASES.keys() | DAEMONS.keys() == ADVICE.keys()
 
@@ -324,7 +393,7 @@ def test_due(code: str) -> None:
     them = [each for each in found(case.due) if each.code == code]
     assert (them[0].subject, them[0].message) == (case.subject, case.message)
     assert {(each.severity, each.hint) for each in them} == {
-        (ADVICE[code].severity, ADVICE[code].remedy)
+        (ADVICE[code].severity, ADVICE[code].remedy.replace("GUEST", "vm"))
     }
 
 
@@ -447,7 +516,10 @@ def test_findings_of_every_host(
     }
     for each in them:
         assert each.severity is ADVICE[each.code].severity
-        assert each.hint == ADVICE[each.code].remedy
+        remedy = ADVICE[each.code].remedy
+        names = {remedy.replace("GUEST", shlex.quote(guest.name)) for guest in state.guests}
+        assert each.hint in names | {remedy}
+        assert "GUEST" not in each.hint
         assert each.message.isprintable()
         assert each.subject in subjects | {"host"} or each.subject.startswith("CPU ")
     ranks = [each.severity.rank for each in them]

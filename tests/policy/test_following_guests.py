@@ -45,7 +45,7 @@ from virtirq.model import (
 )
 from virtirq.policy.config import Config
 from virtirq.policy.plan import Desired, plan
-from virtirq.policy.target import Deal, Seat, target_of
+from virtirq.policy.target import Deal, Seat, Taken, target_of
 
 SEVERAL: Final = Aimed(None, "it is for any of 2 vCPUs")
 
@@ -397,13 +397,13 @@ def test_following_seats_are_of_vcpus_that_can_be_followed() -> None:
     """The table by which vectors follow: who is in it, and with which CPUs."""
     some = guest(pins=("0-1", None, "9", "6-9", "0-7"))
     topology = host()
-    found = target_of(Directive(Word.AUTO), some, function(), topology, CpuSet())
+    found = target_of(Directive(Word.AUTO), some, function(), topology, Taken())
     assert {index: str(seat.cpus) for index, seat in found.following.items()} == {
         0: "0-1",
         3: "6-7",
     }
-    found = target_of(Directive.parse("1-6"), some, function(), topology, CpuSet())
+    found = target_of(Directive.parse("1-6"), some, function(), topology, Taken())
     assert {index: str(seat.cpus) for index, seat in found.following.items()} == {0: "1", 3: "6"}
     assert {seat.vcpu for seat in found.following.values()} == {0, 3}
     for word in (Word.NATIVE, Word.EMULATOR, Word.LOCAL):
-        assert target_of(Directive(word), some, function(), topology, CpuSet()).following == {}
+        assert target_of(Directive(word), some, function(), topology, Taken()).following == {}

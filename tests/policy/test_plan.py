@@ -49,7 +49,7 @@ from virtirq.model import (
 )
 from virtirq.policy.config import Config
 from virtirq.policy.plan import plan
-from virtirq.policy.target import Deal, pinned_cpus, target_of
+from virtirq.policy.target import Deal, Taken, target_of
 
 PIN_CODES: Final = {"wrong-cpu", "wrong-node", "loose", "unknown-place"}
 KEEP_CODES: Final = {
@@ -220,7 +220,9 @@ def test_a_plan_off_the_devices_node_says_so() -> None:
     [("native", "native"), ("20-30", "target-offline"), ("local", "no-target")],
 )
 def test_a_device_that_is_left_alone(directive: str, code: str) -> None:
-    taken = guest(pins=("0-3",), directive=Directive.parse(directive), directive_from="me")
+    taken = guest(
+        pins=("0", "1", "2", "3"), directive=Directive.parse(directive), directive_from="me"
+    )
     made = the_device(plan(snapshot(interrupts=[msix(40, 0)], guests=[taken]), Config()))
     (action,) = made.actions
     assert (made.target, made.code, made.directive_from) == (None, code, "me")
@@ -551,7 +553,7 @@ def test_spread_is_one_cpu_of_the_deal_or_the_whole(state: Snapshot, config: Con
                 for each in state.guests
             )
             bare = replace(state, guests=guests)
-            taken = pinned_cpus(guests, state.topology)
+            taken = Taken.by(guests, state.topology)
             for of in plan(bare, told).guests:
                 for device in of.devices:
                     pci = state.pci.get(device.device.address)

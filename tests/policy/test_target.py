@@ -15,6 +15,7 @@ from virtirq.model import AUTO, NATIVE, Directive, Guest, PciDevice, Topology, V
 from virtirq.policy.target import (
     Deal,
     Seat,
+    Taken,
     Target,
     local_to,
     pinned_cpus,
@@ -113,9 +114,8 @@ CASES = {
         "vCPUs are not pinned and the device has no NUMA node: left alone", code="no-target",
     ),
     "auto, not pinned, node offline": Case(
-        AUTO, host("0-3"), guest(pins=UNPINNED), function(node=1), None,
-        "vCPUs are not pinned and no CPU of the device's node 1 is online: left alone",
-        code="no-target",
+        AUTO, host("0-3"), guest(pins=UNPINNED), function(node=1), "0-3",
+        "vCPUs are not pinned: CPUs 0-3 local to the device",
     ),
     "auto, not pinned, isolcpus": Case(
         AUTO, RT, guest(pins=UNPINNED), function(), "0-1,4",
@@ -198,18 +198,18 @@ CASES = {
     ),
     # local
     "local": Case(
-        LOCAL, host(), guest(), function(), "2-3", "local CPUs 2-3, where no vCPU is pinned",
+        LOCAL, host(), guest(), function(), "2-3", "local CPUs 2-3, dedicated to no vCPU",
         taken="0-1,4",
     ),
     "local, isolated CPUs are kept": Case(
-        LOCAL, RT, guest(), function(), "0-1", "local CPUs 0-1, where no vCPU is pinned"
+        LOCAL, RT, guest(), function(), "0-1", "local CPUs 0-1, dedicated to no vCPU"
     ),
     "local, nohz_full CPUs are kept": Case(
         LOCAL, host(nohz_full="1-3"), guest(), function(), "0",
-        "local CPUs 0, where no vCPU is pinned",
+        "local CPUs 0, dedicated to no vCPU",
     ),
     "local, only isolated CPUs left": Case(
-        LOCAL, RT, guest(), function(), "3", "local CPUs 3, where no vCPU is pinned",
+        LOCAL, RT, guest(), function(), "3", "local CPUs 3, dedicated to no vCPU",
         taken="0-2",
     ),
     "local, none left": Case(
@@ -222,8 +222,11 @@ CASES = {
         "the device has no NUMA node, so nothing is local: left alone", code="no-target",
     ),
     "local, node offline": Case(
-        LOCAL, host("4-7"), guest(), function(), None,
-        "no CPU of the device's node 0 is online, so nothing is local: left alone",
+        LOCAL, host("4-7"), guest(), function(), "4-7", "local CPUs 4-7, dedicated to no vCPU"
+    ),
+    "local, a node that nobody knows": Case(
+        LOCAL, host(), guest(), function(node=5), None,
+        "nothing is known of the device's node 5, so nothing is local: left alone",
         code="no-target",
     ),
     # CPUs that someone wrote down
@@ -241,7 +244,9 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_target(case: Case) -> None:
-    target = target_of(case.directive, case.guest, case.device, case.topology, cpus(case.taken))
+    target = target_of(
+        case.directive, case.guest, case.device, case.topology, Taken(cpus(case.taken))
+    )
     assert (target.cpus, target.note, target.code) == (
         None if case.cpus is None else cpus(case.cpus),
         case.note,
@@ -255,9 +260,9 @@ def test_target(case: Case) -> None:
 
 def test_seats_follow_vcpus_by_number() -> None:
     mixed = guest(vcpus=(Vcpu(7, cpus("1")), Vcpu(0, cpus("4")), Vcpu(2, cpus("3"))))
-    target = target_of(AUTO, mixed, function(), host(), CpuSet())
+    target = target_of(AUTO, mixed, function(), host(), Taken())
     assert target.seats == (Seat(cpus("3"), 2), Seat(cpus("1"), 7))
-    target = target_of(AUTO, mixed, NODELESS, host(), CpuSet())
+    target = target_of(AUTO, mixed, NODELESS, host(), Taken())
     assert [seat.vcpu for seat in target.seats] == [0, 2, 7]
 
 
@@ -294,7 +299,7 @@ def test_pinned_cpus() -> None:
     [
         (function(), host(), "0-3"),
         (function(), host("1,4"), "1"),
-        (function(), host("4-7"), None),
+        (function(), host("4-7"), "4-7"),
         (function(node=-1, local_cpus=cpus("0-7")), host(), None),
         (function(node=None, local_cpus=cpus("0-7")), host(), None),
         (function(node=5), host(), None),
@@ -370,7 +375,7 @@ def test_every_target(data: st.DataObject) -> None:
     everywhere = sorted({*topology.possible, 5})
     it = data.draw(random_guest(everywhere))
     device = function(node=data.draw(st.sampled_from([None, -1, 0, 1, 2])))
-    taken = data.draw(subsets(everywhere))
+    taken = Taken(data.draw(subsets(everywhere)), data.draw(subsets(everywhere)))
     directive = data.draw(directives(everywhere))
     target = target_of(directive, it, device, topology, taken)
     assert target.note.isprintable()
@@ -393,7 +398,7 @@ def _means_what_it_says(
     it: Guest,
     device: PciDevice,
     topology: Topology,
-    taken: CpuSet,
+    taken: Taken,
 ) -> None:
     assert target.cpus is not None
     local = local_to(device, topology)
@@ -402,7 +407,14 @@ def _means_what_it_says(
         return
     if directive.word is Word.LOCAL:
         assert local is not None
-        assert target.cpus <= local - taken
+        assert target.cpus <= local - taken.sole
+        keeping = local & topology.general - topology.nohz_full
+        if keeping - taken.all:
+            assert target.cpus == keeping - taken.all
+        elif keeping - taken.sole and local - taken.all:
+            assert target.cpus == keeping - taken.sole
+        else:
+            assert target.cpus <= local - taken.all or target.cpus <= topology.general
         return
     if directive.word is Word.AUTO:
         of_guest = union(each.cpus or CpuSet() for each in it.vcpus)
@@ -416,7 +428,10 @@ def _means_what_it_says(
         assert target.cpus <= topology.general or not local & topology.general
     else:
         assert target.cpus <= of_guest | topology.general
+        there = target.cpus & union(node.cpus for node in topology.nodes.values())
         if local is not None and target.cpus & local:
-            assert target.seated <= local
+            assert target.seated == target.cpus & local
+        elif device.node in topology.nodes and there:
+            assert target.seated == there  # each other node is as far as the next
         else:
             assert target.seated == target.cpus

@@ -8,7 +8,7 @@ from virtirq.cpuset import CpuSet
 from virtirq.model import Directive, Guest, GuestDevice, Node, PciAddress, PciDevice, Topology, Vcpu
 from virtirq.policy.config import Config
 from virtirq.policy.directives import asked_for
-from virtirq.policy.target import target_of
+from virtirq.policy.target import Taken, target_of
 
 NIC = PciAddress.parse("0000:82:00.0")
 HOST = Topology(
@@ -42,7 +42,7 @@ def wanted(vcpus: str) -> Directive:
     ],
 )
 def test_target(vcpus: str, cpus: str | None, seats: list[int | None], note: str) -> None:
-    target = target_of(wanted(vcpus), guest(*PINS), PciDevice(NIC, node=0), HOST, CpuSet())
+    target = target_of(wanted(vcpus), guest(*PINS), PciDevice(NIC, node=0), HOST, Taken())
     assert (None if target.cpus is None else str(target.cpus)) == cpus
     assert [seat.vcpu for seat in target.seats] == seats
     assert target.note == note

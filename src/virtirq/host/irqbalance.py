@@ -13,10 +13,10 @@ from typing import Final
 
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
+from virtirq.host.pci import list_addresses, read_devices
 from virtirq.model import Irqbalance
 
 _NAME: Final = "irqbalance"
-_DRIVER: Final = "vfio-pci"
 _SOCKET = re.compile(r"irqbalance(\d{1,9})\.sock", re.ASCII)
 _PID = re.compile(r"\d{1,9}", re.ASCII)
 # irqbalance: irqbalance.c, version()
@@ -50,7 +50,8 @@ def read_irqbalance(reader: Reader) -> Irqbalance:
         arguments = reader.text(paths.PROCESS_ARGUMENTS, pid)
         words = [] if arguments is None else arguments.split("\0")
         if arguments is None or any(_is_its_name(each) for each in words):
-            return Irqbalance(True, pid, spares_vfio=_spares_vfio(words))
+            banned = _banned_modules(words)
+            return Irqbalance(True, pid, _spares_vfio(reader, banned), banned)
     if reader.missed(paths.IRQBALANCE_SOCKET, paths.IRQBALANCE_CGROUP):
         return Irqbalance(None)
     return Irqbalance(False)
@@ -85,13 +86,24 @@ def _is_its_name(argument: str) -> bool:
     return argument.rpartition("/")[2].startswith(_NAME)
 
 
-def _spares_vfio(arguments: Sequence[str]) -> bool:
-    """Whether it was told to leave all interrupts of vfio-pci alone.
+def _spares_vfio(reader: Reader, banned: tuple[str, ...]) -> bool:
+    """Whether the interrupts of every VFIO device of the host are left alone by that.
 
-    A banned module is looked for *in* the driver's name (irqbalance: classify.c, substr_find()).
+    A VFIO driver need not be called so: there are mlx5_vfio_pci and its like, and drivers of
+    vendors with VFIO inside.
     """
+    if not banned:
+        return False
+    devices = read_devices(reader, list_addresses(reader)).values()
+    drivers = {each.driver for each in devices if each.is_vfio} or {"vfio-pci"}
+    spared = Irqbalance(True, banned=banned)
+    return all(spared.spares(driver) for driver in drivers)
+
+
+def _banned_modules(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The modules whose interrupts it was told to leave alone."""
     try:
         options, _ = gnu_getopt(arguments[1:], _SHORT, _LONG)
     except GetoptError:  # of another version; then it is told what it knows already
-        return False
-    return any(name in ("-m", "--banmod") and value in _DRIVER for name, value in options)
+        return ()
+    return tuple(value for name, value in options if name in ("-m", "--banmod"))

@@ -48,6 +48,11 @@ CPU_ONLINE: Final = KernelPath("/sys/devices/system/cpu/online")
 CPU_POSSIBLE: Final = KernelPath("/sys/devices/system/cpu/possible")
 CPU_ISOLATED: Final = KernelPath("/sys/devices/system/cpu/isolated")
 CPU_NOHZ_FULL: Final = KernelPath("/sys/devices/system/cpu/nohz_full", optional=True)
+# Documentation/admin-guide/cgroup-v2.rst, "Cpuset Interface Files": of the root cgroup, since 6.7
+CGROUP_ISOLATED: Final = KernelPath("/sys/fs/cgroup/cpuset.cpus.isolated", optional=True)
+# Hybrid CPUs: arch/x86/events/intel/core.c, intel_hybrid_get_attr_cpus()
+CPU_PERFORMANCE: Final = KernelPath("/sys/devices/cpu_core/cpus", optional=True)
+CPU_EFFICIENCY: Final = KernelPath("/sys/devices/cpu_atom/cpus", optional=True)
 CPU_SIBLINGS: Final = KernelPath(
     "/sys/devices/system/cpu/{cpu}/topology/thread_siblings_list", optional=True
 )
@@ -55,6 +60,7 @@ CACHE_LEVEL: Final = KernelPath("/sys/devices/system/cpu/{cpu}/cache/{index}/lev
 CACHE_CPUS: Final = KernelPath(
     "/sys/devices/system/cpu/{cpu}/cache/{index}/shared_cpu_list", optional=True
 )
+CACHE_SIZE: Final = KernelPath("/sys/devices/system/cpu/{cpu}/cache/{index}/size", optional=True)
 # Documentation/ABI/stable/sysfs-devices-node; absent in a kernel without CONFIG_NUMA
 NODES_ONLINE: Final = KernelPath("/sys/devices/system/node/online", optional=True)
 NODE_CPUS: Final = KernelPath("/sys/devices/system/node/{node}/cpulist")
@@ -69,6 +75,8 @@ PCI_IRQ: Final = KernelPath("/sys/bus/pci/devices/{bdf}/irq")
 PCI_DRIVER: Final = KernelPath("/sys/bus/pci/devices/{bdf}/driver", optional=True)
 PCI_IOMMU_GROUP: Final = KernelPath("/sys/bus/pci/devices/{bdf}/iommu_group", optional=True)
 PCI_PHYSFN: Final = KernelPath("/sys/bus/pci/devices/{bdf}/physfn", optional=True)
+# drivers/vfio/vfio_main.c, vfio_init_device(): what a VFIO driver has of a function, since 6.1
+PCI_VFIO_DEV: Final = KernelPath("/sys/bus/pci/devices/{bdf}/vfio-dev/{device}/dev", optional=True)
 # One file for each vector, "msi" or "msix"; a directory with `mode` in it before v3.14.
 PCI_MSI_IRQ: Final = KernelPath("/sys/bus/pci/devices/{bdf}/msi_irqs/{irq}", optional=True)
 PCI_MSI_MODE: Final = KernelPath("/sys/bus/pci/devices/{bdf}/msi_irqs/{irq}/mode", optional=True)
@@ -125,6 +133,7 @@ OS_RELEASE: Final = KernelPath("/proc/sys/kernel/osrelease")
 MANIFEST: Final = tuple(each for each in globals().values() if isinstance(each, KernelPath))
 
 CPU_DIR: Final = "/sys/devices/system/cpu"
+NODE_DIR: Final = "/sys/devices/system/node"
 PCI_DIR: Final = "/sys/bus/pci/devices"
 PROC_DIR: Final = "/proc"
 VFIO_DEVICE_DIR: Final = "/sys/class/vfio-dev"

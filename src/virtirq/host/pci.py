@@ -79,7 +79,16 @@ def _read_device(reader: Reader, address: PciAddress) -> PciDevice:
         node=_number(reader, paths.PCI_NODE, address),
         local_cpus=read_cpus(reader, paths.PCI_LOCAL_CPUS, address),
         physfn=_address(physfn),
+        vfio_device=_has_vfio_device(reader, address),
     )
+
+
+def _has_vfio_device(reader: Reader, address: PciAddress) -> bool:
+    """Whether a VFIO driver, whatever it is called, has the function."""
+    try:
+        return bool(reader.fs.listdir(f"{paths.PCI_DIR}/{address}/vfio-dev"))
+    except OSError:
+        return False  # or a kernel before 6.1: then the driver's name tells
 
 
 def _address(name: str | None) -> PciAddress | None:

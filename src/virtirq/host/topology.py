@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
-from virtirq.cpuset import CpuSet
+from virtirq.cpuset import MAX_CPUS, CpuSet, union
 from virtirq.errors import CpuSetError
 from virtirq.host import paths
 from virtirq.host.fs import Reader
@@ -12,27 +13,37 @@ from virtirq.host.paths import KernelPath
 from virtirq.model import Node, Topology
 
 _LEVELS: Final = tuple("123456789")
+_CPU = re.compile(r"cpu(\d{1,5})", re.ASCII)
+_NODE = re.compile(r"node(\d{1,4})", re.ASCII)
+# drivers/base/cacheinfo.c, size_show()
+_SIZE = re.compile(r"(\d{1,9})K", re.ASCII)
 
 
 def read_topology(reader: Reader) -> Topology:
     """The host's topology; what cannot be read is a gap of `reader` and empty here.
 
     Without ``online`` the CPUs of the nodes stand in, if those are there: offline CPUs are in
-    no node's cpulist (drivers/base/node.c shows online CPUs only).
+    no node's cpulist (drivers/base/node.c shows online CPUs only). Without nodes, those CPUs do
+    that have a ``topology`` directory, which an offline one has not (drivers/base/topology.c).
     """
     nodes = _read_nodes(reader)
     online = read_cpus(reader, paths.CPU_ONLINE)
     if online is None:
-        online = CpuSet(cpu for node in nodes.values() for cpu in node.cpus)
+        online = union(node.cpus for node in nodes.values()) or _by_directories(reader)
     possible = read_cpus(reader, paths.CPU_POSSIBLE)
+    llcs = _read_llcs(reader, online)
     return Topology(
         online=online,
         possible=online if possible is None else possible,
-        isolated=read_cpus(reader, paths.CPU_ISOLATED) or CpuSet(),
+        isolated=(read_cpus(reader, paths.CPU_ISOLATED) or CpuSet())
+        | _read_if_there(reader, paths.CGROUP_ISOLATED),
         nohz_full=_read_nohz_full(reader),
         nodes=nodes,
         siblings=_read_groups(reader, online, paths.CPU_SIBLINGS),
-        llcs=_read_llcs(reader, online),
+        llcs=tuple(llcs),
+        llc_sizes={cpus: size for cpus, size in llcs.items() if size is not None},
+        performance=_read_if_there(reader, paths.CPU_PERFORMANCE),
+        efficiency=_read_if_there(reader, paths.CPU_EFFICIENCY),
     )
 
 
@@ -48,6 +59,29 @@ def read_cpus(reader: Reader, path: KernelPath, *names: object) -> CpuSet | None
         return None
 
 
+def _read_if_there(reader: Reader, path: KernelPath) -> CpuSet:
+    """A CPU list that few hosts have, empty without it.
+
+    A recording that was made before virtirq read the file says nothing about it, and that is not
+    worth a line to everybody who looks at one.
+    """
+    if reader.fs.covers(path):
+        return read_cpus(reader, path) or CpuSet()
+    mark = reader.mark()
+    found = read_cpus(reader, path)
+    reader.back_to(mark)
+    return found or CpuSet()
+
+
+def _by_directories(reader: Reader) -> CpuSet:
+    numbers = (
+        match[1]
+        for name in reader.names(paths.CPU_DIR, paths.CPU_SIBLINGS)
+        if (match := _CPU.fullmatch(name)) and reader.fs.isdir(f"{paths.CPU_DIR}/{name}/topology")
+    )
+    return CpuSet(number for each in numbers if (number := int(each)) < MAX_CPUS)
+
+
 def _read_nohz_full(reader: Reader) -> CpuSet:
     # Without nohz_full= the file reads "(null)" (drivers/base/cpu.c, print_cpus_nohz_full()).
     if reader.text(paths.CPU_NOHZ_FULL) in (None, "(null)"):
@@ -56,7 +90,12 @@ def _read_nohz_full(reader: Reader) -> CpuSet:
 
 
 def _read_nodes(reader: Reader) -> dict[int, Node]:
-    numbers = list(read_cpus(reader, paths.NODES_ONLINE) or ())
+    mark = reader.mark()
+    text = reader.text(paths.NODES_ONLINE)
+    online = None if text is None else read_cpus(reader, paths.NODES_ONLINE)
+    numbers = _node_directories(reader) if online is None else list(online)
+    if numbers and text is None:
+        reader.back_to(mark)  # nothing is unknown: every online node has a directory
     nodes = {}
     for number in numbers:
         cpus = read_cpus(reader, paths.NODE_CPUS, f"node{number}")
@@ -64,6 +103,16 @@ def _read_nodes(reader: Reader) -> dict[int, Node]:
             continue
         nodes[number] = Node(number, cpus, _read_distances(reader, number, numbers))
     return nodes
+
+
+def _node_directories(reader: Reader) -> list[int]:
+    """The nodes by their directories; none in a kernel without CONFIG_NUMA."""
+    try:
+        names = reader.fs.listdir(paths.NODE_DIR)
+    except OSError as error:
+        reader.failed(paths.NODE_CPUS, paths.NODE_DIR, error, optional=True)
+        return []
+    return sorted(int(match[1]) for name in names if (match := _NODE.fullmatch(name)))
 
 
 def _read_distances(reader: Reader, number: int, numbers: list[int]) -> dict[int, int]:
@@ -91,9 +140,10 @@ def _read_groups(reader: Reader, online: CpuSet, path: KernelPath) -> tuple[CpuS
     return tuple(groups)
 
 
-def _read_llcs(reader: Reader, online: CpuSet) -> tuple[CpuSet, ...]:
-    """The groups of CPUs that share a cache of the highest level that each has."""
-    groups, seen = [], CpuSet()
+def _read_llcs(reader: Reader, online: CpuSet) -> dict[CpuSet, int | None]:
+    """The groups of CPUs that share a cache of the highest level that each has; its KiB."""
+    groups: dict[CpuSet, int | None] = {}
+    seen = CpuSet()
     for cpu in online:
         if cpu in seen:
             continue
@@ -107,6 +157,16 @@ def _read_llcs(reader: Reader, online: CpuSet) -> tuple[CpuSet, ...]:
                 best, last = int(level), index
         group = last and read_cpus(reader, paths.CACHE_CPUS, f"cpu{cpu}", last)
         if group and cpu in group:
-            groups.append(group)
+            groups[group] = _read_size(reader, f"cpu{cpu}", str(last))
             seen |= group
-    return tuple(groups)
+    return groups
+
+
+def _read_size(reader: Reader, cpu: str, index: str) -> int | None:
+    mark = reader.mark()
+    text = reader.text(paths.CACHE_SIZE, cpu, index)
+    if text is None:
+        reader.back_to(mark)  # it is but a preference of `place`
+        return None
+    match = _SIZE.fullmatch(text)
+    return int(match[1]) if match else None

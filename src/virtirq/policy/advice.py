@@ -59,13 +59,13 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             _WARNING,
             "irqbalance moves interrupts by load and knows nothing of guests: it undoes pins at"
             " its start and when vectors are allocated again.",
-            "start irqbalance with --banmod=vfio-pci, or stop it",
+            "start irqbalance with --banmod=vfio, or stop it",
         ),
         "irqbalance-untold": Advice(
             _WARNING,
             "The daemon tells irqbalance over its socket which interrupts to leave alone, and could"
             " not. irqbalance moves them; the daemon puts them back each time.",
-            "start irqbalance with --banmod=vfio-pci, or stop it",
+            "start irqbalance with --banmod=vfio, or stop it",
         ),
         "affinity-contested": Advice(
             _WARNING,
@@ -128,9 +128,15 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
         ),
         "pinned-conflict": Advice(
             _WARNING,
-            "Interrupts of one guest may be taken on CPUs to which vCPUs of others are pinned, and"
-            " take time from those. An unpinned guest's go to any CPU local to its device.",
+            "Interrupts of one guest may be taken on CPUs that are dedicated to vCPUs of others,"
+            " and take time from those. An unpinned guest's go to any CPU local to its device.",
             "pin the guest's vCPUs, or ask for other CPUs: 'local' keeps off all pinned vCPUs",
+        ),
+        "pool-on-isolated": Advice(
+            _WARNING,
+            "Several vCPUs may run on the same isolated CPUs. The kernel does not balance among"
+            " those: each vCPU stays where it was started, with others or not.",
+            "give each vCPU a CPU of its own: 'virtirq place GUEST' proposes which",
         ),
         "vectors-low": Advice(
             _WARNING,

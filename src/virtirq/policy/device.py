@@ -27,7 +27,7 @@ from virtirq.model import (
     VfioAction,
 )
 from virtirq.policy.directives import Asked
-from virtirq.policy.target import Deal, Seat, Target
+from virtirq.policy.target import Deal, Seat, Target, is_far
 
 
 class _Place(NamedTuple):
@@ -76,7 +76,7 @@ class DesiredDevice:
         if self.pci is None:
             note = "the host has no such device"
         else:
-            if self.pci.driver and "vfio" not in self.pci.driver:
+            if self.pci.driver and not self.pci.is_vfio:
                 note += f"; its driver is {self.pci.driver}, not a VFIO driver"
             if not interrupts:
                 note += "; no interrupts yet"
@@ -219,15 +219,18 @@ class DesiredDevice:
         if self.target.cpus is not None and now & self.target.cpus:
             return Reason("wrong-cpu", f"{where}, from CPU {now}")
         node = self._node(now)
-        if None not in (self.node, node) and node not in (self.node, self._node(place.cpus)):
+        if None not in (self.node, node) and self._is_far(now) and node != self._node(place.cpus):
             return Reason("wrong-node", f"{where}, from CPU {now} on node {node}")
         return Reason("wrong-cpu", f"{where}, from CPU {now} outside the target")
 
     def _off_node(self, cpus: CpuSet) -> str:
         node = self._node(cpus)
-        if self.node is None or node is None or node == self.node:
+        if self.node is None or node is None or not self._is_far(cpus):
             return ""
         return f", on the wrong node: {node}, its device is on {self.node}"
+
+    def _is_far(self, cpus: CpuSet) -> bool:
+        return is_far(self.pci, cpus, self.topology)
 
     def _node(self, cpus: CpuSet) -> int | None:
         """The node that all of `cpus` are on, None when there is no one such node."""

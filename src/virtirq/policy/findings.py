@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -20,7 +21,15 @@ from virtirq.model import (
 )
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.contention import Contention
-from virtirq.policy.target import local_to, pinned_cpus, wide
+from virtirq.policy.target import (
+    Taken,
+    is_far,
+    local_to,
+    one_node,
+    pinned_cpus,
+    pools,
+    wide,
+)
 
 VECTORS_LOW: Final = 180
 """Vectors in use on a CPU from which on the rest (of about 200) is called low."""
@@ -41,9 +50,11 @@ def in_order(found: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda each: (-each.severity.rank, each.code, each.subject)))
 
 
-def _finding(code: str, subject: str, message: str) -> Finding:
+def _finding(code: str, subject: str, message: str, guest: str = "") -> Finding:
+    """`guest` is whom a hint's command is about."""
     advice = ADVICE[code]
-    return Finding(code, advice.severity, subject, message, advice.remedy)
+    hint = advice.remedy.replace("GUEST", shlex.quote(guest)) if guest else advice.remedy
+    return Finding(code, advice.severity, subject, message, hint)
 
 
 def contested(guest: str, key: InterruptKey, contention: Contention) -> Finding:
@@ -90,9 +101,17 @@ def not_followed(subject: str, why_not: Iterable[str]) -> Finding:
 
 def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Finding]:
     targets = union(d.target for g in plan.guests for d in g.devices if d.target is not None)
-    if snapshot.irqbalance.running and not snapshot.irqbalance.spares_vfio and targets:
-        pid = f" (pid {snapshot.irqbalance.pid})" if snapshot.irqbalance.pid else ""
-        yield _finding("irqbalance-running", "host", f"irqbalance{pid} may undo pins")
+    irqbalance = snapshot.irqbalance
+    if irqbalance.running and targets:
+        drivers = _drivers(snapshot, plan)
+        loose = sorted(each for each in drivers if not irqbalance.spares(each))
+        pid = f" (pid {irqbalance.pid})" if irqbalance.pid else ""
+        text = f"irqbalance{pid} may undo pins"
+        if loose and irqbalance.banned:
+            banned = ", ".join(irqbalance.banned)
+            text += f" of {', '.join(loose)}, whose name has none of {banned} (--banmod=) in it"
+        if loose:
+            yield _finding("irqbalance-running", "host", text)
     if snapshot.posting.active:
         basis = snapshot.posting.basis
         yield _finding("interrupts-posted", "host", f"device interrupts may be posted: {basis}")
@@ -107,6 +126,7 @@ def _of_guest(snapshot: Snapshot, planned: GuestPlan) -> Iterator[Finding]:
     guest = planned.guest
     for problem in guest.problems:
         yield _finding("setting-not-understood", guest.name, problem)
+    yield from _pools_on_isolated(snapshot, guest)
     directives = [each.directive for each in planned.devices if each.directive is not None]
     loose = {vcpu for each in directives for vcpu in _unpinned_vcpus(each, guest, snapshot)}
     if loose:
@@ -115,6 +135,33 @@ def _of_guest(snapshot: Snapshot, planned: GuestPlan) -> Iterator[Finding]:
         yield _finding("vcpus-not-pinned", guest.name, text)
     if any(_unpinned_emulator(each, guest, snapshot) for each in directives):
         yield _finding("emulator-not-pinned", guest.name, "its emulator may run on every CPU")
+
+
+def _drivers(snapshot: Snapshot, plan: Plan) -> set[str]:
+    """The VFIO drivers of the devices that have targets; a device without one gets vfio-pci."""
+    devices = [
+        snapshot.pci.get(device.device.address)
+        for guest in plan.guests
+        for device in guest.devices
+        if device.target is not None
+    ]
+    return {
+        each.driver if each is not None and each.driver and each.is_vfio else "vfio-pci"
+        for each in devices
+    }
+
+
+def _pools_on_isolated(snapshot: Snapshot, guest: Guest) -> Iterator[Finding]:
+    """vCPUs that share isolated CPUs: the scheduler has no domain there and moves none of them."""
+    isolated = snapshot.topology.isolated & snapshot.topology.online
+    shared = (vcpu.cpus & isolated for vcpu in guest.vcpus if vcpu.cpus is not None)
+    for cpus, sharers in pools(cpus for cpus in shared if len(cpus) > 1):
+        if sharers > 1:
+            text = (
+                f"{sharers} {guest.unit}s share isolated CPUs {cpus} as one pool, among which the"
+                " kernel does not balance: all stay where they started"
+            )
+            yield _finding("pool-on-isolated", guest.name, text, guest.name)
 
 
 def _unpinned_vcpus(directive: Directive, guest: Guest, snapshot: Snapshot) -> set[int]:
@@ -154,19 +201,23 @@ def _of_device(snapshot: Snapshot, guest: Guest, plan: DevicePlan) -> Iterator[F
     elif plan.directive and plan.directive.cpus - topology.online and plan.target:
         gone = plan.directive.cpus - topology.online
         yield _finding("target-offline", subject, f"CPUs {gone} of its CPU list are not online")
-    if pci.node == -1 and len(topology.nodes) > 1:
+    if pci.node == -1 and not one_node(topology):
         yield _finding("device-without-node", subject, "its NUMA node is not known to the firmware")
-    local, pinned = local_to(pci, topology), pinned_cpus([guest], topology)
-    if local is not None and pinned and not pinned & local:
+    pinned = pinned_cpus([guest], topology)
+    if is_far(pci, pinned, topology):
+        local = local_to(pci, topology)
         text = f"{guest.unit}s on CPUs {pinned}, device on node {pci.node} (CPUs {local})"
-        yield _finding("node-mismatch", subject, text)
+        yield _finding("node-mismatch", subject, text, guest.name)
     if plan.target is not None:
-        foreign = (plan.target & (topology.isolated | topology.nohz_full)) - pinned
+        own = pinned
+        if guest.emulator is not None and not wide(guest.emulator, topology):
+            own |= guest.emulator
+        foreign = (plan.target & (topology.isolated | topology.nohz_full)) - own
         if foreign:
             text = f"its interrupts may go to isolated CPUs {foreign}, not its {guest.unit}s'"
             yield _finding("isolated-conflict", subject, text)
         beyond = plan.target - pinned
-        theirs = beyond & pinned_cpus(_others(snapshot, guest), topology) if beyond else beyond
+        theirs = beyond & Taken.by(_others(snapshot, guest), topology).all if beyond else beyond
         if theirs:
             text = (
                 f"its interrupts may go to CPUs {theirs}, to which other guests' vCPUs are pinned"

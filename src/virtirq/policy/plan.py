@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-from virtirq.cpuset import CpuSet
+from virtirq.cpuset import CpuSet, union
 from virtirq.model import (
     Aimed,
     Guest,
@@ -25,10 +25,10 @@ from virtirq.model import (
 from virtirq.policy.config import Config
 from virtirq.policy.device import DesiredDevice
 from virtirq.policy.directives import Asked, asked_for
-from virtirq.policy.target import Target, pinned_cpus, target_of
+from virtirq.policy.target import Claims, Taken, Target, claims_of, target_of
 
 _OTHERS_MATTER = frozenset({Word.LOCAL, Word.EMULATOR})
-"""What means something else according to where other guests' vCPUs are pinned."""
+"""What means something else according to the CPUs that are dedicated to other guests' vCPUs."""
 
 
 def plan(snapshot: Snapshot, config: Config) -> Plan:
@@ -56,7 +56,7 @@ class _Entry:
     rank: _Rank
     pci: Mapping[PciAddress, PciDevice]
     asks: dict[PciAddress, Asked]
-    pinned: CpuSet
+    claims: Claims
     devices: tuple[DesiredDevice, ...] = ()
 
 
@@ -76,11 +76,15 @@ class Desired:
         """Who has each device, by key."""
         self._owned: dict[PciAddress, DesiredDevice] = {}
         self._aimed: dict[PciAddress, Mapping[int, Aimed]] = {}
-        self._pins: Counter[int] = Counter()
-        """How many guests have vCPUs that are pinned to each CPU."""
-        self._taken = CpuSet()
+        self._sole: Counter[int] = Counter()
+        """How many guests have each CPU for one of their vCPUs alone."""
+        self._users: Counter[int] = Counter()
+        """How many guests are pinned to each CPU, be it theirs alone or a pool."""
+        self._groups: dict[str, tuple[CpuSet, ...]] = {}
+        """The sets of CPUs that would be a guest's own if no other is pinned there; by key."""
+        self._taken = Taken()
         self._dependent: set[str] = set()
-        """Guests with a device for which it matters where others' vCPUs are pinned."""
+        """Guests with a device for which it matters which CPUs are others' own."""
 
     @classmethod
     def of_snapshot(cls, snapshot: Snapshot, config: Config) -> Desired:
@@ -163,9 +167,12 @@ class Desired:
             device.address: asked_for(guest, device, pci.get(device.address), self._config)
             for device in guest.devices
         }
-        pinned = pinned_cpus([guest], self._topology)
-        self._entries[key] = _Entry(guest, rank, pci, asks, pinned)
-        self._pins.update(pinned)
+        claims = claims_of(guest, self._topology)
+        self._entries[key] = _Entry(guest, rank, pci, asks, claims)
+        self._sole.update(claims.sole)
+        self._users.update(claims.used)
+        if claims.groups:
+            self._groups[key] = claims.groups
         for address in asks:
             self._having.setdefault(address, {})[key] = rank
         if any(each.directive.word in _OTHERS_MATTER for each in asks.values()):
@@ -175,7 +182,9 @@ class Desired:
         entry = self._entries.pop(key, None)
         if entry is None:
             return
-        self._pins -= Counter(entry.pinned)
+        self._sole -= Counter(entry.claims.sole)
+        self._users -= Counter(entry.claims.used)
+        self._groups.pop(key, None)
         self._dependent.discard(key)
         for address in entry.asks:
             having = self._having[address]
@@ -185,8 +194,14 @@ class Desired:
                 self._owned.pop(address, None)
 
     def _retake(self) -> bool:
-        """Whether the CPUs that vCPUs are pinned to are others now."""
-        before, self._taken = self._taken, CpuSet(self._pins)
+        """Whether the CPUs that are dedicated to vCPUs are others now."""
+        groups = (
+            group
+            for them in self._groups.values()
+            for group in them
+            if all(self._users[cpu] == 1 for cpu in group)
+        )
+        before, self._taken = self._taken, Taken(CpuSet(self._sole), union(groups))
         return before != self._taken
 
     def _sharing(self, addresses: Iterable[PciAddress]) -> set[str]:

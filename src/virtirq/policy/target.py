@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from virtirq.cpuset import CpuSet, union
 from virtirq.model import Directive, Guest, PciDevice, Topology, Word
@@ -40,10 +41,53 @@ class Target:
         return union(seat.cpus for seat in self.seats)
 
 
+class Claims(NamedTuple):
+    """What one guest's threads say of CPUs.
+
+    `sole`: CPUs of one vCPU each, or kept for guests by the host. `groups`: sets that vCPUs share,
+    as many as there are CPUs: the guest's own, unless others may run there, too. `used`: all CPUs
+    that its vCPUs or its emulator are pinned to.
+    """
+
+    sole: CpuSet = CpuSet()
+    groups: tuple[CpuSet, ...] = ()
+    used: CpuSet = CpuSet()
+
+
+class Taken(NamedTuple):
+    """The CPUs that are dedicated to guests' vCPUs: for certain, and by all appearances.
+
+    A pool (more CPUs than vCPUs that may use them, or several guests on them: Nova's shared set,
+    the kubelet's) is dedicated to nobody.
+    """
+
+    sole: CpuSet = CpuSet()
+    groups: CpuSet = CpuSet()
+
+    @property
+    def all(self) -> CpuSet:
+        return self.sole | self.groups
+
+    @classmethod
+    def by(cls, guests: Iterable[Guest], topology: Topology) -> Taken:
+        """What these guests have."""
+        return cls.of([claims_of(guest, topology) for guest in guests])
+
+    @classmethod
+    def of(cls, claims: Sequence[Claims]) -> Taken:
+        """What guests with these claims have."""
+        once = twice = CpuSet()
+        for each in claims:
+            twice |= once & each.used
+            once |= each.used
+        groups = (group for each in claims for group in each.groups if not group & twice)
+        return cls(union(each.sole for each in claims), union(groups))
+
+
 def target_of(
-    directive: Directive, guest: Guest, device: PciDevice | None, topology: Topology, taken: CpuSet
+    directive: Directive, guest: Guest, device: PciDevice | None, topology: Topology, taken: Taken
 ) -> Target:
-    """The target of a guest's device; `taken` are the CPUs that guests' vCPUs are pinned to."""
+    """The target of a guest's device; `taken` are the CPUs that are guests' own."""
     if directive.vcpus:
         return _of_vcpus(directive.vcpus, guest, device, topology)
     match directive.word:
@@ -76,10 +120,10 @@ def runs_on(cpus: CpuSet | None, topology: Topology) -> CpuSet | None:
 
 
 def pinned_cpus(guests: Iterable[Guest], topology: Topology) -> CpuSet:
-    """The CPUs that some guest's vCPUs are dedicated to.
+    """The CPUs that some guest's vCPUs are pinned to, be they theirs alone or a pool.
 
-    A vCPU that may use all CPUs without ``isolcpus=`` is dedicated to none, whether somebody
-    wrote that down or it is what every thread gets.
+    A vCPU that may use all CPUs that are not isolated is pinned to none, whether somebody wrote
+    that down or it is what every thread gets.
     """
     return union(
         vcpu.cpus
@@ -89,17 +133,86 @@ def pinned_cpus(guests: Iterable[Guest], topology: Topology) -> CpuSet:
     )
 
 
-def local_to(device: PciDevice | None, topology: Topology) -> CpuSet | None:
-    """The online CPUs of the device's node, None when it has no node or it is not known.
+def claims_of(guest: Guest, topology: Topology) -> Claims:
+    """What the guest's threads say of CPUs."""
+    kept = topology.isolated | topology.nohz_full
+    sole, used, shared = CpuSet(), CpuSet(), []
+    for vcpu in guest.vcpus:
+        cpus = vcpu.cpus
+        if cpus is None or topology.general <= cpus:
+            continue
+        used |= cpus
+        if len(cpus) == 1 or cpus <= kept or any(cpus <= core for core in topology.siblings):
+            sole |= cpus
+        else:
+            shared.append(cpus)
+    if guest.emulator is not None and not topology.general <= guest.emulator:
+        used |= guest.emulator
+    groups = tuple(cpus for cpus, sharers in pools(shared) if len(cpus) <= sharers)
+    return Claims(sole, groups, used)
 
-    For a device without a node the kernel's ``local_cpulist`` names every CPU: that tells
-    nothing (drivers/pci/pci-sysfs.c, local_cpulist_show()).
+
+def pools(sets: Iterable[CpuSet]) -> list[tuple[CpuSet, int]]:
+    """The sets joined where they overlap, and how many went into each."""
+    joined: list[tuple[CpuSet, int]] = []
+    for cpus, count in Counter(sets).items():
+        apart = []
+        for other, more in joined:
+            if other & cpus:
+                cpus, count = cpus | other, count + more
+            else:
+                apart.append((other, more))
+        joined = [*apart, (cpus, count)]
+    return joined
+
+
+def local_to(device: PciDevice | None, topology: Topology) -> CpuSet | None:
+    """The online CPUs nearest to the device; None when where it is is not known.
+
+    They are those of its node, or where that has no CPUs (memory of a GPU or a CXL device), of
+    the nearest one that has. Where one node has all CPUs, and in a kernel without CONFIG_NUMA,
+    every device is local to all. For a device without a node the kernel's ``local_cpulist`` names
+    every CPU: that tells nothing (drivers/pci/pci-sysfs.c, local_cpulist_show()).
     """
-    if device is None or device.node is None or device.node < 0:
+    if device is None:
         return None
-    node = topology.nodes.get(device.node)
-    cpus = node.cpus if node is not None else device.local_cpus
-    return (cpus & topology.online) or None if cpus is not None else None
+    if device.node is not None and device.node >= 0:
+        if device.node in topology.nodes:
+            return topology.nearest(device.node, topology.online) or None
+        if device.local_cpus is not None and device.local_cpus & topology.online:
+            return device.local_cpus & topology.online
+    return (topology.online or None) if one_node(topology) else None
+
+
+def one_node(topology: Topology) -> bool:
+    """Whether all online CPUs are on one node, or the kernel knows none."""
+    return sum(1 for node in topology.nodes.values() if node.cpus & topology.online) < 2
+
+
+def near_to(device: PciDevice | None, cpus: CpuSet, topology: Topology) -> CpuSet:
+    """Those of `cpus` that are nearest to the device, all where that is not known."""
+    if device is not None and device.node is not None and device.node in topology.nodes:
+        return topology.nearest(device.node, cpus)
+    return (cpus & (local_to(device, topology) or cpus)) or cpus
+
+
+def is_far(device: PciDevice | None, cpus: CpuSet, topology: Topology) -> bool:
+    """Whether the device is on another socket than all of these CPUs.
+
+    Of an offline CPU no node is known, nor is it of a device without one.
+    """
+    local = local_to(device, topology)
+    if local is None or not cpus & topology.online or one_node(topology):
+        return False
+    homes = nodes_of(local, topology)
+    there = nodes_of(cpus & topology.online, topology)
+    near = (home == node or topology.is_near(home, node) for home in homes for node in there)
+    return bool(homes and there) and not any(near)
+
+
+def nodes_of(cpus: CpuSet, topology: Topology) -> list[int]:
+    """The nodes that these CPUs are on."""
+    return [number for number, node in topology.nodes.items() if node.cpus & cpus]
 
 
 class Deal:
@@ -143,31 +256,58 @@ def _left(why: str) -> Target:
     return Target(None, why, code="no-target")
 
 
-def _auto(guest: Guest, device: PciDevice | None, topology: Topology) -> Target:
+def _auto(
+    guest: Guest, device: PciDevice | None, topology: Topology, chosen: CpuSet | None = None
+) -> Target:
+    """`chosen`: someone has named these vCPUs, so it is they, real-time or not."""
     if not guest.vcpus:
         return _left(f"{guest.name} has no {guest.unit} whose CPUs are known")
     places = {vcpu.index: runs_on(vcpu.cpus, topology) for vcpu in guest.vcpus}
     if all(cpus is None for cpus in places.values()):
         return _beside(device, topology, f"{guest.unit}s are not pinned")
+    dealt, kept_off = _calm(guest, places) if chosen is None else (places, "")
     seats = tuple(
         Seat(topology.online if cpus is None else cpus, index)
-        for index, cpus in sorted(places.items())
+        for index, cpus in sorted(dealt.items())
     )
     cpus = union(seat.cpus for seat in seats)
     if not cpus:
         wanted = union(vcpu.cpus or CpuSet() for vcpu in guest.vcpus)
         return Target(None, f"the {guest.unit}s' CPUs {wanted} are offline", code="target-offline")
-    local = local_to(device, topology)
-    near = _near(seats, local)
-    note = f"CPUs {cpus} of its {guest.unit}s"
-    if union(seat.cpus for seat in near) != cpus:
-        note += f", {union(seat.cpus for seat in near)} of them on the device's node"
+    near = _near(seats, device, topology)
+    note = f"CPUs {cpus} of its {guest.unit}s{kept_off}"
+    nearest = union(seat.cpus for seat in near)
+    if nearest != cpus:
+        local = local_to(device, topology)
+        where = "on the device's node" if local and nearest <= local else "nearest to the device"
+        note += f", {nearest} of them {where}"
     following = {
-        index: Seat((local and cpus & local) or cpus, index)
+        index: Seat(near_to(device, cpus, topology), index)
         for index, cpus in places.items()
         if cpus
     }
     return Target(cpus, note, seats=near, following=following)
+
+
+def _calm(
+    guest: Guest, places: Mapping[int, CpuSet | None]
+) -> tuple[Mapping[int, CpuSet | None], str]:
+    """The vCPUs that vectors are dealt to: none that is real-time, as long as there are others.
+
+    An interrupt stops what its CPU runs, SCHED_FIFO or not. What the guest itself aims at a
+    real-time vCPU follows that: the guest knows what it does.
+    """
+    realtime = CpuSet(vcpu.index for vcpu in guest.vcpus if vcpu.realtime)
+    theirs = union(cpus for index, cpus in places.items() if index in realtime and cpus)
+    others = (
+        (index, None if cpus is None else cpus - theirs)
+        for index, cpus in places.items()
+        if index not in realtime
+    )
+    calm = {index: cpus for index, cpus in others if cpus is None or cpus}
+    if not realtime or not calm:
+        return places, ""
+    return calm, f" {CpuSet(calm)}, not of real-time {guest.unit}s {realtime}"
 
 
 def _of_vcpus(wanted: CpuSet, guest: Guest, device: PciDevice | None, topology: Topology) -> Target:
@@ -175,21 +315,20 @@ def _of_vcpus(wanted: CpuSet, guest: Guest, device: PciDevice | None, topology: 
     chosen = tuple(vcpu for vcpu in guest.vcpus if vcpu.index in wanted)
     if not chosen:
         return _left(f"{guest.name} has none of vCPUs {wanted}: left alone")
-    target = _auto(replace(guest, vcpus=chosen), device, topology)
+    target = _auto(replace(guest, vcpus=chosen), device, topology, wanted)
     missing = wanted - CpuSet(vcpu.index for vcpu in chosen)
     gone = f"; it has no vCPU {missing}" if missing else ""
     named = CpuSet(vcpu.index for vcpu in chosen)
     return replace(target, note=f"vCPUs {named}: {target.note}{gone}")
 
 
-def _near(seats: Sequence[Seat], local: CpuSet | None) -> tuple[Seat, ...]:
-    """The seats cut down to the device's node, or as they are when none reaches it."""
-    if local is not None and any(seat.cpus & local for seat in seats):
-        seats = [Seat(seat.cpus & local, seat.vcpu) for seat in seats]
-    return tuple(seat for seat in seats if seat.cpus)
+def _near(seats: Sequence[Seat], device: PciDevice | None, topology: Topology) -> tuple[Seat, ...]:
+    """The seats cut down to the CPUs nearest to the device that any of them has."""
+    near = near_to(device, union(seat.cpus for seat in seats), topology)
+    return tuple(Seat(seat.cpus & near, seat.vcpu) for seat in seats if seat.cpus & near)
 
 
-def _emulator(guest: Guest, device: PciDevice | None, topology: Topology, taken: CpuSet) -> Target:
+def _emulator(guest: Guest, device: PciDevice | None, topology: Topology, taken: Taken) -> Target:
     cpus = runs_on(guest.emulator, topology)
     if cpus is None:
         # It is asked for to keep interrupts off vCPUs; `auto` follows vCPUs that may run anywhere.
@@ -198,46 +337,53 @@ def _emulator(guest: Guest, device: PciDevice | None, topology: Topology, taken:
         return Target(
             None, f"the emulator's CPUs {guest.emulator} are offline", code="target-offline"
         )
-    near = _near((Seat(cpus),), local_to(device, topology))
+    near = _near((Seat(cpus),), device, topology)
     return Target(cpus, f"CPUs {cpus} of its emulator", seats=near)
 
 
 def _beside(
-    device: PciDevice | None, topology: Topology, why: str, taken: CpuSet | None = None
+    device: PciDevice | None, topology: Topology, why: str, taken: Taken | None = None
 ) -> Target:
     """Where nothing says which CPUs: those local to the device, and not `taken` if any are left."""
     local = local_to(device, topology)
     if local is None:
         return _left(f"{why} and {_nowhere(device)}: left alone")
-    cpus = _unreserved((local - (taken or CpuSet())) or local, topology)
+    cpus = _unreserved(local, topology, taken or Taken()) or _unreserved(local, topology, Taken())
     note = f"{why}: CPUs {cpus} local to the device"
     return Target(cpus, note, seats=(Seat(cpus),))
 
 
-def _local(device: PciDevice | None, topology: Topology, taken: CpuSet) -> Target:
+def _local(device: PciDevice | None, topology: Topology, taken: Taken) -> Target:
     local = local_to(device, topology)
     if local is None:
         return _left(f"{_nowhere(device)}, so nothing is local: left alone")
-    cpus = _unreserved(local - taken, topology)
+    cpus = _unreserved(local, topology, taken)
     if not cpus:
         return _left(f"guests' vCPUs are pinned to all local CPUs {local}: left alone")
-    return Target(cpus, f"local CPUs {cpus}, where no vCPU is pinned", seats=(Seat(cpus),))
+    return Target(cpus, f"local CPUs {cpus}, dedicated to no vCPU", seats=(Seat(cpus),))
 
 
-def _unreserved(cpus: CpuSet, topology: Topology) -> CpuSet:
-    """`cpus` without those that are kept free for someone, as long as that leaves any.
+def _unreserved(cpus: CpuSet, topology: Topology, taken: Taken) -> CpuSet:
+    """`cpus` without those of guests, and of those that are kept free for someone if others remain.
 
     An isolated CPU that no guest has yet is kept for one; a nohz_full CPU is to be left alone.
+    CPUs that look like a guest's own, and may as well be a pool, come before either.
     """
-    shared = cpus & topology.general
-    return (shared - topology.nohz_full) or shared or cpus
+    free = cpus - taken.all
+    if not free:
+        return free
+    general = cpus & topology.general
+    for some in (general - topology.nohz_full, general):
+        if left := some - taken.all or some - taken.sole:
+            return left
+    return free
 
 
 def _nowhere(device: PciDevice | None) -> str:
     """Why nothing is local to the device."""
     if device is None or device.node is None or device.node < 0:
         return "the device has no NUMA node"
-    return f"no CPU of the device's node {device.node} is online"
+    return f"nothing is known of the device's node {device.node}"
 
 
 def _explicit(asked: CpuSet, guest: Guest, topology: Topology) -> Target:
