@@ -1,14 +1,13 @@
-"""LibvirtSource libvirt's guests: the real one's test driver, and connections that break."""
+"""libvirt's guests: the real one's test driver, and connections that break."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +23,8 @@ from virtirq.daemon import libvirt_source as module
 from virtirq.daemon.libvirt_source import LibvirtSource
 from virtirq.daemon.log import Log
 from virtirq.daemon.reconciler import Reconciler
+from virtirq.daemon.source_state import SourceState
+from virtirq.daemon.timers import Timers
 from virtirq.errors import (
     AccessError,
     ConnectionFailedError,
@@ -74,10 +75,21 @@ class Room:
         )
         self.known = 0
         self.prepared: list[list[str]] = []
-        self.following = LibvirtSource(
-            uri, self.fs, self.reconciler, Log(), self._count, self._prepare, must=must
+        loop = asyncio.get_running_loop()
+        self.failed: asyncio.Future[None] = loop.create_future()
+        self.slept: list[float] = []
+        self.timers = Timers(self._later, loop.time, self.failed.set_exception)
+        self.source = LibvirtSource(
+            uri, self.fs, self.reconciler, Log(), self.timers, self._count, self._prepare, must=must
         )
-        self.task = asyncio.create_task(self.following.follow())
+        self.source.begin()
+
+    def _later(self, delay: float, call: Callable[[], object]) -> asyncio.TimerHandle:
+        """What is put off for long is noted, and happens a thousand times sooner."""
+        if delay >= 1 and delay != module._HELD:
+            self.slept.append(delay)
+            delay /= 1000
+        return asyncio.get_running_loop().call_later(delay, call)
 
     def _count(self) -> None:
         self.known += 1
@@ -93,18 +105,18 @@ class Room:
     def places(self) -> list[str]:
         return [self.fs.read(paths.IRQ_AFFINITY.at(irq)) for irq in (100, 101)]
 
-    async def until(self, condition: Callable[[], bool]) -> None:
+    async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(ENOUGH):
             while not condition():
-                if self.task.done():
-                    self.task.result()
+                if self.failed.done():
+                    self.failed.result()
                 await asyncio.sleep(0.001)
 
     async def close(self) -> None:
-        self.task.cancel()
-        with suppress(asyncio.CancelledError, VirtirqError):
-            await self.task
-        await self.following.close()
+        await self.source.close()
+        self.timers.close()
+        if not self.failed.done():
+            self.failed.set_result(None)
         self.journal.close()
 
 
@@ -135,8 +147,8 @@ class TestRealLibvirt:
         host.defineXML(domain_xml("off", devices=""))
 
         async def act(room: Room) -> None:
-            await room.following.tried()
-            assert room.following.state == f"connected to {URI}"
+            await room.source.tried()
+            assert room.source.described == f"connected to {URI}"
             assert room.names == {"web"}
             assert room.places() == ["2", "4"]
             assert room.known == 1
@@ -146,7 +158,7 @@ class TestRealLibvirt:
 
     def test_a_guest_from_its_beginning_to_its_end(self, host: Any, tmp_path: Any) -> None:
         async def act(room: Room) -> None:
-            await room.following.tried()
+            await room.source.tried()
             assert room.names == set()
             host.createXML(domain_xml(devices=NIC), 0)
             await room.until(lambda: room.places() == ["2", "4"])
@@ -179,14 +191,14 @@ class TestRealLibvirt:
         async def act(room: Room) -> None:
             await room.until(lambda: room.places() == ["2", "4"])
             domain.pinVcpu(0, (False,) * 7 + (True,))
-            room.following.look(domain.UUIDString())
+            room.source.look(domain.UUIDString())
             await room.until(lambda: room.places() == ["7", "4"])
 
         play(tmp_path, act, URI)
 
     def test_many_that_begin_and_end(self, host: Any, tmp_path: Any) -> None:
         async def act(room: Room) -> None:
-            await room.following.tried()
+            await room.source.tried()
             domains = [host.createXML(domain_xml(f"g{n}", devices=""), 0) for n in range(30)]
             for domain in domains[::2]:
                 domain.destroy()
@@ -201,9 +213,9 @@ class TestRealLibvirt:
         uri = "qemu+unix:///system?socket=/nonexistent"
 
         async def act(room: Room) -> None:
-            await room.following.tried()
-            assert "cannot connect to libvirt" in room.following.state
-            assert not room.task.done()
+            await room.source.tried()
+            assert "cannot connect to libvirt" in room.source.described
+            assert not room.failed.done()
 
         play(tmp_path, act, uri)
 
@@ -212,7 +224,7 @@ class TestRealLibvirt:
 
         async def act(room: Room) -> None:
             with pytest.raises(UsageError, match="run on another host"):
-                await room.task
+                await room.failed
 
         play(tmp_path, act, "qemu+ssh://root@elsewhere/system")
 
@@ -231,15 +243,18 @@ class FakeWatch:
         self.changed: Callable[[str], None] = lambda _: None
         self.lost: Callable[[str], None] = lambda _: None
 
-    def guests(self, fs: object) -> LiveGuests:
+    def running(self) -> dict[str, str]:
         if self.script.listing:
             raise self.script.listing.pop(0)
         self.script.meanwhile(self)
-        there, gaps = tuple(self.script.running.values()), self.script.gaps
-        return LiveGuests(there, gaps, complete=not gaps)
+        there = {each: each.removeprefix("u-") for each in sorted(self.script.gapped)}
+        return there | {uuid: each.name for uuid, each in self.script.running.items()}
 
-    def guest(self, uuid: str, fs: object) -> LiveGuests:
-        self.script.read.append(uuid)
+    def guest(self, uuid: str, fs: object, processes: object = None) -> LiveGuests:
+        (self.script.read if processes is None else self.script.read_first).append(uuid)
+        go = self.script.hung.get(uuid)
+        if go is not None:
+            assert go.wait(ENOUGH)
         error = self.script.broken.pop(uuid, None)
         if error is not None:
             raise error
@@ -260,19 +275,25 @@ class Script:
         self.attempts: list[Exception | None] = []
         self.listing: list[Exception] = []
         self.running: dict[str, Guest] = {}
-        self.gaps: tuple[Gap, ...] = ()
+        self.hung: dict[str, threading.Event] = {}
+        """Guests for which libvirt does not answer, until it does."""
         self.broken: dict[str, Exception] = {}
         self.gapped: set[str] = set()
+        self.read_first: list[str] = []
+        """Guests that were read when libvirt was connected to."""
         self.read: list[str] = []
+        """Those that were read at other times."""
         self.watches: list[FakeWatch] = []
-        self.slept: list[float] = []
         self.lets_go = threading.Event()
         self.lets_go.set()
+        self.opens = threading.Event()
+        self.opens.set()
         self.meanwhile: Callable[[FakeWatch], None] = lambda _: None
 
     def open(
         self, uri: str, changed: Callable[[str], None], lost: Callable[[str], None]
     ) -> FakeWatch:
+        assert self.opens.wait(ENOUGH)
         error = self.attempts.pop(0) if self.attempts else None
         if error is not None:
             raise error
@@ -285,18 +306,11 @@ class Script:
     def watch(self) -> FakeWatch:
         return self.watches[-1]
 
-    async def sleep(self, delay: float) -> None:
-        self.slept.append(delay)
-        await asyncio.sleep(0)
-
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     made = Script()
     monkeypatch.setattr(module, "open_watch", made.open)
-    mine = SimpleNamespace(**vars(asyncio))
-    mine.sleep = made.sleep
-    monkeypatch.setattr(module, "asyncio", mine)
     return made
 
 
@@ -316,8 +330,8 @@ class TestConnecting:
 
         async def act(room: Room) -> None:
             with pytest.raises(type(error)):
-                await room.task
-            assert script.slept == []
+                await room.failed
+            assert room.slept == []
 
         play(tmp_path, act)
 
@@ -329,11 +343,11 @@ class TestConnecting:
         script.running = {"u-web": guest("web")}
 
         async def act(room: Room) -> None:
-            await room.following.tried()
-            assert room.following.state == str(error)
+            await room.source.tried()
+            assert room.source.described == str(error)
             await room.until(lambda: bool(script.watches))
             await room.until(lambda: room.names == {"web"})
-            assert script.slept == [1, 2, 4, 8, 16, 30, 30, 30]
+            assert room.slept == [1, 2, 4, 8, 16, 30, 30, 30]
             assert warnings(caplog) == [f"{error}; trying again until it can be reached"]
 
         play(tmp_path, act)
@@ -347,8 +361,8 @@ class TestConnecting:
         async def act(room: Room) -> None:
             await room.until(lambda: len(script.watches) == 2)
             assert script.watches[0].closed == 1
-            assert script.slept == [1]
-            await room.until(lambda: room.following.state == "connected to fake:///")
+            assert room.slept == [1]
+            await room.until(lambda: room.source.described == "connected to fake:///")
 
         play(tmp_path, act)
 
@@ -361,12 +375,12 @@ class TestConnecting:
             await room.until(lambda: room.names == {"web", "db"})
             del script.running["u-web"]
             script.gapped.add("u-web")
-            script.gaps = (Gap("fake:///: web", "makes no sense"),)
             script.watch.lost("its daemon has ended")
             await room.until(lambda: len(script.watches) == 2)
-            await room.until(lambda: room.following.state.startswith("connected"))
+            await room.until(lambda: room.source.described.startswith("connected"))
             assert room.names == {"web", "db"}
-            assert "not read: fake:///: web: makes no sense" in warnings(caplog)
+            assert "not read: u-web: makes no sense" in warnings(caplog)
+            assert room.source.state is SourceState.ALL, "it runs, and is kept as it was"
 
         play(tmp_path, act)
 
@@ -385,17 +399,16 @@ class TestNeedNotBeThere:
         script.attempts = [error]
 
         async def act(room: Room) -> None:
-            await room.following.tried()
-            await room.task
-            assert room.following.given_up
-            assert room.following.state == str(error)
-            assert (script.slept, script.watches) == ([], [])
+            await room.source.tried()
+            assert room.source.state is SourceState.NEVER
+            assert room.source.described == str(error)
+            assert (room.slept, script.watches) == ([], [])
             said = [(each.levelname, each.getMessage()) for each in caplog.records]
             assert ("INFO", "libvirt is not asked: x") in said
             assert warnings(caplog) == []
             assert not room.reconciler.knows
-            room.following.look("u-web")
-            room.following.look_at_all()
+            room.source.look("u-web")
+            room.source.look_at_all()
 
         play(tmp_path, act, must=False)
 
@@ -408,8 +421,8 @@ class TestNeedNotBeThere:
 
         async def act(room: Room) -> None:
             await room.until(lambda: room.names == {"web"})
-            assert not room.following.given_up
-            assert script.slept == [1, 2]
+            assert room.source.state is not SourceState.NEVER
+            assert room.slept == [1, 2]
             assert warnings(caplog) == [f"{error}; trying again until it can be reached"]
 
         play(tmp_path, act, must=False)
@@ -419,11 +432,11 @@ class TestNeedNotBeThere:
         self, script: Script, tmp_path: Any, error: VirtirqError
     ) -> None:
         async def act(room: Room) -> None:
-            await room.until(lambda: room.following.state.startswith("connected"))
+            await room.until(lambda: room.source.described.startswith("connected"))
             script.attempts = [error]
             script.watch.lost("closed")
             await room.until(lambda: len(script.watches) == 2)
-            assert not room.following.given_up
+            assert room.source.state is not SourceState.NEVER
 
         play(tmp_path, act, must=False)
 
@@ -435,8 +448,8 @@ class TestNeedNotBeThere:
 
         async def act(room: Room) -> None:
             with pytest.raises(type(error)):
-                await room.task
-            assert not room.following.given_up
+                await room.failed
+            assert room.source.state is not SourceState.NEVER
 
         play(tmp_path, act)
 
@@ -471,14 +484,14 @@ class TestOthersGuests:
         async def act(room: Room) -> None:
             room.reconciler.note([OF_PROCESS])
             await room.until(lambda: room.known == 1)
-            room.following.look_at_all()
+            room.source.look_at_all()
             for each in room.reconciler.guests:
-                room.following.look_if_ours(each)
+                room.source.look_if_ours(each)
             await room.until(lambda: script.read == ["u-db"])
             script.watch.lost("closed")
             await room.until(lambda: len(script.watches) == 2)
             await room.until(lambda: room.known == 3)
-            room.following.look("u-db")
+            room.source.look("u-db")
             await room.until(lambda: room.known == 4)
             assert script.read == ["u-db", "u-db"]
             assert room.names == {"qemu", "db"}
@@ -516,7 +529,7 @@ class TestLosing:
             assert seen == ["{'web'}"], "until it was asked again"
             assert room.places() == ["5", "5"]
             assert script.watches[0].closed == 1
-            assert script.slept == [1, 2]
+            assert room.slept == [1, 2, 4]
             assert warnings(caplog) == [
                 "connection to fake:/// lost: its daemon has ended;"
                 " its guests are kept as they were",
@@ -525,20 +538,36 @@ class TestLosing:
 
         play(tmp_path, act)
 
-    def test_each_time_anew(
+    def test_one_that_breaks_again_and_again_is_made_later_and_later(
         self, script: Script, tmp_path: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         async def act(room: Room) -> None:
             for number in range(1, 4):
                 await room.until(lambda n=number: len(script.watches) == n)  # type: ignore[misc]
-                await room.until(lambda: room.following.state == "connected to fake:///")
-                script.attempts = [FAILED]
-                room.following.state = ""
+                await room.until(lambda: room.source.described == "connected to fake:///")
                 script.watch.lost("closed")
                 script.watch.lost("and once more")
+                await room.until(lambda: "lost" in room.source.described)
             await room.until(lambda: len(script.watches) == 4)
-            assert script.slept == [1, 1, 1]
+            assert room.slept == [1, 2, 4]
             assert [each.name for each in caplog.records if each.name == "asyncio"] == []
+
+        play(tmp_path, act)
+
+    def test_one_that_has_held_is_made_again_soon(
+        self, script: Script, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "_HELD", 0.0)
+
+        async def act(room: Room) -> None:
+            for number in range(1, 4):
+                await room.until(lambda n=number: len(script.watches) == n)  # type: ignore[misc]
+                await room.until(lambda: room.source.described == "connected to fake:///")
+                await room.until(lambda: not room.timers.is_due(module._CALM))
+                script.watch.lost("closed")
+                await room.until(lambda: "lost" in room.source.described)
+            await room.until(lambda: len(script.watches) == 4)
+            assert room.slept == [1, 1, 1]
 
         play(tmp_path, act)
 
@@ -547,11 +576,11 @@ class TestLosing:
         self, script: Script, tmp_path: Any, error: VirtirqError
     ) -> None:
         async def act(room: Room) -> None:
-            await room.until(lambda: room.following.state.startswith("connected"))
+            await room.until(lambda: room.source.described.startswith("connected"))
             script.attempts = [error]
             script.watch.lost("closed")
             await room.until(lambda: len(script.watches) == 2)
-            assert script.slept == [1]
+            assert room.slept == [1, 2]
 
         play(tmp_path, act)
 
@@ -566,7 +595,7 @@ class TestLosing:
         script.lets_go.clear()
 
         async def act(room: Room) -> None:
-            await room.until(lambda: room.following.state.startswith("connected"))
+            await room.until(lambda: room.source.described.startswith("connected"))
             script.watch.lost("it does not answer")
             await room.until(lambda: len(script.watches) == 2)
             assert "fake:///: does not let go of the connection" in warnings(caplog)
@@ -594,10 +623,10 @@ class TestLooking:
         self, script: Script, tmp_path: Any
     ) -> None:
         async def act(room: Room) -> None:
-            await room.until(lambda: room.following.state.startswith("connected"))
+            await room.until(lambda: room.source.described.startswith("connected"))
             for _ in range(20):
-                room.following.look("u-web")
-                room.following.look("u-db")
+                room.source.look("u-web")
+                room.source.look("u-db")
             await room.until(lambda: room.known == 3)
             assert script.read == ["u-web", "u-db"]
 
@@ -609,7 +638,7 @@ class TestLooking:
         async def act(room: Room) -> None:
             await room.until(lambda: room.names == {"web", "db"})
             script.running["u-web"] = guest("web", 6)
-            room.following.look_at_all()
+            room.source.look_at_all()
             await room.until(lambda: room.known == 3)
             assert sorted(script.read) == ["u-db", "u-web"]
             assert room.places() == ["6", "6"]
@@ -633,10 +662,10 @@ class TestLooking:
         self, script: Script, tmp_path: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         script.running = {"u-web": guest("web")}
-        script.gapped = {"u-web"}
 
         async def act(room: Room) -> None:
             await room.until(lambda: room.names == {"web"})
+            script.gapped = {"u-web"}
             script.watch.changed("u-web")
             await room.until(lambda: room.known == 2)
             assert room.names == {"web"}
@@ -649,10 +678,10 @@ class TestLooking:
         self, script: Script, tmp_path: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         script.running = {"u-web": guest("web")}
-        script.broken = {"u-web": LibvirtError("cannot look for u-web: busy")}
 
         async def act(room: Room) -> None:
             await room.until(lambda: room.names == {"web"})
+            script.broken = {"u-web": LibvirtError("cannot look for u-web: busy")}
             script.running["u-db"] = guest("db")
             script.watch.changed("u-web")
             script.watch.changed("u-db")
@@ -677,29 +706,228 @@ class TestLooking:
 
         play(tmp_path, act)
 
+    @pytest.mark.parametrize("when", ["at first", "later"])
     def test_an_error_that_nobody_expects_is_not_silent(
-        self, script: Script, tmp_path: Any
+        self, script: Script, tmp_path: Any, when: str
     ) -> None:
         script.running = {"u-web": guest("web")}
-        script.broken = {"u-web": RuntimeError("a bug")}
+
+        async def act(room: Room) -> None:
+            if when == "later":
+                await room.until(lambda: room.names == {"web"})
+            script.broken = {"u-web": RuntimeError("a bug")}
+            if when == "later":
+                script.watch.changed("u-web")
+            with pytest.raises(RuntimeError, match="a bug"):
+                await room.failed
+
+        play(tmp_path, act)
+
+
+class TestHanging:
+    """libvirt answers, but not for one guest: it waits for that guest's QEMU."""
+
+    def test_the_others_are_read(
+        self, script: Script, tmp_path: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        script.running = {f"u-{name}": guest(name) for name in ("web", "db", "mail")}
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.known == 1)
+            script.hung["u-web"] = threading.Event()
+            for uuid in script.running:
+                room.source.look(uuid)
+            await room.until(lambda: room.known == 3)
+            assert script.read == ["u-web", "u-db", "u-mail"]
+            script.hung["u-web"].set()
+            await room.until(lambda: room.known == 4)
+            assert warnings(caplog) == []
+
+        play(tmp_path, act)
+
+    def test_it_is_said_once_and_tried_again_later_and_later(
+        self,
+        script: Script,
+        tmp_path: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(module, "_PATIENCE", 0.5)
+        script.running = {"u-web": guest("web")}
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.known == 1)
+            script.hung["u-web"] = threading.Event()
+            script.watch.changed("u-web")
+            await room.until(lambda: len(room.slept) == 3)
+            assert room.slept == [1, 2, 4]
+            assert script.read == ["u-web"], "there is one call, that goes on"
+            said = "libvirt on guest web: no answer within 0.5 seconds; trying again"
+            assert warnings(caplog) == [said]
+            assert room.source.described == "connected to fake:///; 1 guests not read"
+            assert (room.source.state, room.names) == (SourceState.ALL, {"web"})
+            assert room.source.findings() == (), "it is known, if not as it is just now"
+            script.running["u-web"] = guest("web", 6)
+            script.hung["u-web"].set()
+            await room.until(lambda: room.places() == ["6", "6"])
+            assert room.source.described == "connected to fake:///"
+            script.broken["u-web"] = LibvirtError("busy")
+            room.slept.clear()
+            script.watch.changed("u-web")
+            await room.until(lambda: room.slept)
+            assert room.slept == [1], "it begins anew"
+
+        play(tmp_path, act)
+
+    def test_from_the_beginning(
+        self,
+        script: Script,
+        tmp_path: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """The others are served; nobody is taken for gone until it was read."""
+        monkeypatch.setattr(module, "_FIRST", 0.2)
+        script.running = {"u-web": guest("web"), "u-db": guest("db")}
+        script.hung["u-web"] = threading.Event()
+
+        async def act(room: Room) -> None:
+            left_over(room)
+            await room.source.tried()
+            assert room.names == {"db"}
+            assert room.source.state is SourceState.PART
+            (finding,) = room.source.findings()
+            said = "libvirt on guest web: no answer within 0.2 seconds"
+            assert (finding.code, finding.message) == ("guests-not-read", said)
+            assert room.places() == ["7", "7"], "it may be of the guest that is not known yet"
+            script.running["u-web"] = replace(guest("web"), devices=())
+            script.hung["u-web"].set()
+            await room.until(lambda: room.source.state is SourceState.ALL)
+            assert room.names == {"web", "db"}
+            assert room.places() == ["0-7", "0-7"], "nobody has it"
+            assert room.source.findings() == ()
+
+        play(tmp_path, act)
+
+    def test_one_that_starts(
+        self, script: Script, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It runs, and nothing is known of it: no stranger is taken for gone meanwhile."""
+        monkeypatch.setattr(module, "_PATIENCE", 0.2)
+
+        async def act(room: Room) -> None:
+            await room.source.tried()
+            assert room.source.state is SourceState.ALL
+            script.hung["u-web"] = threading.Event()
+            script.running["u-web"] = guest("web")
+            script.watch.changed("u-web")
+            await room.until(lambda: room.source.state is SourceState.PART)
+            script.hung["u-web"].set()
+            await room.until(lambda: room.source.state is SourceState.ALL)
+            assert room.places() == ["2", "2"]
+
+        play(tmp_path, act)
+
+    def test_more_than_there_are_places_for(
+        self, script: Script, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Threads do not grow in number, and all is right when they come back."""
+        monkeypatch.setattr(module, "_PATIENCE", 0.1)
+        names = [f"g{number}" for number in range(8)]
+        script.running = {f"u-{name}": guest(name) for name in names}
+
+        def threads() -> int:
+            return sum(each.name == "libvirt-call" for each in threading.enumerate())
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.known == 1)
+            go = threading.Event()
+            script.hung = dict.fromkeys(script.running, go)
+            room.source.look_at_all()
+            await room.until(lambda: len(room.slept) > 20)
+            assert threads() == module._AT_ONCE
+            go.set()
+            await room.until(lambda: room.source.described == "connected to fake:///")
+
+        play(tmp_path, act)
+
+
+def left_over(room: Room) -> None:
+    """A daemon before this one has moved interrupts for a guest."""
+    before = Reconciler(room.fs, room.journal, Config(), Log(), Counters(), timers())
+    before.update(guest("web", 7))
+    assert room.places() == ["7", "7"]
+
+
+class TestSilent:
+    """libvirt's daemon was stopped, or hangs: connecting has no end by itself."""
+
+    def test_attempts_have_a_limit_and_do_not_pile_up(
+        self,
+        script: Script,
+        tmp_path: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(module, "_PATIENCE", 0.05)
+        script.running = {"u-web": guest("web")}
+
+        def threads() -> int:
+            return sum(each.name == "libvirt-connect" for each in threading.enumerate())
 
         async def act(room: Room) -> None:
             await room.until(lambda: room.names == {"web"})
-            script.watch.changed("u-web")
-            await room.until(lambda: script.read == ["u-web"])
-            for _ in range(500):
-                if room.task.done() or len(script.watches) == 2:
-                    return
-                await asyncio.sleep(0.001)
-            raise AssertionError("nothing came of it")
+            script.opens.clear()
+            threading.Thread(target=script.watch.lost, args=("it does not answer",)).start()
+            await room.until(lambda: len(room.slept) == 6)
+            assert threads() == module._CONNECTS
+            assert (room.names, room.places()) == ({"web"}, ["2", "2"])
+            assert room.source.state is SourceState.PART
+            silent = "libvirt at fake:///: no answer within 0.05 seconds"
+            assert room.source.described == silent
+            (finding,) = room.source.findings()
+            said = f"{silent}; its guests are kept as they were"
+            assert (finding.code, finding.message) == ("libvirt-silent", said)
+            assert warnings(caplog) == [
+                "connection to fake:/// lost: it does not answer; its guests are kept as they were",
+                f"{silent}; trying again until it can be reached",
+            ]
+            script.running["u-web"] = guest("web", 5)
+            script.opens.set()
+            await room.until(lambda: room.places() == ["5", "5"])
+            assert (room.source.state, room.source.findings()) == (SourceState.ALL, ())
+            # Whatever was opened late is closed, and what is in use is not.
+            await room.until(lambda: sum(not each.closed for each in script.watches) == 1)
+            assert script.watch.closed == 0
 
-        with suppress(RuntimeError):
-            play(tmp_path, act)
+        play(tmp_path, act)
+
+    def test_at_the_start(self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The real libvirt, and a socket that the kernel accepts for, and nobody answers."""
+        need_libvirt()
+        monkeypatch.setattr(module, "_PATIENCE", 0.2)
+        path = tmp_path / "socket"
+        uri = f"qemu+unix:///system?socket={path}"
+
+        async def act(room: Room) -> None:
+            await room.source.tried()
+            said = f"libvirt at {uri}: no answer within 0.2 seconds"
+            assert room.source.described == said
+            assert [each.code for each in room.source.findings()] == ["libvirt-silent"]
+            assert room.source.state is SourceState.READING
+            await room.until(lambda: len(room.slept) > 4)
+            threads = [each.name for each in threading.enumerate()]
+            assert threads.count("libvirt-connect") == module._CONNECTS
+
+        with socket.socket(socket.AF_UNIX) as hung:
+            hung.bind(str(path))
+            hung.listen()
+            play(tmp_path / "state", act, uri)
 
 
 def test_what_libvirt_tells_after_the_end_is_nobodys(script: Script, tmp_path: Any) -> None:
     async def act(room: Room) -> None:
-        await room.until(lambda: room.following.state.startswith("connected"))
+        await room.until(lambda: room.source.described.startswith("connected"))
 
     play(tmp_path, act)
     script.watch.changed("u-web")

@@ -52,6 +52,7 @@ from virtirq.policy.findings import (
     guests_not_read,
     irqbalance_untold,
     journal_unusable,
+    libvirt_silent,
     not_followed,
 )
 from virtirq.policy.plan import plan
@@ -341,6 +342,7 @@ DAEMONS = {
     ),
     "guests-not-read": (guests_not_read("no socket"), "host", "no socket"),
     "journal-unusable": (journal_unusable("line 1 is malformed"), "host", "line 1 is malformed"),
+    "libvirt-silent": (libvirt_silent("no answer"), "host", "no answer"),
     "events-polled": (events_polled("locked"), "host", "no events of the kernel: locked"),
     "vectors-followed": (
         followed("vm", "a peek", ["BPF: no bpftrace"]),

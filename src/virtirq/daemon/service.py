@@ -23,7 +23,7 @@ from virtirq.control.counters import Counters
 from virtirq.control.daemon_status import DaemonStatus, Lock
 from virtirq.control.irqbalance import IrqbalanceClient
 from virtirq.control.journal import SharedJournal
-from virtirq.daemon.blocking import beside
+from virtirq.daemon.blocking import Part, beside, close_each
 from virtirq.daemon.floods import Floods
 from virtirq.daemon.irqbalance_guard import IrqbalanceGuard
 from virtirq.daemon.kernel_events import KernelEvents, open_kernel_events
@@ -32,6 +32,7 @@ from virtirq.daemon.log import Log
 from virtirq.daemon.process_source import ProcessSource
 from virtirq.daemon.reconciler import Reconciler
 from virtirq.daemon.registry import Change
+from virtirq.daemon.source_state import SourceState
 from virtirq.daemon.status_server import StatusServer
 from virtirq.daemon.systemd import ServiceManager
 from virtirq.daemon.timers import Key, Timers
@@ -68,7 +69,7 @@ _IRQBALANCE: Final = "irqbalance"
 _START: Final = 10.0
 """Seconds that libvirt may take until we count as started without it: systemd waits for 90."""
 _FAREWELL: Final = 5.0
-"""Seconds that what is beside the loop may take at the end."""
+"""Seconds that each of what is beside the loop may take at the end."""
 
 
 class Server(Protocol):
@@ -138,6 +139,7 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._since = time.time()
         self._manager = ServiceManager()
+        self._stop: asyncio.Future[None] = self._loop.create_future()
         self._lock = Lock(setup.state)
         self._journal = SharedJournal(setup.state, Reader(self._fs).text(paths.BOOT_ID))
         self._counters = Counters()
@@ -164,6 +166,7 @@ class Daemon:
                 self._fs,
                 self._reconciler,
                 log,
+                self._timers,
                 lambda: None,
                 self._follower.prepare,
                 must=setup.must,
@@ -187,12 +190,13 @@ class Daemon:
         self._no_events = ""
         self._uevents: Uevents | None = None
         self._metrics: Server | None = None
-        self._stop: asyncio.Future[None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
         """Whether the start is over."""
         self._changes: list[Change] = []
         """What has become of guests and was not acted on yet."""
+        self._unwatched: set[str] = set()
+        """Guests with threads that were not watched when they were read."""
 
     # Its life.
 
@@ -216,15 +220,15 @@ class Daemon:
         if self._libvirt is None:
             self._reconciler.know(self._setup.guests, apart_from=PROCESS, only_note=True)
         else:  # until libvirt has told its guests, whoever is in the journal may still run
-            self._task(self._libvirt.follow())
+            self._libvirt.begin()
             tried = asyncio.ensure_future(self._libvirt.tried())
             await asyncio.wait(
                 [self._stop, tried], timeout=_START, return_when=asyncio.FIRST_COMPLETED
             )
             tried.cancel()
-            if self._libvirt.given_up:
+            if self._libvirt.state is SourceState.NEVER:
                 self._reconciler.know(self._reconciler.guests)
-        if self._libvirt is None or not self._libvirt.prepared:
+        if self._libvirt is None or self._libvirt.state not in (SourceState.ALL, SourceState.PART):
             await self._follower.prepare()  # guests that libvirt has not told of
         self._reconciler.look_at_all()
         self._begun = True
@@ -258,18 +262,19 @@ class Daemon:
         if undo:
             self._reconciler.restore_all()
         self._reconciler.flush()
-        try:
-            async with asyncio.timeout(_FAREWELL):
-                # Where pins stay, so do the bans that guard them: irqbalance would move all of
-                # them while the daemon is being replaced. 'virtirq restore' undoes both.
-                await self._guard.close(release=undo)
-                await self._follower.close()
-                if self._libvirt is not None:
-                    await self._libvirt.close()
-                if self._metrics is not None:
-                    await beside(self._metrics.close, "metrics")
-        except TimeoutError:
-            self._log.warning("irqbalance or libvirt does not answer: not waited for")
+        # Where pins stay, so do the bans that guard them: irqbalance would move all of them while
+        # the daemon is being replaced. 'virtirq restore' undoes both.
+        parts = [
+            Part("irqbalance", partial(self._guard.close, release=undo), _FAREWELL),
+            Part("readers of guests' vectors", self._follower.close, _FAREWELL),
+        ]
+        if self._libvirt is not None:
+            parts.append(Part("libvirt", self._libvirt.close, _FAREWELL))
+        if self._metrics is not None:
+            close = self._metrics.close
+            parts.append(Part("metrics", lambda: beside(close, "metrics"), _FAREWELL))
+        for name, error in (await close_each(parts)).items():
+            self._log.warning(f"{name}: {error}: not waited for")
         self._status_server.close()
         self._journal.close()
         self._lock.close()
@@ -281,8 +286,10 @@ class Daemon:
 
     def _is_libvirts(self, guest: Guest) -> bool:
         """Whether libvirt is to tell of this guest, of whom it knows what is asked for it."""
-        following = self._libvirt
-        return following is not None and not following.given_up and is_libvirts(self._fs, guest)
+        libvirt = self._libvirt
+        if libvirt is None or libvirt.state is SourceState.NEVER:
+            return False
+        return is_libvirts(self._fs, guest)
 
     def _end(self) -> None:
         if not self._stop.done():
@@ -304,9 +311,6 @@ class Daemon:
         if self._manager.ping_every is not None:
             self._manager.ping()
             self._loop.call_later(self._manager.ping_every, self._ping)
-
-    def _later(self, delay: float, call: Callable[[], object]) -> asyncio.TimerHandle:
-        return self._loop.call_later(delay, lambda: None if self._stop.done() else call())
 
     def _fail(self, error: BaseException) -> None:
         """Something is wrong with the daemon itself: better none than half of one."""
@@ -387,12 +391,14 @@ class Daemon:
         findings = self._reconciler.findings() + self._guard.findings() + self._follower.findings()
         if self._events is None:
             findings += (events_polled(self._no_events),)
+        if self._libvirt is not None:
+            findings += self._libvirt.findings()
         return DaemonStatus(
             pid=os.getpid(),
             since=self._since,
             version=__version__,
             events=self._heard(),
-            guests=self._libvirt.state if self._libvirt is not None else "domain XML files",
+            guests=self._libvirt.described if self._libvirt is not None else "domain XML files",
             spared=self._guard.spared,
             findings=findings,
             counters=self._counters,
@@ -425,10 +431,9 @@ class Daemon:
         if self._events is not None:
             self._events.watch_threads(self._reconciler.registry.runs)
         # Somebody may have confined a thread after it was read and before it was watched.
-        for key in {each.after.key for each in changes if each.after and each.new_threads}:
-            guest = self._reconciler.registry.get(key)
-            if guest is not None:
-                self._look_again(guest)
+        self._unwatched.update(c.after.key for c in changes if c.after and c.new_threads)
+        if self._unwatched:
+            self._timers.soon(("unwatched",), _AT_ONCE, self._look_at_unwatched)
         self._follower.known()
         self._spare()
 
@@ -566,9 +571,13 @@ class Daemon:
         guests = self._reconciler.guests
         self._timers.soon(("threads",), _CONFINED, partial(self._look_at_threads, guests))
 
+    async def _look_at_unwatched(self) -> None:
+        keys, self._unwatched = self._unwatched, set()
+        await self._look_at_threads(filter(None, map(self._reconciler.registry.get, keys)))
+
     async def _look_at_threads(self, guests: Iterable[Guest]) -> None:
         """Look again at those of these guests whose threads may run elsewhere now."""
-        for guest in await beside(partial(_moved, self._fs, guests), "threads"):
+        for guest in await beside(partial(_moved, self._fs, tuple(guests)), "threads"):
             self._look_again(guest)
 
     def _hear_devices(self, uevents: Uevents) -> None:

@@ -87,6 +87,14 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             " They are left as they are.",
             "see to what keeps libvirt from telling; a host without it needs no libvirt-python",
         ),
+        "libvirt-silent": Advice(
+            _WARNING,
+            "The daemon has lost its connection to libvirt, or libvirt does not answer: its own"
+            " daemon was stopped, or hangs. Guests are kept as they were; one that starts, stops or"
+            " is pinned anew meanwhile is not noticed, unless its process tells. The daemon"
+            " connects again as soon as libvirt answers.",
+            "see to libvirt's daemon: systemctl status libvirtd (or virtqemud)",
+        ),
         "events-polled": Advice(
             _NOTE,
             "The kernel's events on interrupts cannot be had (tracefs is not mounted, or closed by"

@@ -27,7 +27,7 @@ from virtirq.model import (
     VfioAction,
 )
 from virtirq.policy.directives import Asked
-from virtirq.policy.target import Deal, Seat, Target, is_far
+from virtirq.policy.target import Deal, Seat, Target, far_from, within
 
 
 class _Place(NamedTuple):
@@ -64,6 +64,7 @@ class DesiredDevice:
         at = device.address
         routing = ((at.domain << 8 | at.bus) << 5 | at.slot) << 3 | at.function
         self.deal = Deal(target.seats, routing)
+        self._far = far_from(pci, topology)
         self.aimed: Mapping[int, Aimed] = {}
 
     @property
@@ -230,7 +231,7 @@ class DesiredDevice:
         return f", on the wrong node: {node}, its device is on {self.node}"
 
     def _is_far(self, cpus: CpuSet) -> bool:
-        return is_far(self.pci, cpus, self.topology)
+        return within(self._far, cpus, self.topology)
 
     def _node(self, cpus: CpuSet) -> int | None:
         """The node that all of `cpus` are on, None when there is no one such node."""

@@ -82,6 +82,11 @@ def guests_not_read(why: str) -> Finding:
     return _finding("guests-not-read", "host", why)
 
 
+def libvirt_silent(why: str) -> Finding:
+    """The daemon has lost libvirt, or libvirt does not answer it."""
+    return _finding("libvirt-silent", "host", why)
+
+
 def events_polled(why: str) -> Finding:
     """The kernel's events are not to be had."""
     return _finding("events-polled", "host", f"no events of the kernel: {why}")

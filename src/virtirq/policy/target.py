@@ -201,13 +201,25 @@ def is_far(device: PciDevice | None, cpus: CpuSet, topology: Topology) -> bool:
 
     Of an offline CPU no node is known, nor is it of a device without one.
     """
+    return within(far_from(device, topology), cpus, topology)
+
+
+def far_from(device: PciDevice | None, topology: Topology) -> CpuSet:
+    """The online CPUs that are on other sockets than the device; none where that is not known."""
     local = local_to(device, topology)
-    if local is None or not cpus & topology.online or one_node(topology):
-        return False
+    if local is None or one_node(topology):
+        return CpuSet()
     homes = nodes_of(local, topology)
-    there = nodes_of(cpus & topology.online, topology)
-    near = (home == node or topology.is_near(home, node) for home in homes for node in there)
-    return bool(homes and there) and not any(near)
+    return topology.online & union(
+        node.cpus
+        for number, node in topology.nodes.items()
+        if homes and not any(home == number or topology.is_near(home, number) for home in homes)
+    )
+
+
+def within(far: CpuSet, cpus: CpuSet, topology: Topology) -> bool:
+    """Whether there are online CPUs of these, and all of them are `far`."""
+    return bool(far & cpus) and cpus & topology.online <= far
 
 
 def nodes_of(cpus: CpuSet, topology: Topology) -> list[int]:

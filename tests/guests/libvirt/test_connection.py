@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from virtirq.errors import (
     UnavailableError,
     UsageError,
 )
+from virtirq.guests.libvirt import connection as module
 from virtirq.guests.libvirt.connection import Connection, connected, default_uri, is_remote
 from virtirq.model import Vcpu
 
@@ -164,6 +168,52 @@ def test_no_libvirt_at_a_uri(uri: str, reason: str, capfd: pytest.CaptureFixture
     assert isinstance(caught.value, UnavailableError)
     assert caught.value.exit_code == 6
     assert capfd.readouterr() == ("", "")
+
+
+def test_libvirt_that_hangs_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a stopped libvirtd does: the kernel has accepted for it, and nobody answers."""
+    need_libvirt()
+    monkeypatch.setattr(module, "_PATIENCE", 0.2)
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as hung:
+        hung.bind(str(path))
+        hung.listen()
+        with (
+            pytest.raises(ConnectionFailedError, match=r"no answer within 0\.2 seconds") as caught,
+            connected(f"qemu+unix:///system?socket={path}"),
+        ):
+            pass
+        assert caught.value.hint is not None
+    # That its socket is closed has the call end, and its thread with it.
+    for thread in threading.enumerate():
+        if thread.name == "connect":
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def test_a_connection_that_is_made_late_is_closed(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, closed = threading.Event(), threading.Event()
+    real_open, real_close = module.opened, Connection.close
+
+    def late(uri: str, *, write: bool = False) -> Connection:
+        assert go.wait(30)
+        return real_open(uri, write=write)
+
+    def close(self: Connection) -> None:
+        real_close(self)
+        closed.set()
+
+    monkeypatch.setattr(module, "_PATIENCE", 0.01)
+    monkeypatch.setattr(module, "opened", late)
+    monkeypatch.setattr(Connection, "close", close)
+    with pytest.raises(ConnectionFailedError), connected(URI):
+        pass
+    go.set()
+    assert closed.wait(30)
 
 
 @pytest.mark.parametrize(

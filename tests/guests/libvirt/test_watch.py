@@ -156,12 +156,13 @@ def test_a_closed_one_is_not_told_twice(host: Any) -> None:
 def test_guests_are_read_over_it(host: Any, watch: Watch) -> None:
     fs = MadeHost().live()
     assert watch.uri == URI
-    assert watch.guests(fs).guests == ()
+    assert watch.running() == {}
     domain = host.createXML(domain_xml(), 0)
     uuid = domain.UUIDString()
-    (guest,) = watch.guests(fs).guests
+    host.defineXML(domain_xml("off"))
+    assert watch.running() == {uuid: "web"}
+    (guest,) = watch.guest(uuid, fs).guests
     assert (guest.name, guest.key) == ("web", uuid)
-    assert watch.guest(uuid, fs).guests == (guest,)
     domain.pinVcpu(1, (False, True) + (False,) * 6)
     (later,) = watch.guest(uuid, fs).guests
     assert str(later.vcpus[1].cpus) == "1"
@@ -184,8 +185,7 @@ def test_another_host_of_the_test_driver(host: Any, ears: Ears, tmp_path: Path) 
     file = tmp_path / "host.xml"
     file.write_text(f"<node>{domain_xml('there', devices='')}</node>")
     watch = open_watch(f"test://{file}", ears.hear, ears.lost.append)
-    (guest,) = watch.guests(MadeHost().live()).guests
-    assert guest.name == "there"
+    assert list(watch.running().values()) == ["there"]
     raw: Any = watch._connection.raw
     assert raw.isAlive()
     watch.close()
@@ -254,6 +254,11 @@ class Raw:
         self._do("getURI")
         return "qemu:///system"
 
+    def setKeepAlive(self, interval: int, count: int) -> int:  # noqa: N802
+        self._do("setKeepAlive")
+        self.kept_alive = (interval, count)
+        return 0
+
     def registerCloseCallback(self, call: Callable[..., None], _: object) -> None:  # noqa: N802
         self._do("registerCloseCallback")
         self.breaks = call
@@ -311,6 +316,20 @@ def test_a_connection_that_breaks(opens: Opens, reason: int, told: str) -> None:
     assert raw.breaks is not None
     raw.breaks(raw, reason, None)
     assert ears.lost == [told]
+
+
+def test_one_that_does_not_answer_breaks_within_half_a_minute(opens: Opens) -> None:
+    raw = Raw()
+    opens(raw)("qemu:///system", lambda _: None, lambda _: None)
+    interval, count = raw.kept_alive
+    assert interval * (count + 1) < 30
+    assert interval > 5, "libvirtd asks us first, so that nobody is asked twice"
+
+
+def test_a_driver_that_needs_no_connection(opens: Opens) -> None:
+    raw = Raw("setKeepAlive")
+    opens(raw)("qemu:///system", lambda _: None, lambda _: None)
+    assert len(raw.given) == 5
 
 
 def test_a_driver_that_cannot_tell_that_it_broke(opens: Opens) -> None:
@@ -386,24 +405,28 @@ def test_events_are_numbered_as_libvirt_numbers_them() -> None:
         assert ours == getattr(library, f"VIR_DOMAIN_EVENT_{theirs}"), theirs
 
 
-def test_the_loop_of_events_survives_its_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    rounds = threading.Event()
+def test_the_loop_of_events_survives_its_errors_and_does_not_spin() -> None:
+    """It waits longer and longer while it fails, and not at all when it works again."""
+
+    class EndOfTestError(Exception):
+        pass
 
     class Library:
         libvirtError = need_libvirt().libvirtError  # noqa: N815
 
         def __init__(self) -> None:
-            self.left = 3
+            self.rounds = [False] * 12 + [True, False, True, True]
 
         def virEventRunDefaultImpl(self) -> None:  # noqa: N802
-            self.left -= 1
-            if self.left:
+            if not self.rounds:
+                raise EndOfTestError
+            if not self.rounds.pop(0):
                 raise self.libvirtError("a round that failed")
-            rounds.set()
-            threading.Event().wait()
 
-    threading.Thread(target=module._events, args=(Library(),), daemon=True).start()
-    assert rounds.wait(ENOUGH)
+    waited: list[float] = []
+    with pytest.raises(EndOfTestError):
+        module._events(Library(), waited.append)
+    assert waited == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1, 1, 1, 1, 1, 0.01]
 
 
 def test_there_is_one_loop_in_a_process(host: Any) -> None:

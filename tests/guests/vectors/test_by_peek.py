@@ -58,6 +58,7 @@ class Host:
         self.text = domain(hostdev(NIC, at(0, 3)))
         self.opened: list[tuple[str, bool]] = []
         self.connections: list[FakeConnection] = []
+        self.kept_alive: list[FakeConnection] = []
         self.calls: list[str] = []
         self.down: VirtirqError | None = None
 
@@ -72,6 +73,9 @@ class Host:
 class FakeConnection:
     def __init__(self, host: Host) -> None:
         self.host, self.broken, self.closed = host, False, False
+
+    def keep_alive(self) -> None:
+        self.host.kept_alive.append(self)
 
     def alive(self) -> bool:
         return not self.broken

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -45,6 +46,17 @@ _LIST_INACTIVE: Final = 2  # VIR_CONNECT_LIST_DOMAINS_INACTIVE
 _XML_SECURE: Final = 1  # VIR_DOMAIN_XML_SECURE
 _XML_INACTIVE: Final = 2  # VIR_DOMAIN_XML_INACTIVE
 _MEMORY_PHYSICAL: Final = 2  # VIR_MEMORY_PHYSICAL
+KEEPALIVE: Final = (8, 2)
+"""Seconds of silence until libvirt is asked whether it is there, and how often that is asked.
+
+Without an answer the connection breaks after 8 * (2 + 1) seconds (libvirt: src/rpc/virkeepalive.c).
+libvirtd itself asks after 5 seconds (``keepalive_interval`` of its configuration), so that we ask
+nothing while all is well.
+"""
+_PATIENCE: Final = 10.0
+"""Seconds that the command waits for a connection: libvirt's open() has no limit, and hangs for as
+long as its daemon is stopped, since the kernel has accepted the connection for it.
+"""
 # include/libvirt/virterror.h
 _NO_DOMAIN: Final = 42
 _NOT_PERMITTED: Final = frozenset({29, 45, 79, 80, 88})  # OPERATION_DENIED, AUTH_*, ACCESS_DENIED
@@ -67,6 +79,7 @@ class VirDomain(Protocol):
     """What is used of libvirt-python's virDomain."""
 
     def name(self) -> str: ...
+    def UUIDString(self) -> str: ...  # noqa: N802
     def ID(self) -> int: ...  # noqa: N802
     def isActive(self) -> int: ...  # noqa: N802
     def isPersistent(self) -> int: ...  # noqa: N802
@@ -93,6 +106,7 @@ class VirConnect(Protocol):
     def lookupByName(self, name: str) -> VirDomain: ...  # noqa: N802
     def defineXMLFlags(self, xml: str, flags: int) -> VirDomain: ...  # noqa: N802
     def isAlive(self) -> int: ...  # noqa: N802
+    def setKeepAlive(self, interval: int, count: int) -> int: ...  # noqa: N802
     def close(self) -> int: ...
 
 
@@ -138,9 +152,10 @@ def elsewhere(uri: str, hint: str) -> UsageError:
 def connected(uri: str, *, write: bool = False) -> Iterator[Connection]:
     """A connection, read-only unless `write`, so that any user may look.
 
-    Raises DependencyError, ConnectionFailedError, AccessError.
+    Raises DependencyError, AccessError, and ConnectionFailedError, also where libvirt does not
+    answer in time.
     """
-    connection = opened(uri, write=write)
+    connection = _opened_in_time(uri, write=write)
     try:
         yield connection
     finally:
@@ -148,7 +163,7 @@ def connected(uri: str, *, write: bool = False) -> Iterator[Connection]:
 
 
 def opened(uri: str, *, write: bool = False) -> Connection:
-    """As `connected`, to be closed by who asked for it."""
+    """As `connected`, to be closed by who asked for it; it may hang for as long as libvirt does."""
     module = libvirt_module()
     try:
         raw: VirConnect = module.open(uri) if write else module.openReadOnly(uri)
@@ -164,6 +179,40 @@ def opened(uri: str, *, write: bool = False) -> Connection:
     return Connection(uri, raw, module)
 
 
+def _opened_in_time(uri: str, *, write: bool) -> Connection:
+    """As `opened`, by a thread that is left alone when it hangs: nobody can end such a call."""
+    came, turn = threading.Event(), threading.Lock()
+    answers: list[Connection | BaseException] = []
+    given_up = False
+
+    def work() -> None:
+        answer: Connection | BaseException
+        try:
+            answer = opened(uri, write=write)
+        except BaseException as error:
+            answer = error
+        with turn:
+            answers.append(answer)
+            late = given_up
+        came.set()
+        if late and isinstance(answer, Connection):
+            answer.close()
+
+    threading.Thread(target=work, name="connect", daemon=True).start()
+    came.wait(_PATIENCE)
+    with turn:
+        given_up = not answers
+    if given_up:
+        raise ConnectionFailedError(
+            f"cannot connect to libvirt at {uri}: no answer within {_PATIENCE:g} seconds",
+            hint="see whether libvirt's daemon hangs or is stopped: systemctl status libvirtd",
+        )
+    (answer,) = answers
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
 @dataclass(frozen=True)
 class Connection:
     """An open connection to libvirt; see `connected`."""
@@ -176,6 +225,15 @@ class Connection:
         # It may have broken meanwhile; that was told where it mattered.
         with suppress(self.module.libvirtError):
             self.raw.close()
+
+    def keep_alive(self) -> None:
+        """Have the connection break when libvirt does not answer: see `KEEPALIVE`.
+
+        For who runs libvirt's event loop, which asks; calls that hang fail then, too.
+        """
+        # Not every driver has it: those that need no connection.
+        with suppress(self.module.libvirtError):
+            self.raw.setKeepAlive(*KEEPALIVE)
 
     @property
     def remote(self) -> bool:
@@ -226,8 +284,17 @@ class Connection:
                 found.append(replace(guest, source=SOURCE))
         return LiveGuests(tuple(sorted(found, key=lambda each: each.name)), tuple(gaps))
 
-    def guest(self, uuid: str, fs: HostFs | None) -> LiveGuests:
-        """One guest, by UUID, as `guests` gives it; none when it does not run."""
+    def running(self) -> dict[str, str]:
+        """The names of the running guests by UUID: one call, and none to any guest."""
+        with self.asking(f"list the guests of {self.uri}"):
+            domains = self.raw.listAllDomains(_LIST_ACTIVE)
+            return {domain.UUIDString(): domain.name() for domain in domains}
+
+    def guest(self, uuid: str, fs: HostFs | None, processes: Processes | None = None) -> LiveGuests:
+        """One guest, by UUID, as `guests` gives it; none when it does not run.
+
+        With `processes` they are looked through once for several guests, if they have to be.
+        """
         with self.asking(f"look for {uuid}"):
             try:
                 domain = self.raw.lookupByUUIDString(uuid)
@@ -238,7 +305,8 @@ class Connection:
                 if error.get_error_code() == _NO_DOMAIN:
                     return LiveGuests(())
                 raise
-        processes = Processes(fs) if fs is not None else None
+        if processes is None and fs is not None:
+            processes = Processes(fs)
         guest, gap = self._read(name, domain, xml, processes)
         return LiveGuests(() if guest is None else (guest,), () if gap is None else (gap,), (xml,))
 

@@ -8,6 +8,7 @@ something, and every call that may block has to be made off asyncio's thread.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -20,6 +21,7 @@ from virtirq.guests.libvirt.connection import (
     libvirt_module,
     opened,
 )
+from virtirq.guests.processes.affinity import Processes
 from virtirq.host.fs import HostFs
 
 # libvirt's ABI, include/libvirt/libvirt-domain.h, virDomainEventID.
@@ -32,6 +34,8 @@ _METADATA_CHANGE: Final = 23
 _STARTED, _RESUMED, _STOPPED, _CRASHED = 2, 4, 5, 8
 
 _THERE: Final = "run the daemon there"
+_PAUSE: Final = (0.01, 1.0)
+"""Seconds until libvirt's event loop is run again after it has failed: at first, and at most."""
 
 _loop_lock: Final = threading.Lock()
 _loop: threading.Thread | None = None
@@ -49,13 +53,16 @@ class Watch:
     def uri(self) -> str:
         return self._connection.uri
 
-    def guests(self, fs: HostFs) -> LiveGuests:
-        """The running guests. Blocks; raises LibvirtError."""
-        return self._connection.guests(fs)
+    def running(self) -> dict[str, str]:
+        """The names of the running guests by UUID. Blocks; raises LibvirtError."""
+        return self._connection.running()
 
-    def guest(self, uuid: str, fs: HostFs) -> LiveGuests:
-        """One guest, none when it does not run. Blocks; raises LibvirtError."""
-        return self._connection.guest(uuid, fs)
+    def guest(self, uuid: str, fs: HostFs, processes: Processes | None = None) -> LiveGuests:
+        """One guest, none when it does not run. Blocks; raises LibvirtError.
+
+        It may be called from several threads at a time (libvirt's documentation, "Threading").
+        """
+        return self._connection.guest(uuid, fs, processes)
 
     def close(self) -> None:
         """Blocks where libvirt does."""
@@ -99,7 +106,8 @@ def open_watch(uri: str, changed: Callable[[str], None], lost: Callable[[str], N
     """Connect and listen. Blocks; what is told comes on another thread.
 
     `changed` gets the UUID of a guest to be looked at: it has begun or ended, or its devices,
-    pinning or metadata are others. `lost` gets why the connection broke.
+    pinning or metadata are others. `lost` gets why the connection broke, which it does, too, when
+    libvirt does not answer for a while.
 
     Raises DependencyError, ConnectionFailedError, AccessError, LibvirtError, and UsageError for
     another machine's libvirt.
@@ -112,6 +120,7 @@ def open_watch(uri: str, changed: Callable[[str], None], lost: Callable[[str], N
     try:
         if connection.remote:
             raise elsewhere(uri, _THERE)
+        connection.keep_alive()
         watch.listen(lost)
     except BaseException:
         watch.close()
@@ -131,7 +140,14 @@ def _run_loop() -> None:
         _loop.start()
 
 
-def _events(module: Any) -> None:
+def _events(module: Any, wait: Callable[[float], None] = time.sleep) -> None:
+    pause = 0.0
     while True:
-        with suppress(module.libvirtError):
+        try:
             module.virEventRunDefaultImpl()
+        except module.libvirtError:
+            # What fails at once may fail for ever, and must not take a CPU.
+            pause = min(max(2 * pause, _PAUSE[0]), _PAUSE[1])
+            wait(pause)
+        else:
+            pause = 0.0

@@ -107,6 +107,7 @@ class PeekReader:
                 # A read-only connection is refused (libvirt, src/libvirt-domain.c,
                 # virDomainMemoryPeek()); nothing is written all the same.
                 self._connection = opened(self._uri, write=True)
+                self._connection.keep_alive()
             return self._connection
 
     def _remember(self, key: str, known: _Known) -> None:
