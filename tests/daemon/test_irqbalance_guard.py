@@ -90,6 +90,19 @@ class Stage:
         self.now = 0.0
         self.sparing = IrqbalanceGuard(cast(IrqbalanceClient, bans), Log(), lambda: self.now)
         self.task = asyncio.create_task(self.sparing.run())
+        self.ours: frozenset[int] = frozenset()
+        self.asked = 0
+        """How often it was asked for what is ours."""
+
+    def kept(self) -> frozenset[int]:
+        self.asked += 1
+        return self.ours
+
+    def want(self, ours: Collection[int] | None) -> None:
+        """These are ours now; None: irqbalance is left to itself."""
+        self.ours = frozenset(ours or ())
+        self.sparing.want(None if ours is None else self.kept)
+        self.sparing.changed()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(ENOUGH):
@@ -154,7 +167,7 @@ def test_nothing_is_told_before_it_is_known_what_is_ours(play: Play) -> None:
     async def act(stage: Stage) -> None:
         await stage.rests()
         assert stage.bans.calls == []
-        stage.sparing.want(frozenset())
+        stage.want(frozenset())
         assert await stage.told() == ("keep", frozenset(), False)
         await stage.rests()
         assert stage.sparing.findings() == ()
@@ -165,9 +178,9 @@ def test_nothing_is_told_before_it_is_known_what_is_ours(play: Play) -> None:
 def test_what_comes_in_a_burst_is_told_in_one_go(play: Play) -> None:
     async def act(stage: Stage) -> None:
         for count in range(1, 10):
-            stage.sparing.want(frozenset(range(count)))
+            stage.want(frozenset(range(count)))
         await stage.until(lambda: stage.asleep)
-        stage.sparing.want(frozenset({1, 2, 3}))
+        stage.want(frozenset({1, 2, 3}))
         assert await stage.told() == ("keep", frozenset({1, 2, 3}), False)
         await stage.rests()
         assert len(stage.bans.calls) == 1
@@ -175,15 +188,33 @@ def test_what_comes_in_a_burst_is_told_in_one_go(play: Play) -> None:
     play(act)
 
 
+def test_what_is_ours_is_asked_for_when_it_is_told_and_not_at_each_event(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        for count in range(100):
+            stage.want(range(count))
+        await stage.told()
+        assert stage.asked == 1
+        for _ in range(100):
+            stage.sparing.changed()
+        await stage.until(lambda: stage.asleep)
+        stage.awake += 1
+        stage.pace.wake()
+        await stage.until(lambda: stage.asked == 2)
+        await stage.rests()
+        assert len(stage.bans.calls) == 1, "it is the same as before"
+
+    play(act)
+
+
 def test_what_comes_while_it_is_told_is_told_next(play: Play) -> None:
     async def act(stage: Stage) -> None:
         stage.bans.go.clear()
-        stage.sparing.want(frozenset({1}))
+        stage.want(frozenset({1}))
         await stage.until(lambda: stage.asleep)
         stage.awake += 1
         stage.pace.wake()
         await stage.until(lambda: stage.bans.begun == 1)
-        stage.sparing.want(frozenset({1, 2}))
+        stage.want(frozenset({1, 2}))
         stage.bans.go.set()
         await stage.until(lambda: len(stage.bans.calls) == 1)
         assert await stage.told() == ("keep", frozenset({1, 2}), False)
@@ -193,24 +224,13 @@ def test_what_comes_while_it_is_told_is_told_next(play: Play) -> None:
     play(act)
 
 
-def test_the_same_again_is_not_told_again(play: Play) -> None:
-    async def act(stage: Stage) -> None:
-        stage.sparing.want(frozenset({1}))
-        await stage.told()
-        stage.sparing.want(frozenset({1}))
-        await stage.rests()
-        assert len(stage.bans.calls) == 1
-
-    play(act)
-
-
 def test_looking_whether_it_was_started_asks_it(play: Play) -> None:
     async def act(stage: Stage) -> None:
-        stage.sparing.want(frozenset({1}))
+        stage.want(frozenset({1}))
         await stage.told()
         stage.sparing.check()
         assert await stage.told() == ("keep", frozenset({1}), True)
-        stage.sparing.want(frozenset({1, 2}))
+        stage.want(frozenset({1, 2}))
         assert await stage.told() == ("keep", frozenset({1, 2}), False)
 
     play(act)
@@ -220,22 +240,22 @@ def test_what_was_freed_is_spared_a_while_longer(play: Play) -> None:
     """A guest that loads its driver anew gets the same numbers again within moments."""
 
     async def act(stage: Stage) -> None:
-        stage.sparing.want(frozenset({1, 2}))
+        stage.want(frozenset({1, 2}))
         await stage.told()
-        stage.sparing.want(frozenset({1}))
+        stage.want(frozenset({1}))
         assert await stage.told() == ("keep", frozenset({1, 2}), False)
         assert stage.pace.waits[-1] == LINGER
         stage.now += 5
-        stage.sparing.want(frozenset({1, 2, 3}))
+        stage.want(frozenset({1, 2, 3}))
         assert await stage.told() == ("keep", frozenset({1, 2, 3}), False)
         assert stage.pace.waits[-1] is None
-        stage.sparing.want(frozenset({3}))
+        stage.want(frozenset({3}))
         await stage.told()
         stage.now += LINGER
         stage.pace.time_out()
         assert await stage.told() == ("keep", frozenset({3}), False)
         assert stage.pace.waits[-1] is None, "there is no timer while all is well"
-        stage.sparing.want(None)
+        stage.want(None)
         assert await stage.told() == ("release",)
         assert stage.pace.waits[-1] is None
 
@@ -245,9 +265,9 @@ def test_what_was_freed_is_spared_a_while_longer(play: Play) -> None:
 @pytest.mark.parametrize("told", [Told(State.NOT_RUNNING), Told(State.SPARED, PID)])
 def test_what_was_freed_needs_no_timer_where_nobody_would_move_it(play: Play, told: Told) -> None:
     async def act(stage: Stage) -> None:
-        stage.sparing.want(frozenset({1, 2}))
+        stage.want(frozenset({1, 2}))
         await stage.told()
-        stage.sparing.want(frozenset({1}))
+        stage.want(frozenset({1}))
         assert await stage.told() == ("keep", frozenset({1}), False)
         assert set(stage.pace.waits) == {None}
 
@@ -258,7 +278,7 @@ def test_one_that_was_started_is_waited_for(play: Play) -> None:
     """Its socket comes some time after; whoever else bears its name is waited for in vain."""
 
     async def act(stage: Stage) -> None:
-        stage.sparing.want(frozenset())
+        stage.want(frozenset())
         await stage.told()
         stage.pace.sleeps.clear()
         stage.awake = 0
@@ -274,7 +294,7 @@ def test_one_that_was_started_is_waited_for(play: Play) -> None:
 @pytest.mark.parametrize("before", [TOLD, Told(State.NOT_RUNNING)])
 def test_one_that_was_found_is_waited_for_no_more(play: Play, before: Told) -> None:
     async def act(stage: Stage) -> None:
-        stage.sparing.want(frozenset({1}))
+        stage.want(frozenset({1}))
         await stage.told()
         stage.sparing.restarted()
         await stage.told()
@@ -290,7 +310,7 @@ def test_one_that_does_not_listen_yet_is_not_found(play: Play) -> None:
     """Its unit's cgroup names it from its start on (host/irqbalance.py)."""
 
     async def act(stage: Stage) -> None:
-        stage.sparing.want(frozenset({1}))
+        stage.want(frozenset({1}))
         await stage.told()
         stage.sparing.restarted()
         await stage.told()
@@ -303,7 +323,7 @@ def test_one_that_does_not_listen_yet_is_not_found(play: Play) -> None:
 
 def test_one_that_does_not_answer_is_asked_again(play: Play) -> None:
     async def act(stage: Stage) -> None:
-        stage.sparing.want(frozenset({1}))
+        stage.want(frozenset({1}))
         await stage.told()
         assert stage.pace.waits[-1] == 30.0
         await stage.rests()
@@ -318,7 +338,7 @@ def test_one_that_does_not_answer_is_asked_again(play: Play) -> None:
 @pytest.mark.parametrize("told", [TOLD, Told(State.NOT_RUNNING), Told(State.SPARED, PID)])
 def test_there_is_no_timer_while_there_is_nothing_to_do(play: Play, told: Told) -> None:
     async def act(stage: Stage) -> None:
-        stage.sparing.want(frozenset({1}))
+        stage.want(frozenset({1}))
         await stage.told()
         assert set(stage.pace.waits) == {None}
 
@@ -340,7 +360,7 @@ def test_what_a_person_should_know(
     play: Play, told: Told, spared: int | None, finding: str
 ) -> None:
     async def act(stage: Stage) -> None:
-        stage.sparing.want(frozenset({1, 3}))
+        stage.want(frozenset({1, 3}))
         await stage.told()
         assert stage.sparing.spared == spared
         found = [(each.code, each.message) for each in stage.sparing.findings()]
@@ -351,7 +371,7 @@ def test_what_a_person_should_know(
 
 def test_who_wants_nothing_misses_nothing(play: Play) -> None:
     async def act(stage: Stage) -> None:
-        stage.sparing.want(frozenset())
+        stage.want(frozenset())
         await stage.told()
         assert stage.sparing.findings() == ()
 
@@ -360,23 +380,49 @@ def test_who_wants_nothing_misses_nothing(play: Play) -> None:
 
 def test_without_cooperation_ours_are_taken_out(play: Play) -> None:
     async def act(stage: Stage) -> None:
-        stage.sparing.want(frozenset({1}))
+        stage.want(frozenset({1}))
         await stage.told()
-        stage.sparing.want(None)
+        stage.want(None)
         assert stage.sparing.spared is None
         assert await stage.told() == ("release",)
         assert (stage.sparing.spared, stage.sparing.findings()) == (None, ())
         await stage.rests()
-        stage.sparing.want(frozenset({1}))
+        stage.want(frozenset({1}))
         assert await stage.told() == ("keep", frozenset({1}), False)
         assert stage.sparing.spared == PID
 
     play(act)
 
 
+def test_a_call_that_hangs_is_one_that_was_refused(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def act(stage: Stage) -> None:
+        stage.want({1})
+        await stage.told()
+        monkeypatch.setattr(stage.sparing._calls, "limit", 0.01)
+        stage.bans.go.clear()
+        stage.want({1, 2})
+        await stage.until(lambda: stage.asleep)
+        stage.awake += 1
+        stage.pace.wake()
+        await stage.until(lambda: stage.pace.waits[-1] == 30.0)
+        (finding,) = stage.sparing.findings()
+        said = "irqbalance (pid 12) was not told: no answer within 0.01 seconds"
+        assert finding.message == said
+        stage.bans.go.set()
+        monkeypatch.setattr(stage.sparing._calls, "limit", ENOUGH)
+        await stage.until(lambda: len(stage.bans.calls) == 2)
+        stage.pace.time_out()
+        assert await stage.told() == ("keep", frozenset({1, 2}), False)
+        assert stage.sparing.findings() == ()
+
+    play(act)
+
+
 def test_ours_are_taken_out_in_the_end(play: Play) -> None:
     async def act(stage: Stage) -> None:
-        stage.sparing.want(frozenset({1}))
+        stage.want(frozenset({1}))
         await stage.told()
         stage.task.cancel()
         await stage.sparing.close(release=True)
@@ -388,7 +434,7 @@ def test_ours_are_taken_out_in_the_end(play: Play) -> None:
 
 def test_or_they_stay_for_who_comes_after_us(play: Play) -> None:
     async def act(stage: Stage) -> None:
-        stage.sparing.want(frozenset({1}))
+        stage.want(frozenset({1}))
         await stage.told()
         stage.task.cancel()
         await stage.sparing.close(release=False)
@@ -402,7 +448,7 @@ def test_the_end_comes_after_what_is_going_on(play: Play) -> None:
 
     async def act(stage: Stage) -> None:
         stage.bans.go.clear()
-        stage.sparing.want(frozenset({1}))
+        stage.want(frozenset({1}))
         await stage.until(lambda: stage.asleep)
         stage.pace.wake()
         await stage.until(lambda: stage.bans.begun == 1)
@@ -424,12 +470,12 @@ def test_what_is_said(play: Play, caplog: pytest.LogCaptureFixture) -> None:
     async def act(stage: Stage) -> None:
         said = []
         for wanted in (set(), {1}, {1, 2}, {1, 2}, {1, 3}, {1, 3}):
-            stage.sparing.want(frozenset(wanted))
+            stage.want(frozenset(wanted))
             stage.sparing.check()
             await stage.told()
             said.append([each.getMessage() for each in caplog.records])
             caplog.clear()
-        stage.sparing.want(None)
+        stage.want(None)
         await stage.told()
         assert said == [
             [],

@@ -19,8 +19,9 @@ from virtirq.cpuset import CpuSet
 from virtirq.daemon import vector_follower as module
 from virtirq.daemon.log import Log
 from virtirq.daemon.reconciler import Reconciler
+from virtirq.daemon.timers import Timers
 from virtirq.daemon.vector_follower import VectorFollower
-from virtirq.errors import LibvirtError, UnavailableError, VirtirqError
+from virtirq.errors import LibvirtError, NoAnswerError, UnavailableError, VirtirqError
 from virtirq.guests.vectors.by_peek import Learned, Wanted
 from virtirq.host import paths
 from virtirq.model import NATIVE, Aimed, Guest, GuestDevice, GuestVectors, PciAddress, Vcpu
@@ -90,7 +91,11 @@ class Stage:
             self.fs, self.journal, Config(), Log(), Counters(), timers(), loop.time
         )
         self.reread: list[Guest] = []
-        self.follower = VectorFollower(readers, self.reconciler, Log(), self.reread.append)
+        self.failed: list[BaseException] = []
+        self.timers = Timers(loop.call_later, loop.time, self.failed.append)
+        self.follower = VectorFollower(
+            readers, self.reconciler, Log(), self.timers, self.reread.append
+        )
         self.follower.told = True
         self.follower.follow(on=on)
         self.reconciler.know([WEB])
@@ -114,10 +119,13 @@ class Stage:
 
     async def looked(self) -> None:
         """Whatever was to be looked at has been."""
-        looks = self.follower._looks
-        await self.until(
-            lambda: not looks._under_way and ("u-web", module._BURST) not in looks._due
-        )
+
+        def soon() -> bool:
+            due = self.timers._due.get(module._LOOK, {}).get((module._LOOK, "u-web"))
+            return due is not None and due.at - asyncio.get_running_loop().time() <= module._BURST
+
+        await self.until(lambda: not self.timers._at_work and not soon())
+        assert self.failed == []
 
 
 Act = Callable[[Stage], Awaitable[None]]
@@ -125,8 +133,9 @@ Act = Callable[[Stage], Awaitable[None]]
 
 @pytest.fixture
 def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    for name, seconds in {"_BURST": 1, "_APART": 2, "_RETRY": 3, "_POLL": 4}.items():
+    for name, seconds in {"_BURST": 1, "_APART": 2, "_POLL": 4}.items():
         monkeypatch.setattr(module, name, seconds / 1000)
+    monkeypatch.setattr(module, "_RETRY", (0.003, 0.003))
 
     def run(act: Act, *readers: FakeReader, **more: Any) -> None:
         async def main() -> None:
@@ -135,6 +144,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
                 await act(stage)
             finally:
                 await stage.follower.close()
+                stage.timers.close()
                 stage.journal.close()
 
         asyncio.run(main())
@@ -180,7 +190,7 @@ def test_a_choice_counts_when_it_was_read_twice_alike(play: Play) -> None:
 def test_a_guest_that_never_agrees_with_itself_is_given_up(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_RETRY", 2 * ENOUGH)
+    monkeypatch.setattr(module, "_RETRY", (2 * ENOUGH, 2 * ENOUGH))
     different = [nic(n % 3, 0, 0) for n in range(40)]
     reader = FakeReader("peek", *different)
 
@@ -334,7 +344,7 @@ def test_running_guests_are_read_before_anything_of_theirs_is_moved(play: Play) 
         stage.reconciler = Reconciler(
             fresh, stage.journal, Config(), Log(), Counters(), timers(), loop.time
         )
-        aiming = VectorFollower([reader], stage.reconciler, Log())
+        aiming = VectorFollower([reader], stage.reconciler, Log(), stage.timers)
         aiming.follow(on=True)
         stage.reconciler.know([WEB], only_note=True)
         assert stage.places() == ["0-7"] * 3
@@ -402,31 +412,16 @@ def test_a_guest_that_is_gone_is_forgotten(play: Play) -> None:
         stage.follower.look("u-web")
         await stage.looked()
         stage.reconciler.gone("u-web")
-        stage.follower.known()
+        assert stage.follower.readers == {"u-web": "peek"}
+        stage.follower.known(["u-web"])
         assert (stage.findings, stage.reconciler.aimed) == ([], {})
         books: list[Mapping[Any, Any]] = [
-            stage.follower._reader,
-            stage.follower._why_not,
-            stage.follower._hidden,
-            stage.follower._looks._put_off,
-            stage.follower._pace._steps,
+            stage.follower.readers,
+            stage.follower._books,
+            stage.follower._paces,
+            stage.timers._due,
         ]
         assert not any(books)
-
-    play(act, reader)
-
-
-def test_devices_whose_vectors_were_set_up_are_looked_at(play: Play) -> None:
-    reader = FakeReader("peek", nic(2, 2, 2))
-
-    async def act(stage: Stage) -> None:
-        stage.follower.look_at_devices(set())
-        stage.follower.look_at_devices({PciAddress.parse("0000:99:00.0")})
-        await stage.looked()
-        assert reader.asked == []
-        stage.follower.look_at_devices({DISK})
-        await stage.looked()
-        assert len(reader.asked) == 2
 
     play(act, reader)
 
@@ -435,15 +430,15 @@ def test_a_guest_that_is_met_later_is_read_without_being_told_of(play: Play) -> 
     """It may never choose anew; and once is enough for each run of it."""
 
     async def act(stage: Stage) -> None:
-        stage.follower.known()
+        stage.follower.known(["u-web"])
         await stage.until(lambda: stage.places() == ["6", "5", "4"])
         await stage.looked()
         count = len(reader.asked)
-        stage.follower.known()
+        stage.follower.known(["u-web"])
         await stage.looked()
         assert len(reader.asked) == count
         stage.reconciler.update(replace(WEB, pid=77))
-        stage.follower.known()
+        stage.follower.known(["u-web"])
         await stage.looked()
         assert len(reader.asked) > count
 
@@ -582,9 +577,78 @@ def test_who_aims_at_a_vcpu_that_nobody_knows_may_have_been_given_one(play: Play
         await stage.looked()
         grown = replace(WEB, vcpus=(*WEB.vcpus, Vcpu(3, CpuSet([7]), apic=3)))
         stage.reconciler.update(grown)
-        stage.follower.known()
+        stage.follower.known(["u-web"])
         await stage.until(lambda: stage.places() == ["6", "5", "7"])
         await stage.looked()
         assert stage.reread == [WEB], "once is enough"
 
     play(act, FakeReader("one", nic(2, 1, None), nic(2, 1, None), nic(2, 1, 3)))
+
+
+def test_looks_that_wait_for_the_same_hung_reading_lose_no_turn(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One hangs and is given up; the next look waits for it, and so does the one that libvirt's
+    new connection asks for.
+    """
+    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+
+    async def act(stage: Stage) -> None:
+        ((_, lane),) = stage.follower._readers
+        for _ in range(3):
+            reader.go.clear()
+            stage.follower.look(WEB.key)
+            await stage.until(lambda: lane.given_up == 1)
+            prepared = asyncio.create_task(stage.follower.prepare())
+            await asyncio.sleep(0.01)
+            reader.go.set()
+            await prepared
+            await stage.looked()
+            await stage.until(lambda: not lane._at_work)
+        assert (lane._waiting, lane._ready) == ({}, {})
+        assert stage.follower.readers == {WEB.key: "one"}
+
+    reader = FakeReader("one", nic(2, 1, 0))
+    play(act, reader)
+
+
+def test_a_change_of_one_guest_is_a_look_at_that_one(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = Reconciler.followable
+
+    def followable(self: Reconciler, key: str) -> dict[PciAddress, dict[int, int]]:
+        asked.append(key)
+        return real(self, key)
+
+    async def act(stage: Stage) -> None:
+        many = [Guest(f"g{n}", "libvirt", uuid=f"u-{n}") for n in range(50)]
+        stage.reconciler.know([WEB, *many])
+        stage.follower.known(each.key for each in stage.reconciler.guests)
+        await stage.looked()
+        monkeypatch.setattr(Reconciler, "followable", followable)
+        stage.follower.known(["u-7"])
+        assert set(asked) == {"u-7"}
+
+    play(act, FakeReader("one", nic(2, 1, 0)))
+
+
+def test_a_reader_that_does_not_close_keeps_no_other_from_it(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hanging(FakeReader):
+        def close(self) -> None:
+            assert self.go.wait(ENOUGH)
+            super().close()
+
+    async def act(stage: Stage) -> None:
+        monkeypatch.setattr(stage.follower._closes, "limit", 0.05)
+        hung.go.clear()
+        with pytest.raises(NoAnswerError):
+            await stage.follower.close()
+        assert (hung.closed, well.closed) == (False, True)
+        hung.go.set()
+
+    hung, well = Hanging("hung", nic(0)), FakeReader("well", nic(0))
+    play(act, hung, well)

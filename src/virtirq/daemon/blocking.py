@@ -41,7 +41,7 @@ class Lane:
 
     def __init__(self, name: str, *, at_once: int, limit: float) -> None:
         self.name: Final = name
-        self.limit: Final = limit
+        self.limit = limit
         self._at_once = at_once
         self._at_work: dict[Hashable, _Turn] = {}
         self._waiting: dict[Hashable, deque[_Turn]] = {}

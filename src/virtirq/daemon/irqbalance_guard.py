@@ -9,8 +9,9 @@ from functools import partial
 from typing import Final
 
 from virtirq.control.irqbalance import IrqbalanceClient, State, Told
-from virtirq.daemon.blocking import beside
+from virtirq.daemon.blocking import Lane
 from virtirq.daemon.log import Log
+from virtirq.errors import NoAnswerError
 from virtirq.model import Finding
 from virtirq.policy.findings import irqbalance_untold
 
@@ -24,6 +25,13 @@ the same ones again, and irqbalance would move them before it is told.
 """
 _AGAIN: Final = 30.0
 """Seconds until an irqbalance that did not listen is asked once more."""
+_PATIENCE: Final = 30.0
+"""Seconds that telling it may take; its client gives up sooner by itself."""
+
+_KEY: Final = "irqbalance"
+
+Kept = Callable[[], frozenset[int]]
+"""Gives the IRQ numbers that are ours."""
 
 
 class IrqbalanceGuard:
@@ -36,17 +44,21 @@ class IrqbalanceGuard:
         self._clock = clock
         self._log = log
         self._asked = False
+        self._kept: Kept | None = None
         self._wanted: frozenset[int] | None = frozenset()
+        """What was ours when irqbalance was told last."""
         self._freed: dict[int, float] = {}
         """Numbers that are not ours any more, and until when they are spared all the same."""
         self._spared: frozenset[int] = frozenset()
         """What irqbalance was told last."""
         self._due = asyncio.Event()
+        self._tell_anyway = False
+        """Whether it is told even if what is ours is the same as before."""
         self._verify = False
         self._told: Told | None = None
         self._starts: list[float] = []
         self._said: tuple[object, ...] = ()
-        self._call: asyncio.Future[Told] | None = None
+        self._calls = Lane("irqbalance", at_once=1, limit=_PATIENCE)
 
     @property
     def spared(self) -> int | None:
@@ -61,15 +73,24 @@ class IrqbalanceGuard:
             return ()
         return (irqbalance_untold(told.pid, told.reason),)
 
-    def want(self, irqs: frozenset[int] | None) -> None:
-        """These are ours now; None: leave irqbalance to itself.
+    def want(self, kept: Kept | None) -> None:
+        """What `kept` gives is ours from now on; None: leave irqbalance to itself.
 
         Until the first call irqbalance is told nothing: a daemon before this one may have told it
         what still holds.
         """
-        if irqs != self._wanted or not self._asked:
-            self._asked = True
-            self._wanted = irqs
+        if self._asked and kept == self._kept:
+            return
+        self._asked = True
+        self._kept = kept
+        if kept is None:
+            self._wanted = None
+        self._tell_anyway = True
+        self._due.set()
+
+    def changed(self) -> None:
+        """What is ours may be other than before; it is asked for when irqbalance is told next."""
+        if self._kept is not None:
             self._due.set()
 
     def restarted(self) -> None:
@@ -86,20 +107,28 @@ class IrqbalanceGuard:
         """Tell it whenever there is something new."""
         while True:
             await self._next()
+            self._tell_anyway |= bool(self._starts)
             await asyncio.sleep(self._starts.pop(0) if self._starts else _BURST)
             self._due.clear()
             verify, self._verify = self._verify, False
-            if self._asked:
-                await self._tell(verify=verify)
+            anyway, self._tell_anyway = self._tell_anyway or verify, False
+            kept = self._ours()
+            same = kept is self._wanted or kept == self._wanted
+            if self._asked and (anyway or not same):
+                await self._tell(kept, verify=verify)
 
     async def close(self, *, release: bool) -> None:
-        """With `release`, take out again what is ours; else it stays, for who comes after us."""
-        if self._call is not None and not self._call.done():
-            await self._call  # its thread goes on, whoever was waiting for it
+        """With `release`, take out again what is ours; else it stays, for who comes after us.
+
+        What is going on ends first: the client is for one thread at a time. Raises NoAnswerError.
+        """
         if release:
-            self._wanted = None
-            await self._tell(verify=True)
-        self._client.close()
+            self._kept = None
+            await self._tell(None, verify=True)
+        await self._calls.call(_KEY, self._client.close)
+
+    def _ours(self) -> frozenset[int] | None:
+        return None if self._kept is None else self._kept()
 
     async def _next(self) -> None:
         again = self._told is not None and self._told.state is State.REFUSED
@@ -111,7 +140,7 @@ class IrqbalanceGuard:
         try:
             await asyncio.wait_for(self._due.wait(), min(times, default=None))
         except TimeoutError:
-            return
+            self._tell_anyway = True
 
     def _with_freed(self, wanted: frozenset[int] | None) -> frozenset[int]:
         """These, and what was told before and has been freed a short while ago."""
@@ -123,16 +152,18 @@ class IrqbalanceGuard:
         self._freed = {irq: at for irq, at in freed.items() if at > now and irq not in wanted}
         return wanted.union(self._freed)
 
-    async def _tell(self, *, verify: bool) -> None:
-        wanted = self._wanted
+    async def _tell(self, wanted: frozenset[int] | None, *, verify: bool) -> None:
+        self._wanted = wanted
         self._spared = self._with_freed(wanted)
         call = (
             self._client.release
             if wanted is None
             else partial(self._client.keep, self._spared, verify=verify)
         )
-        self._call = asyncio.ensure_future(beside(call, "irqbalance"))
-        told = await asyncio.shield(self._call)
+        try:
+            told = await self._calls.call(_KEY, call)
+        except NoAnswerError as error:
+            told = Told(State.REFUSED, self._told.pid if self._told else None, reason=str(error))
         listens = told.state in (State.TOLD, State.SPARED)
         if listens and self._told is not None and told.pid != self._told.pid:
             self._starts = []  # it was found, and listens

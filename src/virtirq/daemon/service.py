@@ -156,7 +156,9 @@ class Daemon:
         self._guard = IrqbalanceGuard(IrqbalanceClient(setup.state, self._fs), log)
         peek = [] if setup.uri is None else [PeekReader(setup.uri)]
         readers: list[VectorReader] = [*peek, QmpReader(self._fs), RoutesReader()]
-        self._follower = VectorFollower(readers, self._reconciler, log, self._look_again)
+        self._follower = VectorFollower(
+            readers, self._reconciler, log, self._timers, self._look_again
+        )
         self._follower.follow(on=config.guest_vectors.follow)
         self._libvirt = (
             None
@@ -193,6 +195,8 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
         """Whether the start is over."""
+        self._spared_at = 0
+        """How often it had changed what is ours when that was last to be told to irqbalance."""
         self._changes: list[Change] = []
         """What has become of guests and was not acted on yet."""
         self._unwatched: set[str] = set()
@@ -434,7 +438,8 @@ class Daemon:
         self._unwatched.update(c.after.key for c in changes if c.after and c.new_threads)
         if self._unwatched:
             self._timers.soon(("unwatched",), _AT_ONCE, self._look_at_unwatched)
-        self._follower.known()
+        both = (guest for each in changes for guest in (each.before, each.after) if guest)
+        self._follower.known({guest.key for guest in both})
         self._spare()
 
     def _look_again(self, guest: Guest) -> None:
@@ -453,8 +458,14 @@ class Daemon:
             self._guard.want(None)
         elif self._reconciler.knows or (self._processes.complete and self._processes.alone):
             # Until all guests are known, a list would let go of what the daemon before has kept.
-            self._guard.want(self._reconciler.ledger.kept)
+            self._guard.want(self._kept)
+            if self._spared_at != self._reconciler.ledger.changes:
+                self._spared_at = self._reconciler.ledger.changes
+                self._guard.changed()
         self._manager.status(self._status())
+
+    def _kept(self) -> frozenset[int]:
+        return self._reconciler.ledger.kept
 
     # What is heard.
 
@@ -535,7 +546,9 @@ class Daemon:
             self._follower.look(guest.key)
         names = {event.name for event in events if event.kind is EventKind.REQUESTED}
         actions = filter(None, map(VfioAction.parse, names))
-        self._follower.look_at_devices({action.device for action in actions})
+        for device in {action.device for action in actions}:
+            for guest in self._reconciler.registry.having(device):
+                self._follower.look(guest.key)
         self._processes.requested(e for e in events if e.kind is EventKind.REQUESTED)
 
     def _act_on_one(self, event: KernelEvent) -> None:
