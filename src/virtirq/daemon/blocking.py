@@ -184,35 +184,3 @@ async def close_each(parts: Iterable[Part]) -> dict[str, BaseException]:
     parts = tuple(parts)
     ends = await asyncio.gather(*map(close, parts))
     return {part.name: error for part, error in zip(parts, ends, strict=True) if error is not None}
-
-
-async def beside(call: Callable[[], Result], name: str) -> Result:
-    """The result of a call that is made in a thread of its own; raises what it raises.
-
-    Not in asyncio's pool, which the interpreter waits for at its end: a call that hangs (libvirt
-    with a hung daemon) must not keep this process from stopping.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Result] = loop.create_future()
-
-    def settle(result: Result | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
-
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = call()
-        except BaseException as raised:
-            error = raised
-        try:
-            loop.call_soon_threadsafe(settle, result, error)
-        except RuntimeError:
-            return  # the loop is closed: nobody waits for it any more
-
-    threading.Thread(target=work, name=name, daemon=True).start()
-    return await done

@@ -14,10 +14,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from virtirq.daemon.blocking import beside
+from virtirq.daemon.blocking import Lane
 from virtirq.daemon.log import Log
 from virtirq.daemon.looks import Looks
 from virtirq.daemon.reconciler import Reconciler
+from virtirq.errors import NoAnswerError
 from virtirq.guests.processes.find import SOURCE, Found, find_processes, read_process
 from virtirq.host import paths
 from virtirq.host.events import KernelEvent
@@ -34,6 +35,11 @@ _START: Final = 10.0
 """Seconds that the first look may take: a process that hangs can hold up who reads its command line
 (Linux kernel, fs/proc/base.c, get_mm_cmdline() takes its mmap_lock).
 """
+_PATIENCE: Final = 30.0
+"""Seconds that any other look may take."""
+_AT_ONCE: Final = 4
+"""Processes that are looked at at the same time."""
+_ALL: Final = "all"
 
 
 class ProcessSource:
@@ -59,6 +65,8 @@ class ProcessSource:
         self._looks = Looks(self._look, _BURST)
         """By the process, or one of its threads."""
         self._all = Looks(self._look_at_all, 0.0)
+        self._reads = Lane("process", at_once=_AT_ONCE, limit=_PATIENCE)
+        """By pid, and all of them at once."""
         self._said: set[Gap] = set()
         self._meanwhile: set[int] = set()
         """Processes looked at since all are looked through: that has older news of them."""
@@ -83,9 +91,8 @@ class ProcessSource:
         """Look through all processes for the first time; nothing is moved yet."""
         self.on = self._reconciler.hidden = True
         try:
-            async with asyncio.timeout(_START):
-                found = await self._find()
-        except TimeoutError:
+            found = await self._find(_START)
+        except NoAnswerError:
             self._log.warning("looking through all processes takes long: it is not waited for")
             self.look_at_all()
             return
@@ -147,10 +154,10 @@ class ProcessSource:
             os.close(descriptor)
         self._ends.clear()
 
-    async def _find(self) -> Found:
-        found = await beside(
-            partial(find_processes, self._fs, self._reconciler.guests), "processes"
-        )
+    async def _find(self, limit: float) -> Found:
+        """Raises NoAnswerError."""
+        find = partial(find_processes, self._fs, self._reconciler.guests)
+        found = await self._reads.call(_ALL, find, limit=limit)
         self.complete = not any(map(_hides, found.gaps))
         if self.on:
             self._reconciler.hidden = not self.complete
@@ -160,7 +167,13 @@ class ProcessSource:
         if self.on:
             self._meanwhile.clear()
             before = self._guests()
-            self._take_all(before, await self._find())
+            try:
+                found = await self._find(_PATIENCE)
+            except NoAnswerError as error:
+                self._say(Gap("/proc", f"processes: {error}"))
+                self._all.ask(None, _PATIENCE)  # it may be somebody who has ended by then
+                return
+            self._take_all(before, found)
 
     def _take_all(self, before: Iterable[Guest], found: Found) -> None:
         """`before` were known when these were looked for."""
@@ -175,9 +188,13 @@ class ProcessSource:
     async def _look(self, pid: int) -> None:
         if not self.on:
             return
-        found = await beside(
-            partial(read_process, self._fs, pid, self._reconciler.guests), "process"
-        )
+        read = partial(read_process, self._fs, pid, self._reconciler.guests)
+        try:
+            found = await self._reads.call(pid, read)
+        except NoAnswerError as error:
+            self._say(Gap(f"/proc/{pid}", str(error)))
+            self._looks.ask(pid, _PATIENCE)
+            return
         self._meanwhile |= {guest.pid for guest in found.guests if guest.pid is not None}
         if not found.guests and self._of_process(pid):
             self.look_at_all()  # it has let go, and another may hold what it had

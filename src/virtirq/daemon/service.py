@@ -23,7 +23,7 @@ from virtirq.control.counters import Counters
 from virtirq.control.daemon_status import DaemonStatus, Lock
 from virtirq.control.irqbalance import IrqbalanceClient
 from virtirq.control.journal import SharedJournal
-from virtirq.daemon.blocking import Part, beside, close_each
+from virtirq.daemon.blocking import Lane, Part, close_each
 from virtirq.daemon.floods import Floods
 from virtirq.daemon.irqbalance_guard import IrqbalanceGuard
 from virtirq.daemon.kernel_events import KernelEvents, open_kernel_events
@@ -37,7 +37,7 @@ from virtirq.daemon.status_server import StatusServer
 from virtirq.daemon.systemd import ServiceManager
 from virtirq.daemon.timers import Key, Timers
 from virtirq.daemon.vector_follower import VectorFollower
-from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
+from virtirq.errors import DeploymentError, NoAnswerError, UnavailableError, VirtirqError
 from virtirq.guests.processes.affinity import is_libvirts, runs_elsewhere
 from virtirq.guests.processes.find import SOURCE as PROCESS
 from virtirq.guests.vectors.by_kvm_routes import RoutesReader
@@ -68,8 +68,10 @@ _POLLING: Final[Key] = ("poll",)
 _IRQBALANCE: Final = "irqbalance"
 _START: Final = 10.0
 """Seconds that libvirt may take until we count as started without it: systemd waits for 90."""
+_PATIENCE: Final = 10.0
+"""Seconds that reading where guests' threads may run may take."""
 _FAREWELL: Final = 5.0
-"""Seconds that each of what is beside the loop may take at the end."""
+"""Seconds that each part may take to close at the end; they do so at the same time."""
 
 
 class Server(Protocol):
@@ -192,6 +194,7 @@ class Daemon:
         self._no_events = ""
         self._uevents: Uevents | None = None
         self._metrics: Server | None = None
+        self._reads = Lane("beside", at_once=2, limit=_PATIENCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
         """Whether the start is over."""
@@ -270,15 +273,15 @@ class Daemon:
         # the daemon is being replaced. 'virtirq restore' undoes both.
         parts = [
             Part("irqbalance", partial(self._guard.close, release=undo), _FAREWELL),
-            Part("readers of guests' vectors", self._follower.close, _FAREWELL),
+            Part("who reads vectors", self._follower.close, _FAREWELL),
         ]
         if self._libvirt is not None:
             parts.append(Part("libvirt", self._libvirt.close, _FAREWELL))
         if self._metrics is not None:
-            close = self._metrics.close
-            parts.append(Part("metrics", lambda: beside(close, "metrics"), _FAREWELL))
+            ends = partial(self._reads.call, "metrics", self._metrics.close)
+            parts.append(Part("metrics", ends, _FAREWELL))
         for name, error in (await close_each(parts)).items():
-            self._log.warning(f"{name}: {error}: not waited for")
+            self._log.warning(f"{name}: {str(error) or type(error).__name__}")
         self._status_server.close()
         self._journal.close()
         self._lock.close()
@@ -590,7 +593,12 @@ class Daemon:
 
     async def _look_at_threads(self, guests: Iterable[Guest]) -> None:
         """Look again at those of these guests whose threads may run elsewhere now."""
-        for guest in await beside(partial(_moved, self._fs, tuple(guests)), "threads"):
+        try:
+            moved = await self._reads.call("threads", partial(_moved, self._fs, tuple(guests)))
+        except NoAnswerError as error:  # what has moved is noticed the next time
+            self._log.debug(f"where guests' threads may run: {error}")
+            return
+        for guest in moved:
             self._look_again(guest)
 
     def _hear_devices(self, uevents: Uevents) -> None:
