@@ -606,7 +606,7 @@ def test_looks_that_wait_for_the_same_hung_reading_lose_no_turn(
             await stage.looked()
             await stage.until(lambda: not lane._at_work)
         assert (lane._waiting, lane._ready) == ({}, {})
-        assert stage.follower.readers == {WEB.key: "one"}
+        await stage.until(lambda: stage.follower.readers == {WEB.key: "one"})
 
     reader = FakeReader("one", nic(2, 1, 0))
     play(act, reader)

@@ -83,6 +83,7 @@ class Lane:
         finally:
             if not taken:
                 self._leave(turn)
+            del turn  # it holds the error, whose traceback holds this frame
 
     def _put(self, turn: _Turn) -> None:
         self._waiting.setdefault(turn.key, deque()).append(turn)
@@ -130,6 +131,8 @@ class Lane:
         except RuntimeError:  # the loop is closed: nobody waits for it any more
             if error is None and turn.late is not None:
                 turn.late(result)
+        finally:
+            del error, turn  # the traceback of the one, held by the other, holds this frame
 
     def _ended(self, turn: _Turn, result: Any, error: BaseException | None) -> None:
         del self._at_work[turn.key]
