@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from hypothesis import strategies as st
 
 from tests.control.test_counters import JSON, TALLIES, TEXT
 from virtirq.control import daemon_status
-from virtirq.control.daemon_status import SOCKET, DaemonStatus, Lock, ask
+from virtirq.control.counters import Counters
+from virtirq.control.daemon_status import SOCKET, DaemonStatus, Lock, Writer, ask
 from virtirq.daemon import status_server
 from virtirq.daemon.status_server import StatusServer
+from virtirq.daemon.timers import Timers
 from virtirq.errors import BusyError, DeploymentError
 from virtirq.model import Aimed, Finding, PciAddress, Severity
 
@@ -88,24 +92,116 @@ def served(state: Path, serve: Callable[[socket.socket], None]) -> Iterator[None
             assert not thread.is_alive()
 
 
-def answered(state: Path, tell: Callable[[], Mapping[str, Any]], use: Callable[[], Any]) -> Any:
+def answered(state: Path, tell: Callable[[], DaemonStatus], use: Callable[[], Any]) -> Any:
     """What `use` gives in another thread while a daemon's end is there."""
+    errors: list[BaseException] = []
 
     async def main() -> Any:
-        answering_ = StatusServer(state, tell)
-        await answering_.start()
+        loop = asyncio.get_running_loop()
+        timers = Timers(loop.call_later, loop.time, errors.append)
+        server = StatusServer(state, tell, timers, loop.time)
+        server.start()
         try:
             async with asyncio.timeout(ENOUGH):
                 return await asyncio.to_thread(use)
         finally:
-            answering_.close()
+            server.close()
 
-    return asyncio.run(main())
+    found = asyncio.run(main())
+    assert errors == []
+    return found
 
 
 @given(PRESENCES)
 def test_there_and_back(here: DaemonStatus) -> None:
     assert DaemonStatus.from_json(json.loads(json.dumps(here.as_json()))) == here
+
+
+def finished(writing: Generator[None, None, bytes]) -> tuple[bytes, int]:
+    """The document, and in how many steps more."""
+    for steps in count(1):
+        try:
+            next(writing)
+        except StopIteration as done:
+            return done.value, steps
+    raise AssertionError
+
+
+def written(writer: Writer, status: DaemonStatus) -> tuple[bytes, int]:
+    return finished(writer.write(status))
+
+
+@given(st.lists(PRESENCES, max_size=2))
+def test_what_is_written_is_the_document(several: list[DaemonStatus]) -> None:
+    writer = Writer()
+    for each in several:
+        assert json.loads(written(writer, each)[0]) == each.as_json()
+
+
+class Counted(dict[int, Aimed]):
+    """Counts how often it is read."""
+
+    read = 0
+
+    def items(self) -> Any:
+        self.read += 1
+        return super().items()
+
+
+def chosen(devices: int, vectors: int) -> dict[PciAddress, Counted]:
+    return {
+        PciAddress(0, n >> 8, n & 31, n >> 5 & 7): Counted(
+            {vector: Aimed(vector % 8) for vector in range(vectors)}
+        )
+        for n in range(devices)
+    }
+
+
+class TestWriter:
+    def test_what_has_not_changed_is_not_written_again(self) -> None:
+        writer, aimed = Writer(), chosen(100, 16)
+        before = written(writer, replace(ME, aimed=aimed))[0]
+        assert written(writer, replace(ME, aimed=dict(aimed)))[0] == before
+        assert {each.read for each in aimed.values()} == {1}
+        changed = next(iter(aimed))
+        aimed[changed] = Counted({0: Aimed(None, "masked")})
+        after, steps = written(writer, replace(ME, aimed=aimed))
+        assert DaemonStatus.from_json(json.loads(after)).aimed == aimed
+        assert sum(each.read for each in aimed.values()) == 100
+        assert steps == 1
+
+    def test_it_is_written_in_pieces(self) -> None:
+        _, steps = written(Writer(), replace(ME, aimed=chosen(800, 16)))
+        assert steps > 800 * 16 / 600
+
+    def test_what_comes_and_goes_meanwhile_is_no_error(self) -> None:
+        writer, aimed = Writer(), chosen(200, 16)
+        there = dict(aimed)
+        writing = writer.write(replace(ME, aimed=aimed))
+        next(writing)
+        aimed.clear()
+        aimed[PciAddress(9, 0, 0, 0)] = Counted()
+        document, _ = finished(writing)
+        assert DaemonStatus.from_json(json.loads(document)).aimed == there
+
+    def test_what_is_gone_is_forgotten(self) -> None:
+        writer = Writer()
+        written(writer, replace(ME, aimed=chosen(100, 1)))
+        written(writer, ME)
+        assert writer._aimed == {}
+
+
+def test_apart_it_does_not_change_any_more() -> None:
+    counters, aimed = Counters(), chosen(1, 2)
+    status = replace(ME, counters=counters, aimed=aimed)
+    apart = status.apart()
+    assert apart == status
+    counters.lost += 1
+    counters.events["moved"] += 1
+    aimed.clear()
+    assert apart != status
+    assert apart.counters == Counters()
+    assert len(apart.aimed) == 1
 
 
 def test_what_it_looks_like() -> None:
@@ -129,7 +225,26 @@ class TestAsking:
         assert ask(tmp_path) is None
 
     def test_one_that_answers(self, tmp_path: Path) -> None:
-        assert answered(tmp_path, ME.as_json, lambda: ask(tmp_path)) == ME
+        assert answered(tmp_path, lambda: ME, lambda: ask(tmp_path)) == ME
+
+    def test_who_is_turned_away_asks_again(self, tmp_path: Path) -> None:
+        """As many ask, or one that asks often."""
+        document = json.dumps(ME.as_json()).encode()
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(tmp_path / SOCKET))
+            listening.listen()
+            listening.settimeout(ENOUGH)
+
+            def answer() -> None:
+                for told in (b"", b"", document):
+                    with listening.accept()[0] as asker:
+                        asker.sendall(told)
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            found = ask(tmp_path)
+            thread.join(ENOUGH)
+        assert found == ME
 
     def test_an_answer_in_small_pieces(self, tmp_path: Path) -> None:
         def dribble(asker: socket.socket) -> None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import socket
 import stat
 import threading
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.control.test_daemon_status import ME, answered
+from tests.daemon.test_timers import Clock
 from virtirq.control import daemon_status
 from virtirq.control.daemon_status import SOCKET, DaemonStatus, ask
 from virtirq.daemon import status_server
-from virtirq.daemon.status_server import StatusServer
+from virtirq.daemon.status_server import FRESH, TURN, StatusServer
+from virtirq.daemon.timers import Timers
 from virtirq.errors import DeploymentError
 
 
@@ -26,24 +34,25 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestAnswering:
-    def test_everybody_is_answered_with_what_is_so_then(self, tmp_path: Path) -> None:
-        pids = iter(range(1, 100))
-
-        def tell() -> dict[str, Any]:
-            return {**ME.as_json(), "pid": next(pids)}
+    def test_everybody_is_answered_with_what_is_so_then(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pids = count(1)
 
         def several() -> list[int]:
             return [found.pid for _ in range(5) if (found := ask(tmp_path)) is not None]
 
-        assert answered(tmp_path, tell, several) == [1, 2, 3, 4, 5]
+        monkeypatch.setattr(status_server, "FRESH", 0.0)
+        told = answered(tmp_path, lambda: replace(ME, pid=next(pids)), several)
+        assert told == [1, 2, 3, 4, 5]
 
     def test_a_large_answer(self, tmp_path: Path) -> None:
-        many = {**ME.as_json(), "guests": "x" * 2_000_000}
+        many = replace(ME, guests="x" * 2_000_000)
         found = answered(tmp_path, lambda: many, lambda: ask(tmp_path))
         assert len(found.guests) == 2_000_000
 
     def test_who_does_not_listen_keeps_nobody_else_from_an_answer(self, tmp_path: Path) -> None:
-        many = {**ME.as_json(), "guests": "x" * 2_000_000}
+        many = replace(ME, guests="x" * 2_000_000)
 
         def deaf() -> DaemonStatus | None:
             with socket.socket(socket.AF_UNIX) as asked:
@@ -54,7 +63,7 @@ class TestAnswering:
 
     def test_who_does_not_listen_is_hung_up_on(self, tmp_path: Path) -> None:
         """Or anyone on the host could have the daemon run out of file descriptors."""
-        many = {**ME.as_json(), "guests": "x" * 2_000_000}
+        many = replace(ME, guests="x" * 2_000_000)
 
         def connections() -> int:
             there = [os.path.join("/proc/self/fd", each) for each in os.listdir("/proc/self/fd")]
@@ -85,33 +94,249 @@ class TestAnswering:
                     asked.connect(str(tmp_path / SOCKET))
             return ask(tmp_path)
 
-        assert answered(tmp_path, ME.as_json, rude) == ME
+        assert answered(tmp_path, lambda: ME, rude) == ME
         assert caplog.records == []
 
     def test_anybody_may_ask(self, tmp_path: Path) -> None:
         def mode() -> int:
             return stat.S_IMODE((tmp_path / SOCKET).stat().st_mode)
 
-        assert answered(tmp_path, ME.as_json, mode) == 0o666
+        assert answered(tmp_path, lambda: ME, mode) == 0o666
 
     def test_what_a_killed_daemon_left_is_replaced(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as left:
             left.bind(str(tmp_path / SOCKET))
-        assert answered(tmp_path, ME.as_json, lambda: ask(tmp_path)) == ME
+        assert answered(tmp_path, lambda: ME, lambda: ask(tmp_path)) == ME
 
     def test_nothing_is_left_in_the_end(self, tmp_path: Path) -> None:
-        answered(tmp_path, ME.as_json, lambda: None)
+        answered(tmp_path, lambda: ME, lambda: None)
         assert list(tmp_path.iterdir()) == []
         assert ask(tmp_path) is None
 
     def test_closing_what_was_never_started(self, tmp_path: Path) -> None:
-        StatusServer(tmp_path, ME.as_json).close()
+        timers = Timers(Clock().later, lambda: 0.0, print)
+        StatusServer(tmp_path, lambda: ME, timers).close()
 
     def test_where_it_cannot_be(self, tmp_path: Path) -> None:
         with pytest.raises(DeploymentError, match=r"daemon\.sock: No such file or directory"):
-            answered(tmp_path / "nowhere", ME.as_json, lambda: None)
+            answered(tmp_path / "nowhere", lambda: ME, lambda: None)
 
     def test_where_something_else_is(self, tmp_path: Path) -> None:
         (tmp_path / SOCKET).mkdir()
         with pytest.raises(DeploymentError, match=r"daemon\.sock: "):
-            answered(tmp_path, ME.as_json, lambda: None)
+            answered(tmp_path, lambda: ME, lambda: None)
+
+
+class Scene:
+    """A server whose time passes when it is told to, in one thread with who asks."""
+
+    def __init__(self, state: Path) -> None:
+        self.path = str(state / SOCKET)
+        self.clock = Clock()
+        self.told = 0
+        self.status = ME
+        self.errors: list[BaseException] = []
+        self.timers = Timers(self.clock.later, lambda: self.clock.now, self.errors.append)
+        self.server = StatusServer(state, self.tell, self.timers, lambda: self.clock.now)
+
+    def tell(self) -> DaemonStatus:
+        self.told += 1
+        return replace(self.status, pid=self.told)
+
+    def connect(self) -> socket.socket:
+        """Raises BlockingIOError where too many wait."""
+        asker = socket.socket(socket.AF_UNIX)
+        asker.setblocking(False)
+        try:
+            asker.connect(self.path)
+        except BlockingIOError:
+            asker.close()
+            raise
+        return asker
+
+    async def pass_(self, seconds: float) -> None:
+        """So long, and as much as the loop has to do."""
+        for _ in range(round(seconds / TURN)):
+            for _ in range(4):
+                await asyncio.sleep(0)
+                self.clock.pass_(0)
+            self.clock.pass_(TURN)
+
+    async def answer(self, asker: socket.socket) -> bytes:
+        """All that it is told, within a second; what came until then is cut short."""
+        data = b""
+        for _ in range(20):
+            await self.pass_(TURN)
+            try:
+                while piece := asker.recv(1 << 20):
+                    data += piece
+            except BlockingIOError:
+                continue
+            asker.close()
+            return data
+        raise TimeoutError
+
+    def run(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        async def main() -> None:
+            self.server.start()
+            try:
+                async with asyncio.timeout(30):
+                    await work()
+            finally:
+                self.server.close()
+            assert self.clock.pending == 0
+
+        asyncio.run(main())
+        assert self.errors == []
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+class TestBounds:
+    def test_who_connects_in_a_loop_has_few_documents_made(self, scene: Scene) -> None:
+        taken = 0
+
+        async def flood() -> None:
+            nonlocal taken
+            for _ in range(100):
+                with suppress(BlockingIOError):
+                    while True:
+                        scene.connect().close()
+                        taken += 1
+                await scene.pass_(TURN)
+
+        began = scene.clock.now
+        scene.run(flood)
+        assert scene.told <= (scene.clock.now - began) / FRESH + 1
+        assert taken <= 101 * 65, "as many in a turn as may wait"
+
+    def test_who_waits_for_an_answer_in_a_loop_has_few_documents_made(self, scene: Scene) -> None:
+        answered_ = 0
+
+        async def flood() -> None:
+            nonlocal answered_
+            waiting: list[socket.socket] = []
+            for _ in range(100):
+                with suppress(BlockingIOError):
+                    while True:
+                        waiting.append(scene.connect())
+                await scene.pass_(TURN)
+                for each in waiting[:]:
+                    with suppress(BlockingIOError):
+                        answered_ += bool(each.recv(1 << 20))
+                        each.close()
+                        waiting.remove(each)
+            for each in waiting:
+                each.close()
+
+        began = scene.clock.now
+        scene.run(flood)
+        turns = (scene.clock.now - began) / TURN
+        assert 1 <= scene.told <= (scene.clock.now - began) / FRESH + 1
+        assert turns < answered_ <= 8 * (turns + 1)
+
+    def test_one_who_asks_among_them_is_answered(self, scene: Scene) -> None:
+        async def flood() -> None:
+            hostile = [scene.connect() for _ in range(40)]
+            honest = scene.connect()
+            for each in hostile:
+                each.close()
+            assert json.loads(await scene.answer(honest))["schema"] == 1
+
+        scene.run(flood)
+
+    def test_asked_twice_within_a_moment_it_says_the_same(self, scene: Scene) -> None:
+        async def ask_() -> None:
+            first = await scene.answer(scene.connect())
+            assert await scene.answer(scene.connect()) == first
+            assert scene.told == 1
+            await scene.pass_(FRESH)
+            assert await scene.answer(scene.connect()) != first
+            assert scene.told == 2
+
+        scene.run(ask_)
+
+    def test_without_who_asks_there_is_nothing_to_do(self, scene: Scene) -> None:
+        async def rest() -> None:
+            await scene.answer(scene.connect())
+            await scene.pass_(TURN)
+            assert scene.clock.pending == 0
+
+        scene.run(rest)
+
+    def test_who_does_not_read_is_hung_up_on_in_time(self, scene: Scene) -> None:
+        async def deaf() -> None:
+            scene.status = replace(ME, guests="x" * 2_000_000)
+            asker = scene.connect()
+            await scene.pass_(2 * TURN)
+            assert len(scene.server._askers) == 1
+            await scene.pass_(0.2)  # WAIT of these tests
+            assert len(scene.server._askers) == 0
+            asker.close()
+
+        scene.run(deaf)
+
+    def test_one_user_does_not_keep_another_out(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        user = 1000
+
+        async def deaf() -> None:
+            nonlocal user
+            scene.status = replace(ME, guests="x" * 2_000_000)
+            askers = [scene.connect() for _ in range(4)]
+            await scene.pass_(TURN)
+            assert await scene.answer(scene.connect()) == b"", "turned away"
+            user = 0
+            assert json.loads(await scene.answer(scene.connect()))["schema"] == 1
+            for each in askers:
+                each.close()
+
+        monkeypatch.setattr(status_server, "WAIT", 5.0)
+        monkeypatch.setattr(status_server, "_user", lambda _: user)
+        scene.run(deaf)
+
+    def test_connections_at_once_are_bounded(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def deaf() -> None:
+            scene.status = replace(ME, guests="x" * 2_000_000)
+            askers = []
+            for _ in range(20):
+                askers += [scene.connect() for _ in range(5)]
+                await scene.pass_(TURN)
+            assert len(scene.server._askers) == 64
+            for each in askers:
+                each.close()
+
+        users = count()
+        monkeypatch.setattr(status_server, "WAIT", 60.0)
+        monkeypatch.setattr(status_server, "_user", lambda _: next(users))
+        scene.run(deaf)
+
+    def test_no_descriptors_left_is_no_error_and_no_loop(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tries = 0
+
+        class Listening:
+            def __init__(self, fileno: Callable[[], int]) -> None:
+                self.fileno = fileno
+
+            def accept(self) -> None:
+                nonlocal tries
+                tries += 1
+                raise OSError(24, "Too many open files")
+
+        async def full() -> None:
+            assert scene.server._listening is not None
+            listening: Any = Listening(scene.server._listening.fileno)
+            asyncio.get_running_loop().add_reader(listening, scene.server._let_in, listening)
+            with scene.connect():
+                await scene.pass_(2.0)
+            assert 5 <= tries <= 11, "one each 0.2 seconds, WAIT of these tests"
+
+        scene.run(full)

@@ -11,9 +11,10 @@ import fcntl
 import json
 import os
 import socket
+import struct
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,15 +27,20 @@ SCHEMA: Final = 1
 _LOCK: Final = "daemon.lock"
 SOCKET: Final = "daemon.sock"
 WAIT: Final = 2.0  # seconds
+_TIMEVAL: Final = struct.Struct("ll")  # struct timeval
+_PAUSE: Final = 0.05
+"""Seconds until one who was turned away asks again."""
 _LARGEST: Final = 4 << 20
+_PIECE: Final = 500
+"""Vectors that are written in one go: half a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonStatus:
     """A daemon that runs. `since` is seconds since the epoch; `events` and `guests` say how it
     learns of interrupts and of guests. `spared` is the pid of the irqbalance that was told to
-    leave our interrupts alone. `aimed` is what it knows of the guests' own choices,
-    `readers` by what it has read that, by guest key.
+    leave our interrupts alone. `aimed` is what it knows of the guests' own choices: by device a
+    mapping that is never changed in place. `readers` is by what it has read that, by guest key.
     """
 
     pid: int
@@ -48,7 +54,18 @@ class DaemonStatus:
     aimed: Mapping[PciAddress, Mapping[int, Aimed]] = field(default_factory=dict)
     readers: Mapping[str, str] = field(default_factory=dict)
 
+    def apart(self) -> DaemonStatus:
+        """The same, of which nothing changes any more while the daemon goes on."""
+        counters = self.counters and Counters.from_json(self.counters.as_json())
+        return replace(self, counters=counters, aimed=dict(self.aimed), readers=dict(self.readers))
+
     def as_json(self) -> dict[str, Any]:
+        return {
+            **self._rest_as_json(),
+            "aimed": {str(each): _aimed_as_json(aimed) for each, aimed in self.aimed.items()},
+        }
+
+    def _rest_as_json(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
             "pid": self.pid,
@@ -59,12 +76,6 @@ class DaemonStatus:
             "spared": self.spared,
             "findings": [each.as_json() for each in self.findings],
             "tally": self.counters and self.counters.as_json(),
-            "aimed": {
-                str(address): {
-                    str(vector): [each.vcpu, each.why] for vector, each in vectors.items()
-                }
-                for address, vectors in self.aimed.items()
-            },
             "readers": dict(self.readers),
         }
 
@@ -103,16 +114,51 @@ class DaemonStatus:
         )
 
 
+def _aimed_as_json(aimed: Mapping[int, Aimed]) -> dict[str, Any]:
+    return {str(vector): [each.vcpu, each.why] for vector, each in aimed.items()}
+
+
+class Writer:
+    """Writes a daemon's status as its JSON document, in which most is as it was the last time.
+
+    What a guest has chosen for a device is by far the largest part, and is kept as text for as long
+    as it is the same mapping: those are made anew, and never changed.
+    """
+
+    def __init__(self) -> None:
+        self._aimed: dict[PciAddress, tuple[Mapping[int, Aimed], str]] = {}
+
+    def write(self, status: DaemonStatus) -> Generator[None, None, bytes]:
+        """The document, as UTF-8. Yields now and then, when there was much to do.
+
+        What it tells is what was so at the first step.
+        """
+        rest = json.dumps(status._rest_as_json())
+        before, self._aimed, done = self._aimed, {}, 0
+        for address, aimed in dict(status.aimed).items():
+            known = before.get(address)
+            if known is None or known[0] is not aimed:
+                known = (aimed, f'"{address}": {json.dumps(_aimed_as_json(aimed))}')
+                done += len(aimed)
+            self._aimed[address] = known
+            if done >= _PIECE:
+                done = 0
+                yield
+        told = ", ".join(text for _, text in self._aimed.values())
+        return f'{rest[:-1]}, "aimed": {{{told}}}}}'.encode()
+
+
 def ask(state: Path) -> DaemonStatus | None:
     """The daemon that runs with this state directory; None when there is none.
 
     Raises BusyError for one that does not answer.
     """
+    deadline = time.monotonic() + WAIT
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asked:
-            asked.settimeout(WAIT)
-            asked.connect(str(state / SOCKET))
-            data = _all_of(asked)
+        while not (data := _answer(state / SOCKET, deadline)):
+            if time.monotonic() + _PAUSE > deadline:
+                raise TimeoutError("too many ask it just now")
+            time.sleep(_PAUSE)
         return DaemonStatus.from_json(json.loads(data))
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         return None
@@ -123,14 +169,30 @@ def ask(state: Path) -> DaemonStatus | None:
         ) from error
 
 
-def _all_of(asked: socket.socket) -> bytes:
-    data, deadline = b"", time.monotonic() + WAIT
-    while piece := asked.recv(1 << 16):
+def _answer(path: Path, deadline: float) -> bytes:
+    """Nothing where too many ask: we were turned away, or did not even come to wait."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asked:
+        # In the kernel, where those who wait to connect have an order; not by polling, which who
+        # connects in a loop is always ahead of.
+        wait = max(0.001, deadline - time.monotonic())
+        asked.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(*_split(wait)))
+        try:
+            asked.connect(str(path))
+        except BlockingIOError:  # EAGAIN: that has taken too long (unix(7))
+            return b""
         asked.settimeout(max(0.001, deadline - time.monotonic()))
-        data += piece
-        if len(data) > _LARGEST:
-            raise ValueError("too much")
-    return data
+        data = b""
+        while piece := asked.recv(1 << 16):
+            asked.settimeout(max(0.001, deadline - time.monotonic()))
+            data += piece
+            if len(data) > _LARGEST:
+                raise ValueError("too much")
+        return data
+
+
+def _split(seconds: float) -> tuple[int, int]:
+    """Seconds and microseconds."""
+    return int(seconds), int(seconds % 1 * 1_000_000)
 
 
 class Lock:

@@ -177,7 +177,9 @@ class Daemon:
             )
         )
         self._processes = ProcessSource(self._fs, self._reconciler, log, self._is_libvirts)
-        self._status_server = StatusServer(setup.state, lambda: self._daemon_status().as_json())
+        # With timers of its own: it answers until the very end.
+        answers = Timers(self._loop.call_later, self._loop.time, self._fail)
+        self._status_server = StatusServer(setup.state, self._daemon_status, answers)
         self._events: KernelEvents | None = None
         self._floods = Floods(
             {
@@ -213,7 +215,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._end)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
-        await self._status_server.start()
+        self._status_server.start()
         self._serve_metrics("", self._reconciler.config.metrics.listen)
         # Before guests are read: what happens meanwhile is not missed.
         self._hear_kernel()
@@ -417,9 +419,9 @@ class Daemon:
         """From another thread: the loop's own thread may be counting."""
 
         async def tell() -> Inside:
-            # There and back, so that nobody shares the counters that goes on being counted.
-            daemon_status = DaemonStatus.from_json(self._daemon_status().as_json())
-            return Inside(self._reconciler.guests, self._reconciler.config, daemon_status)
+            return Inside(
+                self._reconciler.guests, self._reconciler.config, self._daemon_status().apart()
+            )
 
         return asyncio.run_coroutine_threadsafe(tell(), self._loop).result(_FAREWELL)
 

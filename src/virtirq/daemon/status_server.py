@@ -1,46 +1,196 @@
-"""The daemon's side of its socket: whoever asks gets one JSON document."""
+"""The daemon's side of its socket: whoever asks gets one JSON document.
+
+Anybody on the host may ask, so what that can cost is bounded, in documents and in connections: the
+document is made a few times a second at most, in pieces, and a few are let in in each turn. Who
+else asks waits in the kernel's queue; who has several connections that do not read is turned away;
+who does not read is hung up on.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable, Mapping
+import errno
+import socket
+import struct
+import time
+from collections.abc import Callable, Generator
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Final
 
-from virtirq.control.daemon_status import SOCKET, WAIT
+from virtirq.control.daemon_status import SOCKET, WAIT, DaemonStatus, Writer
+from virtirq.daemon.timers import Timers
 from virtirq.errors import DeploymentError
+
+FRESH: Final = 0.25
+"""Seconds for which a document is told to whoever asks."""
+TURN: Final = 0.05
+"""Seconds from one turn of letting in to the next."""
+_IN_A_TURN: Final = 8
+"""Who is answered in one turn; who has hung up by then or is turned away costs next to nothing."""
+_MOST: Final = 64
+"""Connections at once."""
+_MOST_SLOW: Final = 4
+"""Those of one user that do not read, so that no other user is kept out."""
+_BACKLOG: Final = 64
+"""Who may wait to be let in: for less than the time that `ask` waits."""
+_NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_CREDENTIALS: Final = struct.Struct("iII")  # struct ucred (unix(7))
+_NOTHING: Final = memoryview(b"")
+
+
+@dataclass(slots=True, eq=False)
+class _Asker:
+    connection: socket.socket
+    user: int
+    rest: memoryview = _NOTHING
+    """What of the document it has not taken yet."""
+    slow: bool = False
+    """Whether we wait for it to take more."""
 
 
 class StatusServer:
-    """Answers whoever asks, until `close`; `tell` gives the document."""
+    """Answers whoever asks, until `close`; `tell` gives what is so.
 
-    def __init__(self, directory: Path, tell: Callable[[], Mapping[str, Any]]) -> None:
+    `timers` go by `clock`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        tell: Callable[[], DaemonStatus],
+        timers: Timers,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path = directory / SOCKET
         self._tell = tell
-        self._server: asyncio.Server | None = None
+        self._timers = timers
+        self._clock = clock
+        self._listening: socket.socket | None = None
+        self._askers: set[_Asker] = set()
+        self._writer = Writer()
+        self._being_written: Generator[None, None, bytes] | None = None
+        self._document = b""
+        self._told_at = float("-inf")
+        """When what the document tells was so."""
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Raises DeploymentError."""
+        self._loop = asyncio.get_running_loop()
+        listening = socket.socket(
+            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
         try:
             self._path.unlink(missing_ok=True)  # of a daemon that was killed: we have the lock
-            self._server = await asyncio.start_unix_server(self._answer, str(self._path))
+            listening.bind(str(self._path))
             self._path.chmod(0o666)  # whoever may look at the host may look at this
+            listening.listen(_BACKLOG)
         except OSError as error:
+            listening.close()
             raise DeploymentError(f"{self._path}: {error.strerror}") from error
-
-    async def _answer(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(WAIT):
-                writer.write(json.dumps(self._tell()).encode())
-                writer.close()
-                await writer.wait_closed()
-        except (OSError, TimeoutError):
-            writer.transport.abort()  # close() alone would wait for who does not listen
+        self._listening = listening
+        self._loop.add_reader(listening, self._let_in, listening)
 
     def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        self._timers.cancel("status")
+        for asker in tuple(self._askers):
+            self._hang_up(asker)
+        if self._listening is not None:
+            self._loop.remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
         with suppress(OSError):
             self._path.unlink()
+
+    def _let_in(self, listening: socket.socket) -> None:
+        """Let a few in, and the next ones in the next turn."""
+        pause = TURN
+        room = min(_IN_A_TURN, _MOST - len(self._askers))
+        for _ in range(_BACKLOG):
+            if not room:
+                break
+            try:
+                connection, _ = listening.accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    pause = WAIT
+                break
+            room -= self._take(connection)
+        self._loop.remove_reader(listening)
+        again = partial(self._loop.add_reader, listening, self._let_in, listening)
+        self._timers.soon(("status", "turn"), pause, again)
+
+    def _take(self, connection: socket.socket) -> bool:
+        """Whether it gets an answer."""
+        connection.setblocking(False)
+        asker = _Asker(connection, _user(connection))
+        slow = sum(each.slow and each.user == asker.user for each in self._askers)
+        if slow >= _MOST_SLOW or _has_hung_up(connection):
+            connection.close()
+            return False
+        self._askers.add(asker)
+        if self._being_written is None and self._clock() < self._told_at + FRESH:
+            self._answer(asker)
+        else:
+            self._timers.soon(("status", "write"), 0.0, self._write)
+        return True
+
+    def _write(self) -> None:
+        """A piece of the document, and the answers when it is whole."""
+        if self._being_written is None:
+            self._told_at = self._clock()
+            self._being_written = self._writer.write(self._tell())
+        try:
+            next(self._being_written)
+        except StopIteration as done:
+            self._document, self._being_written = done.value, None
+            for asker in [each for each in self._askers if not each.slow]:
+                self._answer(asker)
+        else:
+            self._timers.soon(("status", "write"), 0.0, self._write)
+
+    def _answer(self, asker: _Asker) -> None:
+        asker.rest = memoryview(self._document)
+        self._send(asker)
+
+    def _send(self, asker: _Asker) -> None:
+        try:
+            asker.rest = asker.rest[asker.connection.send(asker.rest) :]
+        except BlockingIOError:
+            pass
+        except OSError:  # it has hung up
+            asker.rest = _NOTHING
+        if not asker.rest:
+            self._hang_up(asker)
+        elif not asker.slow:
+            asker.slow = True
+            self._loop.add_writer(asker.connection, self._send, asker)
+            self._timers.soon(self._limit(asker), WAIT, partial(self._hang_up, asker))
+
+    def _hang_up(self, asker: _Asker) -> None:
+        if asker.slow:
+            self._loop.remove_writer(asker.connection)
+            self._timers.cancel(*self._limit(asker))
+        self._askers.discard(asker)
+        asker.connection.close()
+
+    @staticmethod
+    def _limit(asker: _Asker) -> tuple[str, str, _Asker]:
+        return "status", "limit", asker
+
+
+def _user(connection: socket.socket) -> int:
+    """Whose the process is that has connected."""
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(found)[1])
+
+
+def _has_hung_up(connection: socket.socket) -> bool:
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
