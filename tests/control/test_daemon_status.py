@@ -25,7 +25,6 @@ from tests.control.test_counters import JSON, TALLIES, TEXT
 from virtirq.control import daemon_status
 from virtirq.control.counters import Counters
 from virtirq.control.daemon_status import SOCKET, DaemonStatus, Lock, Writer, ask
-from virtirq.daemon import status_server
 from virtirq.daemon.status_server import StatusServer
 from virtirq.daemon.timers import Timers
 from virtirq.errors import BusyError, DeploymentError
@@ -66,9 +65,14 @@ ENOUGH = 30.0
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy this machine is."""
+    monkeypatch.setattr(daemon_status, "WAIT", ENOUGH)
+
+
+@pytest.fixture
+def impatient(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon_status, "WAIT", 0.2)
-    monkeypatch.setattr(status_server, "WAIT", 0.2)
 
 
 @contextmanager
@@ -254,6 +258,7 @@ class TestAsking:
         with served(tmp_path, dribble):
             assert ask(tmp_path) == ME
 
+    @pytest.mark.usefixtures("impatient")
     def test_one_that_hangs(self, tmp_path: Path) -> None:
         asked = threading.Event()
 
@@ -266,6 +271,15 @@ class TestAsking:
             asked.set()
         assert caught.value.hint == "see 'systemctl status virtirq' and its log"
 
+    @pytest.mark.usefixtures("impatient")
+    def test_one_that_says_nothing(self, tmp_path: Path) -> None:
+        with (
+            served(tmp_path, lambda asker: None),
+            pytest.raises(BusyError, match="does not answer: timed out"),
+        ):
+            ask(tmp_path)
+
+    @pytest.mark.usefixtures("impatient")
     def test_one_that_does_not_even_accept(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(tmp_path / SOCKET))
@@ -278,7 +292,6 @@ class TestAsking:
     @pytest.mark.parametrize(
         "answer",
         [
-            b"",
             b"hello",
             b"\xff\xfe",
             b"{}",

@@ -20,7 +20,7 @@ import pytest
 from tests.control.test_daemon_status import ME, answered
 from tests.daemon.test_timers import Clock
 from virtirq.control import daemon_status
-from virtirq.control.daemon_status import SOCKET, DaemonStatus, ask
+from virtirq.control.daemon_status import SOCKET, WAIT, DaemonStatus, ask
 from virtirq.daemon import status_server
 from virtirq.daemon.status_server import FRESH, TURN, StatusServer
 from virtirq.daemon.timers import Timers
@@ -28,9 +28,9 @@ from virtirq.errors import DeploymentError
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon_status, "WAIT", 0.2)
-    monkeypatch.setattr(status_server, "WAIT", 0.2)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy this machine is."""
+    monkeypatch.setattr(daemon_status, "WAIT", 30.0)
 
 
 class TestAnswering:
@@ -61,8 +61,11 @@ class TestAnswering:
 
         assert answered(tmp_path, lambda: many, deaf) is not None
 
-    def test_who_does_not_listen_is_hung_up_on(self, tmp_path: Path) -> None:
+    def test_who_does_not_listen_is_hung_up_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Or anyone on the host could have the daemon run out of file descriptors."""
+        monkeypatch.setattr(status_server, "WAIT", 0.2)
         many = replace(ME, guests="x" * 2_000_000)
 
         def connections() -> int:
@@ -77,7 +80,7 @@ class TestAnswering:
                 asked.connect(str(tmp_path / SOCKET))
                 asked.recv(1)
                 waited = threading.Event()
-                for _ in range(20):  # ours, and until it gives up the daemon's
+                for _ in range(200):  # ours, and until it gives up the daemon's
                     if connections() == before + 1:
                         return True
                     waited.wait(0.05)
@@ -273,7 +276,7 @@ class TestBounds:
             asker = scene.connect()
             await scene.pass_(2 * TURN)
             assert len(scene.server._askers) == 1
-            await scene.pass_(0.2)  # WAIT of these tests
+            await scene.pass_(WAIT)
             assert len(scene.server._askers) == 0
             asker.close()
 
@@ -336,7 +339,7 @@ class TestBounds:
             listening: Any = Listening(scene.server._listening.fileno)
             asyncio.get_running_loop().add_reader(listening, scene.server._let_in, listening)
             with scene.connect():
-                await scene.pass_(2.0)
-            assert 5 <= tries <= 11, "one each 0.2 seconds, WAIT of these tests"
+                await scene.pass_(WAIT + 3 * TURN)
+            assert tries == 2
 
         scene.run(full)
