@@ -8,19 +8,14 @@ its kind is there.
 
 from __future__ import annotations
 
-import bz2
 import errno
-import gzip
 import json
-import lzma
 import os
 import posixpath
 import shutil
 import stat
 import subprocess
-import tarfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from virtirq.errors import RecordingError
+from virtirq.host.archive import DIRECTORY, FILE, HARD_LINK, LINK, members
 from virtirq.host.fs import HostFs, decode
 from virtirq.host.paths import KernelPath
 from virtirq.model import Gap
@@ -35,8 +31,15 @@ from virtirq.model import Gap
 RECORDING: Final = "/virtirq/recording.json"
 FORMAT: Final = 1
 _MAX_LINKS: Final = 40  # as MAXSYMLINKS in include/linux/namei.h
-_MAX_MEMBERS: Final = 2_000_000
+_MAX_MEMBERS: Final = 1_000_000
+"""Folders that are only named on the way to a member included."""
+_FREE_MEMBERS: Final = 50_000
+"""Beyond as many, an archive has at least a byte for each: the most regular host that can be made
+up takes three when xz has packed it."""
 _MAX_BYTES: Final = 1 << 30
+_FREE_BYTES: Final = 1 << 26
+_MAX_RATIO: Final = 2000
+"""Unpacked bytes for each that is packed, beyond `_FREE_BYTES`; the same host has 350."""
 _MAX_FILE: Final = 1 << 24
 _PIECE: Final = 1 << 16
 _MAX_DEPTH: Final = 64
@@ -258,52 +261,58 @@ class ArchiveFs(TreeFs):
     def __init__(self, archive: Path) -> None:
         super().__init__(str(archive))
         self._members: dict[str, Entry] = {"/": Entry(stat.S_IFDIR | 0o755)}
+        self._alike: dict[tuple[int, str], Entry] = {}
         self._data: dict[str, bytes] = {}
         self._children: dict[str, dict[str, None]] = {"/": {}}
         self._load(archive)
         self._find_prefix()
 
     def _load(self, archive: Path) -> None:
-        total = 0
-        hard: list[tuple[str, str]] = []
         try:
-            with _open_archive(archive) as tar:
-                for count, member in enumerate(tar):
-                    total += member.size  # even of what is skipped: it must be unpacked, too
-                    if (
-                        max(count, len(self._members)) > _MAX_MEMBERS
-                        or total > _MAX_BYTES
-                        or max(len(member.name), len(member.linkname)) > _MAX_PATH
-                        or member.name.count("/") > _MAX_DEPTH
-                    ):
-                        raise RecordingError(f"{archive}: larger than any host's tree")
-                    path = posixpath.normpath("/" + member.name.strip("/"))
-                    if member.isdir():
-                        self._put(path, Entry(stat.S_IFDIR | member.mode))
-                    elif member.issym():
-                        self._put(path, Entry(stat.S_IFLNK | 0o777, member.linkname))
-                    elif member.islnk():
-                        hard.append((path, posixpath.normpath("/" + member.linkname.strip("/"))))
-                    elif member.isreg():
-                        file = tar.extractfile(member)
-                        self._data[path] = file.read(_MAX_FILE) if file else b""
-                        self._put(path, Entry(stat.S_IFREG | member.mode))
+            hard = self._read(archive)
         except PermissionError:
             raise
-        except (
-            tarfile.TarError,
-            EOFError,
-            OSError,
-            ValueError,
-            zlib.error,
-            lzma.LZMAError,
-        ) as error:
+        except (EOFError, OSError, ValueError) as error:
             why = str(error).partition("\n")[0].rstrip(": ")
             raise RecordingError(f"{archive}: not a readable tar archive: {why}") from error
         for path, target in hard:
             if target in self._data:
                 self._data[path] = self._data[target]
                 self._put(path, self._members[target])
+
+    def _read(self, archive: Path) -> list[tuple[str, str]]:
+        """The hard links, which may come before what they are links to."""
+        most = min(_MAX_MEMBERS, _FREE_MEMBERS + archive.stat().st_size)
+        total = 0
+        hard: list[tuple[str, str]] = []
+        with _open_archive(archive) as stream:
+            for count, member in enumerate(
+                members(stream, max_file=_MAX_FILE, max_size=_MAX_BYTES)
+            ):
+                total += member.size
+                name = member.name
+                if (
+                    max(count, len(self._members)) > most
+                    or total > _MAX_BYTES
+                    or max(len(name), len(member.link)) > _MAX_PATH
+                    or name.count("/") > _MAX_DEPTH
+                ):
+                    raise RecordingError(f"{archive}: larger than any host's tree")
+                path = posixpath.normpath("/" + name.strip("/"))
+                if member.kind == DIRECTORY:
+                    self._put(path, self._entry_of(stat.S_IFDIR | member.mode))
+                elif member.kind == LINK:
+                    self._put(path, self._entry_of(stat.S_IFLNK | 0o777, member.link))
+                elif member.kind == HARD_LINK:
+                    hard.append((path, posixpath.normpath("/" + member.link.strip("/"))))
+                elif member.kind == FILE:
+                    self._data[path] = member.data
+                    self._put(path, self._entry_of(stat.S_IFREG | member.mode))
+        return hard
+
+    def _entry_of(self, mode: int, link: str = "") -> Entry:
+        """One for all that are alike: there are few, of a great many members."""
+        return self._alike.setdefault((mode, link), Entry(mode, link))
 
     def _put(self, path: str, entry: Entry) -> None:
         if path == "/":
@@ -312,12 +321,13 @@ class ArchiveFs(TreeFs):
         if stat.S_ISDIR(entry.mode):
             self._children.setdefault(path, {})
         while path != "/":
-            parent, name = posixpath.split(path)
+            parent, _, name = path.rpartition("/")
+            parent = parent or "/"
             siblings = self._children.setdefault(parent, {})
             if name in siblings:
                 return
             siblings[name] = None
-            self._members.setdefault(parent, Entry(stat.S_IFDIR | 0o755))
+            self._members.setdefault(parent, self._members["/"])
             path = parent
 
     def _key(self, path: str) -> str:
@@ -357,25 +367,23 @@ def _checked(told: Any) -> Mapping[str, Any]:
     return told
 
 
-_OPENERS: Final[Mapping[bytes, Any]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ\x00": lzma.open,
-}
-
-
 class _Bounded:
     """A stream that ends in an error when more comes out of it than any host's tree has.
 
-    tarfile reads long names and extended headers whole, before anyone can look at their size.
+    Errors of the programs and modules that unpack are ValueError.
     """
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, most: int) -> None:
         self._file = file
-        self._left = _MAX_BYTES
+        self._left = most
 
     def read(self, size: int) -> bytes:
-        data: bytes = self._file.read(size)
+        try:
+            data: bytes = self._file.read(size)
+        except (OSError, EOFError, ValueError):
+            raise
+        except Exception as error:  # zlib.error and lzma.LZMAError: not imported for their names
+            raise ValueError(str(error)) from error
         self._left -= len(data)
         if self._left < 0:
             raise OSError(errno.EFBIG, "larger than any host's tree")
@@ -383,17 +391,16 @@ class _Bounded:
 
 
 @contextmanager
-def _open_archive(archive: Path) -> Iterator[tarfile.TarFile]:
+def _open_archive(archive: Path) -> Iterator[_Bounded]:
+    """What is in it, unpacked on the way."""
+    most = min(_MAX_BYTES, _FREE_BYTES + _MAX_RATIO * archive.stat().st_size)
     with archive.open("rb") as file:
         magic = file.read(6)
     if not magic.startswith(b"\x28\xb5\x2f\xfd"):
-        opener = next((way for start, way in _OPENERS.items() if magic.startswith(start)), open)
-        with opener(archive, "rb") as file:
-            whole: Any = _Bounded(file)
-            with tarfile.open(fileobj=whole, mode="r|") as tar:
-                yield tar
+        with _opener(magic)(archive, "rb") as unpacked:
+            yield _Bounded(unpacked, most)
         return
-    # Zstandard came to Python's tarfile in 3.14; until then its own program unpacks it.
+    # Zstandard came to Python in 3.14; until then its own program unpacks it.
     zstd = shutil.which("zstd")
     if zstd is None:
         raise RecordingError(
@@ -404,11 +411,27 @@ def _open_archive(archive: Path) -> Iterator[tarfile.TarFile]:
         [zstd, "-dcq", "--", str(archive)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as unpack:
         try:
-            stream: Any = _Bounded(unpack.stdout)
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
-                yield tar
+            stream = _Bounded(unpack.stdout, most)
+            yield stream
             # What follows the archive is padding, unless someone is up to no good.
             if len(stream.read(_MAX_FILE)) < _MAX_FILE and unpack.wait():
                 raise RecordingError(f"{archive}: not a readable tar archive: zstd failed")
         finally:
             unpack.kill()
+
+
+def _opener(magic: bytes) -> Callable[..., Any]:
+    """What opens a file that starts so; the modules are large, and rarely all needed."""
+    if magic.startswith(b"\x1f\x8b"):
+        import gzip
+
+        return gzip.open
+    if magic.startswith(b"BZh"):
+        import bz2
+
+        return bz2.open
+    if magic == b"\xfd7zXZ\x00":
+        import lzma
+
+        return lzma.open
+    return open
