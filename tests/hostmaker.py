@@ -34,6 +34,7 @@ access, so that a test can take a vector away between the listing and the readin
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import io
 import json
@@ -41,13 +42,16 @@ import os
 import stat
 import subprocess
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from virtirq.cpuset import CpuSet
 from virtirq.host import paths
+from virtirq.host.fs import LiveFs, OpenFile
 from virtirq.host.paths import KernelPath
 from virtirq.host.scratch import LOG, ScratchFs
 from virtirq.host.statx import FileId
@@ -504,13 +508,21 @@ class MadeFs(ScratchFs):
         self.before: Callable[[str, str], None] | None = None
         self.opened: dict[str, FileId] = {}
         """What `file_id` says of a path; of any other, that it is a file like all others."""
+        self._freed: Counter[str] = Counter()
+        self.opened_at: int | None = None
 
     def file_id(self, path: str) -> FileId:
         self._access("file_id", path)
         return self.opened.get(path, FileId(1, 1))
 
+    def open(self, path: str) -> OpenFile:
+        self._access("open", path)
+        self.memory.mode(path)
+        return _MadeFile(self, path)
+
     def read(self, path: str) -> str:
         self._access("read", path)
+        self._check_alive(path)
         return super().read(path)
 
     def listdir(self, path: str) -> list[str]:
@@ -527,6 +539,7 @@ class MadeFs(ScratchFs):
 
     def write(self, path: str, text: str) -> None:
         self._access("write", path)
+        self._check_alive(path)
         super().write(path, text)
 
     def covers(self, path: KernelPath) -> bool:
@@ -539,13 +552,23 @@ class MadeFs(ScratchFs):
         self.memory.put(path, _Node(text, mode=known.mode if known else 0o444))
 
     def free(self, irq: int) -> None:
-        """The kernel frees an interrupt: every trace of it goes."""
+        """The kernel frees an interrupt: every trace of it goes, and its open files are dead."""
+        self._freed[str(irq)] += 1
         self._moved.pop(irq, None)
         self.__dict__.pop("_used", None)
         self.memory.drop(f"/proc/irq/{irq}")
         self.memory.drop(f"/sys/kernel/irq/{irq}")
         for path in [each for each in self.memory._nodes if each.endswith(f"/msi_irqs/{irq}")]:
             self.memory.drop(path)
+
+    def times_freed(self, path: str) -> int:
+        """How often the interrupt was freed that a path of /proc/irq is of."""
+        return self._freed[path.split("/")[3]] if path.startswith("/proc/irq/") else 0
+
+    def _check_alive(self, path: str) -> None:
+        """As procfs has it: EIO for an open file whose interrupt was freed since."""
+        if self.opened_at is not None and self.times_freed(path) != self.opened_at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
 
     def _access(self, operation: str, path: str) -> None:
         self.calls.append((operation, path))
@@ -554,3 +577,61 @@ class MadeFs(ScratchFs):
         number = self.faults.get((operation, path), self.faults.get(path))
         if number is not None:
             raise OSError(number, os.strerror(number), path)
+
+
+class _MadeFile(OpenFile):
+    """An open file of a made host, which dies with its interrupt."""
+
+    def __init__(self, fs: MadeFs, path: str) -> None:
+        self._fs = fs
+        self._path = path
+        self._freed = fs.times_freed(path)
+
+    def read(self) -> str:
+        with self._opened():
+            return self._fs.read(self._path)
+
+    def write(self, text: str) -> None:
+        with self._opened():
+            self._fs.write(self._path, text)
+
+    def close(self) -> None:
+        pass
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        self._fs.opened_at = self._freed
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), self._path) from error
+        finally:
+            self._fs.opened_at = None
+
+
+class RootedFs(LiveFs):
+    """The files of a made host that was written under a root, read and written as live ones.
+
+    Plain files are not truncated by a write: what is written must be as long as what was there.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root)
+
+    def read(self, path: str) -> str:
+        return super().read(self.root + path)
+
+    def listdir(self, path: str) -> list[str]:
+        return super().listdir(self.root + path)
+
+    def readlink(self, path: str) -> str:
+        return super().readlink(self.root + path)
+
+    def mode(self, path: str) -> int:
+        return super().mode(self.root + path)
+
+    def open(self, path: str) -> OpenFile:
+        return super().open(self.root + path)
+
+    def incarnation(self, path: str) -> int | None:
+        return super().incarnation(self.root + path)

@@ -582,13 +582,17 @@ class Plan:
 
 
 class Status(Enum):
-    """What became of a Pin."""
+    """What became of a Pin.
+
+    REVERTED: somebody else had the interrupt by the time it was written, and it was put back.
+    """
 
     APPLIED = "applied"
     UNCHANGED = "unchanged"
     PENDING = "pending"
     REFUSED = "refused"
     VANISHED = "vanished"
+    REVERTED = "reverted"
     FAILED = "failed"
 
     @property

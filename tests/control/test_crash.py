@@ -236,7 +236,8 @@ def test_a_real_process_killed_at_every_system_call_that_changes_something(scrat
     assert on_disk(scratch) != found
     assert virtirq(scratch, "restore").returncode == 0
     assert on_disk(scratch) == found
-    assert calls.count("fsync") >= len(found)
+    assert "fsync" in calls
+    assert calls.count("write") >= len(found)
     shutil.rmtree(scratch / "run")
     for place, call in enumerate(calls):
         when = calls[: place + 1].count(call)  # strace counts each system call by itself

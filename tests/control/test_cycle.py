@@ -6,19 +6,30 @@ import errno
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.control.scenes import DISK, FIRST, HOST, IRQS, NIC, NIC_ONLY, WEB, affinities
+from tests.hostmaker import MadeFs
 from virtirq.control import cycle
 from virtirq.control.journal import locked_journal
 from virtirq.cpuset import CpuSet
-from virtirq.errors import UnknownGuestError, UsageError
+from virtirq.errors import DeploymentError, JournalError, UnknownGuestError, UsageError
 from virtirq.host import paths
 from virtirq.host.scratch import open_host
 from virtirq.model import Guest, GuestDevice, PciAddress, Status, Vcpu
 from virtirq.policy.config import Config, parse_config
 from virtirq.policy.restoring import SOMEONE
+
+
+def apply(fs: MadeFs, state: Path) -> cycle.Done:
+    return cycle.apply(fs, [WEB], Config(), state, ())
+
+
+def restore(fs: MadeFs, state: Path) -> cycle.Done:
+    return cycle.restore(fs, [WEB], state, ())
+
 
 PLANNED = {20: "4", **{FIRST + vector: str(4 + vector) for vector in range(4)}}
 
@@ -178,3 +189,60 @@ def test_a_scratch_host_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(each.reason.endswith("No space left on device") for each in done.outcomes)
     with locked_journal(state, HOST.boot_id) as journal:
         assert journal.remembered() == ()
+
+
+class TestBootId:
+    """Under another id, or none, nobody would find again what was there before."""
+
+    @pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ENOENT])
+    def test_unreadable_for_a_moment(self, tmp_path: Path, number: int) -> None:
+        fs = HOST.live()
+        found = affinities(fs)
+        fs.faults["read", paths.BOOT_ID.at()] = number
+        for act in (apply, restore):
+            with pytest.raises(JournalError, match="without the boot's id nothing is moved"):
+                act(fs, tmp_path)
+        assert affinities(fs) == found
+        assert not (tmp_path / "journal.jsonl").exists()
+        fs.faults.clear()
+        apply(fs, tmp_path)
+        assert affinities(fs) != found
+        restore(fs, tmp_path)
+        assert affinities(fs) == found
+
+    def test_empty(self, tmp_path: Path) -> None:
+        fs = HOST.live()
+        fs.set(paths.BOOT_ID.at(), "")
+        with pytest.raises(JournalError, match="is empty"):
+            apply(fs, tmp_path)
+
+    def test_a_recorded_host_may_have_none(self, tmp_path: Path) -> None:
+        fs = replace(HOST, boot_id=None).fs()
+        found = affinities(fs)
+        apply(fs, tmp_path)
+        assert affinities(fs) != found
+        restore(fs, tmp_path)
+        assert affinities(fs) == found
+
+
+def test_restore_where_the_state_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = HOST.fs()
+    found = affinities(fs)
+    apply(fs, tmp_path)
+    opened = os.open
+
+    def refuse(path: Any, flags: int, *words: Any, **more: Any) -> int:
+        if more.get("dir_fd") is not None and flags & (os.O_RDWR | os.O_WRONLY | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+        return opened(path, flags, *words, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        with pytest.raises(DeploymentError, match="Read-only file system"):
+            apply(fs, tmp_path)
+        done = restore(fs, tmp_path)
+    assert affinities(fs) == found
+    assert {each.status for each in done.outcomes} == {Status.APPLIED}
+    assert all("read-only file system" in each.reason for each in done.outcomes)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.control.scenes import FIRST, HOST, NIC, NIC_ONLY, affinities
+from tests.control.scenes import FIRST, HOST, NIC, NIC_ONLY, VECTORS, affinities
 from tests.hostmaker import MadeFs, MadeInterrupt
 from virtirq.control import cycle
 from virtirq.control.executor import Executor
@@ -86,7 +87,100 @@ def test_a_reused_irq_number_is_not_touched(tmp_path: Path) -> None:
     assert journal.remembered() == ()
 
 
-@pytest.mark.parametrize("operation", ["read", "write"])
+def after_write(fs: MadeFs, call: Callable[[], None]) -> None:
+    """Has something happen once the first affinity is written, before it is looked at again."""
+    seen: list[str] = []
+
+    def happen(operation: str, path: str) -> None:
+        if operation == "write":
+            seen.append(path)
+        elif seen:
+            fs.before = None
+            call()
+
+    fs.before = happen
+
+
+def test_a_line_that_is_another_handlers_by_the_time_it_is_written_is_put_back(
+    tmp_path: Path,
+) -> None:
+    fs = HOST.fs()
+    after_write(fs, lambda: fs.set(paths.IRQ_ACTIONS.at(FIRST), "ahci,nvme0q1"))
+    (outcome, other), _, journal = run(fs, tmp_path, pin(), pin(1))
+    assert (outcome.status, outcome.reason, str(outcome.affinity)) == (
+        Status.REVERTED,
+        "ahci, nvme0q1 has it by now: put back to 4-7",
+        "4-7",
+    )
+    assert other.status is Status.APPLIED
+    assert affinities(fs)[FIRST] == "4-7"
+    assert [each.key.action for each in journal.remembered()] == [f"vfio-msix[1]({NIC})"]
+
+
+def test_a_line_that_its_new_owner_has_moved_is_left(tmp_path: Path) -> None:
+    fs = HOST.fs()
+
+    def take() -> None:
+        fs.set(paths.IRQ_ACTIONS.at(FIRST), "ahci")
+        fs._moved[FIRST] = (CpuSet([2]), CpuSet([2]))
+
+    after_write(fs, take)
+    (outcome,), _, journal = run(fs, tmp_path, pin())
+    assert (outcome.status, outcome.reason) == (
+        Status.REVERTED,
+        "ahci has it by now, and has it on 2: left",
+    )
+    assert affinities(fs)[FIRST] == "2"
+    assert journal.remembered() == ()
+
+
+def test_a_line_that_cannot_be_put_back_is_a_failure_and_remembered(tmp_path: Path) -> None:
+    fs = HOST.fs()
+
+    def take() -> None:
+        fs.set(paths.IRQ_ACTIONS.at(FIRST), "ahci")
+        fs.faults["write", paths.IRQ_AFFINITY.at(FIRST)] = errno.EINVAL
+
+    after_write(fs, take)
+    (outcome,), _, journal = run(fs, tmp_path, pin())
+    assert outcome.status is Status.FAILED
+    assert outcome.reason.startswith("ahci has it by now, and it cannot be put back to 4-7: ")
+    assert [str(each.original) for each in journal.remembered()] == ["4-7"]
+
+
+def test_a_vector_that_is_without_a_handler_for_a_moment_is_still_its_own(tmp_path: Path) -> None:
+    """VFIO frees and requests it anew when the guest changes where its eventfd goes."""
+    fs = HOST.fs()
+    after_write(fs, lambda: fs.set(paths.IRQ_ACTIONS.at(FIRST), ""))
+    (outcome,), _, journal = run(fs, tmp_path, pin())
+    assert outcome.status is Status.APPLIED
+    assert len(journal.remembered()) == 1
+
+
+@pytest.mark.parametrize("when", ["open", "read", "write"])
+def test_a_number_that_another_got_is_never_written(tmp_path: Path, when: str) -> None:
+    """Freed and given to another, which has the name that we look for, even: still not ours."""
+    fs = HOST.fs()
+    where = paths.IRQ_AFFINITY.at(FIRST)
+    tree = {path: node for path, node in fs.memory._nodes.items() if f"/irq/{FIRST}/" in path}
+
+    def reuse(operation: str, path: str) -> None:
+        if (operation, path) == (when, where):
+            fs.before = None
+            fs.free(FIRST)
+            for each, node in tree.items():
+                fs.memory.put(each, node)
+            fs.set(paths.IRQ_ACTIONS.at(FIRST), "eth0-rx-0")
+            fs.set(where, "0-7")
+
+    fs.before = reuse
+    (outcome, other), _, _ = run(fs, tmp_path, pin(), pin(1))
+    assert outcome.status is Status.VANISHED
+    assert other.status is Status.APPLIED
+    assert fs.read(where) == "0-7"
+
+
+@pytest.mark.parametrize("operation", ["open", "read", "write"])
 def test_an_interrupt_that_goes_at_any_time_has_vanished(tmp_path: Path, operation: str) -> None:
     fs = HOST.fs()
 
@@ -210,3 +304,5 @@ def test_a_host_costs_the_same_few_accesses_for_each_interrupt(tmp_path: Path) -
     write = next(place for place, call in enumerate(fs.calls) if call[0] == "write")
     ours = [call for call in fs.calls[write:] if call[1] == paths.IRQ_AFFINITY.at(FIRST)]
     assert ours == [("write", paths.IRQ_AFFINITY.at(FIRST)), ("read", paths.IRQ_AFFINITY.at(FIRST))]
+    opened = [path for operation, path in fs.calls if operation == "open"]
+    assert opened == [paths.IRQ_AFFINITY.at(FIRST + vector) for vector in range(VECTORS)]

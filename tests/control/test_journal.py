@@ -7,6 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -505,3 +508,144 @@ class TestExamine:
     def test_somebody_elses_is_not_looked_at(self, tmp_path: Path) -> None:
         with unprivileged():
             examine(Path("/"), "boot")
+
+
+class TestCheckSums:
+    def test_every_line_has_one(self, tmp_path: Path) -> None:
+        with locked_journal(tmp_path, BOOT) as journal:
+            journal.move(found(KEY, "0-3", "5"), found(OTHER, "0-3", "6"))
+            journal.moved((KEY, cpus("5")))
+            journal.refused(OTHER)
+            journal.forget(KEY)
+        lines = (tmp_path / "journal.jsonl").read_bytes().splitlines()
+        assert len(lines) == 5
+        for line in lines:
+            body, _, rest = line.rpartition(b', "crc": "')
+            assert rest == b'%08x"}' % zlib.crc32(body)
+
+    @pytest.mark.parametrize("crc", ['"00000000"', "0", "null", '"ABCDEF01"', "[]"])
+    def test_another_ones_is_refused(self, tmp_path: Path, crc: str) -> None:
+        (tmp_path / "journal.jsonl").write_text(GOOD.strip()[:-1] + f', "crc": {crc}}}\n')
+        with pytest.raises(JournalError, match="line 1 is malformed: its check sum"):
+            reopened(tmp_path)
+
+    def test_lines_of_an_earlier_version_may_stand_before_and_after(self, tmp_path: Path) -> None:
+        file = tmp_path / "journal.jsonl"
+        file.write_text(GOOD)
+        with locked_journal(tmp_path, BOOT) as journal:
+            journal.move(found(KEY, "0-3", "5"))
+        with file.open("a") as old:
+            old.write(GOOD.replace('"x"', '"y"'))
+        assert [each.key.action for each in reopened(tmp_path)] == ["x", KEY.action, "y"]
+
+    def test_names_of_any_kind_come_back(self, tmp_path: Path) -> None:
+        entry = found(KEY, "0-3", "5", name='a "b" \\ \n \N{SNOWMAN} \ud800')
+        with locked_journal(tmp_path, BOOT) as journal:
+            journal.move(entry)
+        assert reopened(tmp_path) == (entry,)
+
+
+class TestBounds:
+    def test_one_that_is_too_large_is_not_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with (tmp_path / "journal.jsonl").open("wb") as file:
+            file.truncate(1 << 40)  # sparse
+        with pytest.raises(JournalError, match="larger than any journal") as caught:
+            reopened(tmp_path)
+        assert caught.value.hint is not None
+
+    def test_it_does_not_grow_beyond_that(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(journal_module, "_MAX_BYTES", 1500)
+        with locked_journal(tmp_path, BOOT) as journal:
+            for turn in range(50):
+                journal.move(found(KEY, "0-3" if not turn else "5", "5"))
+                with suppress(JournalError):
+                    journal.moved((KEY, cpus("5")))
+        assert (tmp_path / "journal.jsonl").stat().st_size <= 1500
+        (left,) = reopened(tmp_path)
+        assert left.original == cpus("0-3")
+
+    def test_no_room_and_nothing_remembered(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Lines that tell of what is over make room for new ones."""
+        monkeypatch.setattr(journal_module, "_MAX_BYTES", 700)
+        with locked_journal(tmp_path, BOOT) as journal:
+            for _ in range(10):
+                journal.move(found(KEY, "0-3", "5"))
+                journal.forget(KEY)
+            journal.move(found(KEY, "0-3", "5"))
+        assert [each.key for each in reopened(tmp_path)] == [KEY]
+
+    def test_a_journal_as_full_as_can_be_says_so(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with locked_journal(tmp_path, BOOT) as journal:
+            journal.move(found(KEY, "0-3", "5"))
+            monkeypatch.setattr(journal_module, "_MAX_BYTES", 400)
+            with pytest.raises(JournalError, match="no room left"):
+                journal.move(found(OTHER, "0-3", "5"))
+            assert [each.key for each in journal.remembered()] == [KEY]
+
+
+def test_moves_are_announced_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    with locked_journal(tmp_path, BOOT) as journal:
+        for name in ("write", "fsync"):
+            monkeypatch.setattr(os, name, counted(name, calls))
+        journal.move(found(KEY, "0-3", "5"), found(OTHER, "0-3", "6"))
+        assert calls == ["write", "fsync"]
+        journal.moved((KEY, cpus("5")), (OTHER, cpus("6")))
+        assert calls == ["write", "fsync", "write"]
+    monkeypatch.undo()
+    assert [each.key for each in reopened(tmp_path)] == [KEY, OTHER]
+
+
+def counted(name: str, calls: list[str]) -> Callable[..., Any]:
+    call = getattr(os, name)
+
+    def run(*words: Any) -> Any:
+        calls.append(name)
+        return call(*words)
+
+    return run
+
+
+class TestReadOnly:
+    """Undoing needs no line, so it can be done where none can be written."""
+
+    @pytest.fixture
+    def read_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        with locked_journal(tmp_path, BOOT) as journal:
+            journal.move(found(KEY, "0-3", "5"))
+        opened = os.open
+
+        def refuse(path: Any, flags: int, *words: Any, **more: Any) -> int:
+            if more.get("dir_fd") is not None and flags & (os.O_RDWR | os.O_WRONLY | os.O_CREAT):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+            return opened(path, flags, *words, **more)
+
+        monkeypatch.setattr(os, "open", refuse)
+        return tmp_path
+
+    def test_who_moves_is_refused(self, read_only: Path) -> None:
+        with pytest.raises(DeploymentError, match="Read-only file system"):
+            reopened(read_only)
+
+    def test_who_undoes_reads_it(self, read_only: Path) -> None:
+        with locked_journal(read_only, BOOT, undoing=True) as journal:
+            assert [each.key for each in journal.remembered()] == [KEY]
+            with pytest.raises(JournalError, match="read-only file system"):
+                journal.forget(KEY)
+            with pytest.raises(JournalError, match="read-only file system"):
+                journal.move(found(OTHER, "0-3", "5"))
+
+    def test_one_at_a_time_all_the_same(self, read_only: Path) -> None:
+        with locked_journal(read_only, BOOT, undoing=True):
+            other = SharedJournal(read_only, BOOT, undoing=True)
+            with pytest.raises(BusyError), other.held(wait=0):
+                pass
+            other.close()

@@ -124,7 +124,8 @@ class TestWithoutAnAction:
         fs.before = take
         done = restore(fs, tmp_path)
         (outcome,) = (each for each in done.outcomes if each.pin.irq == 20)
-        assert outcome.status is Status.VANISHED
+        assert outcome.status is Status.REVERTED
+        assert outcome.reason == f"{taken.replace(',', ', ')} has it by now: put back to 4"
         assert affinities(fs)[20] == "4"
         assert len(remembered(tmp_path)) == 1
 
@@ -219,13 +220,32 @@ class TestFullDisk:
             done = restore(fs, tmp_path)
         assert affinities(fs) == FOUND
         assert {each.status for each in done.outcomes} == {Status.APPLIED}
-        for outcome in done.outcomes:
+        assert {each.reason for each in done.outcomes} == {"as found: 4-7", "as found: 0-3"}
+        assert remembered(tmp_path) == {}
+        assert (tmp_path / "journal.jsonl").read_bytes() == b"", "nothing to say needs no room"
+
+    def test_what_of_it_could_not_be_written_down_is_said(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fs = HOST.fs()
+        apply(fs, tmp_path)
+        fs.faults["write", paths.IRQ_AFFINITY.at(FIRST)] = errno.EIO  # so not all is over
+        with monkeypatch.context() as patched:
+            full(patched, lambda data: True)
+            _, *done = sorted(restore(fs, tmp_path).outcomes, key=lambda each: each.status.bad)[
+                ::-1
+            ]
+        fs.faults.clear()
+        assert {each.status for each in done} == {Status.APPLIED}
+        for outcome in done:
             assert outcome.affinity == outcome.pin.after
             assert outcome.reason.startswith("as found: ")
             assert "; not written down: " in outcome.reason
             assert outcome.reason.endswith("No space left on device")
         again = restore(fs, tmp_path)
-        assert {each.reason.code for each in again.plan.actions} == {"as-found"}
+        codes = {each.irq: each.reason.code for each in again.plan.actions}
+        assert codes.pop(FIRST) == "restore"
+        assert set(codes.values()) == {"as-found"}
         assert remembered(tmp_path) == {}
 
     def test_what_is_only_to_be_forgotten_does_not_fail(
@@ -380,10 +400,10 @@ class TestGoneWhileRead:
         fs.before = go
         done = apply(fs, tmp_path)
         (outcome,) = (each for each in done.outcomes if each.pin.irq == FIRST)
-        if gone:
+        if gone or operation == "read":  # an open file of /proc that cannot be read is gone
             assert outcome.status is Status.VANISHED
         else:
-            assert outcome.status.bad
+            assert outcome.status is Status.REFUSED
 
 
 class TestWhatIsShown:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from virtirq.control.executor import Executor
-from virtirq.control.journal import Journal, locked_journal
+from virtirq.control.journal import Journal, boot_id, locked_journal
 from virtirq.cpuset import CpuSet
 from virtirq.errors import JournalError, UnknownGuestError, UsageError
 from virtirq.guests.libvirt.values import uuid_of_text
@@ -163,7 +163,7 @@ def restore(
     fs: HostFs, guests: Sequence[Guest], state: Path, names: Sequence[str], *, dry_run: bool = False
 ) -> Done:
     """Put back what virtirq moved: another plan through the same executor."""
-    with _journal(fs, state) as journal:
+    with _journal(fs, state, undoing=True) as journal:
         remembered = journal.remembered()
         snapshot = observe(
             fs,
@@ -212,13 +212,13 @@ def put_back(
 
 
 @contextmanager
-def _journal(fs: HostFs, state: Path) -> Iterator[Journal]:
+def _journal(fs: HostFs, state: Path, *, undoing: bool = False) -> Iterator[Journal]:
     if not fs.writable:
         raise UsageError(
             f"{fs.recording} is a recording: nothing can be moved there",
             hint="'virtirq plan' says what would be; 'virtirq demo DIR' makes a host to try it on",
         )
-    with locked_journal(state, Reader(fs).text(paths.BOOT_ID)) as journal:
+    with locked_journal(state, boot_id(fs), undoing=undoing) as journal:
         fs.refresh()  # until now another virtirq may have been at work
         yield journal
 

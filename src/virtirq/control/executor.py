@@ -1,11 +1,22 @@
-"""The one place that writes an affinity: journal, write, read back, say what happened."""
+"""The one place that writes an affinity: journal, write, read back, say what happened.
+
+Each interrupt is read, written and read back through one descriptor, opened before anybody looks
+whose interrupt it is. It dies with the kernel's own descriptor of the interrupt (`OpenFile`): that
+it could be read after the look says that the look was at this very interrupt, and nothing that is
+written through it can reach one that got the number later. What can change under a descriptor
+that lives on is who handles it (an INTx line, most of all), so that is looked at once more after
+the write.
+
+Of a batch, all are looked at first; then one piece of journal and one fsync announce all moves;
+then come the writes, with nothing between them; then everything that can wait.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
@@ -13,12 +24,14 @@ from virtirq.control.journal import Journal
 from virtirq.cpuset import CpuSet
 from virtirq.errors import JournalError, VirtirqError
 from virtirq.host import paths
-from virtirq.host.fs import HostFs
-from virtirq.host.interrupts import has_interrupt
+from virtirq.host.fs import HostFs, OpenFile
+from virtirq.host.interrupts import handlers, has_handler, has_interrupt
 from virtirq.model import InterruptKind, Outcome, Pin, Remembered, Status
 from virtirq.policy.restoring import SOMEONE
 
 _MOST_ALTERNATIVES: Final = 32
+_BATCH: Final = 64
+"""As many descriptors are open at a time."""
 
 # What the kernel's answers mean (kernel/irq/proc.c, write_irq_affinity(); kernel/irq/manage.c).
 _REFUSALS: Final = {
@@ -49,21 +62,53 @@ _INTERRUPTED: Final = (
 )
 
 
+class _NoFile(OpenFile):
+    """Stands where nothing could be opened."""
+
+    def read(self) -> str:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def write(self, text: str) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def close(self) -> None:
+        pass
+
+
 @dataclass(slots=True)
 class _Step:
-    """One pin on its way; `outcome` is there once it has come to its end.
+    """One pin on its way, which has come to its end once it has a `status`.
 
-    `before` and `known` are what was found, `written` is what the kernel has taken. `stays`: it
-    is not over, and the journal must not forget it.
+    `file` is its affinity. `incarnation` and `before` are what was found, `known` is what the
+    journal knew of it, `written` what the kernel has taken. `announced`: the journal says that
+    it is about to be moved. `stays`: it is not over, and the journal must not forget it.
     """
 
     pin: Pin
-    outcome: Outcome | None = None
+    file: OpenFile = field(default_factory=_NoFile)
+    incarnation: int | None = None
     before: CpuSet = CpuSet()
     known: Remembered | None = None
+    announced: bool = False
     written: CpuSet | None = None
-    unwritten: str | None = None
     stays: bool = False
+    unwritten: str | None = None
+    status: Status | None = None
+    text: str = ""
+    affinity: CpuSet | None = None
+    hint: str | None = None
+
+    def end(
+        self, status: Status, text: str, affinity: CpuSet | None = None, hint: str | None = None
+    ) -> None:
+        self.status, self.text, self.affinity, self.hint = status, text, affinity, hint
+
+    @property
+    def done(self) -> bool:
+        return self.status in (Status.APPLIED, Status.UNCHANGED, Status.PENDING)
+
+    def read(self) -> CpuSet:
+        return CpuSet.parse(self.file.read())
 
 
 class Executor:
@@ -71,9 +116,8 @@ class Executor:
 
     `names` are what people call the guests, by their keys. With `restoring`, pins put back what
     the journal knows: they need no line in it beforehand, and what is put back is forgotten.
-    `batch` is how many pins are taken together: all of them are written before the first is read
-    back; `interrupted` is asked between batches. `mover` is who has moved an
-    interrupt that is not where it was left.
+    `batch` is how many pins are taken together; `interrupted` is asked before each write.
+    `mover` is who has moved an interrupt that is not where it was left.
     """
 
     def __init__(
@@ -83,7 +127,7 @@ class Executor:
         *,
         names: Mapping[str, str] = MappingProxyType({}),
         restoring: bool = False,
-        batch: int = 1,
+        batch: int = _BATCH,
         mover: str = SOMEONE,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -113,79 +157,97 @@ class Executor:
         return tuple(outcomes)
 
     def _run(self, steps: Sequence[_Step]) -> list[Outcome]:
+        self._heed_interruption()
+        try:
+            for step in steps:
+                self._attempt(step, self._look)
+            if not self._restoring:
+                self._announce([step for step in steps if step.status is None])
+            for step in steps:
+                if step.status is None:
+                    self._heed_interruption()
+                    self._attempt(step, self._write)
+            for step in steps:
+                self._attempt(step, self._verify)
+            self._settle(steps)
+            return [self._outcome(step) for step in steps]
+        finally:
+            for step in steps:
+                step.file.close()
+
+    def _heed_interruption(self) -> None:
         if self._stopped is None and self._interrupted():
             self._stopped = _INTERRUPTED
-        for step in steps:
-            self._attempt(step, self._move)
-        written = [step for step in steps if step.outcome is None and step.written is not None]
-        if written and not self._restoring:
-            self._note(written, self._journal.moved, *((s.pin.key, s.written) for s in written))
-        for step in steps:
-            self._attempt(step, self._read_back)
-        return [self._ended(step) for step in steps]
 
-    def _attempt(self, step: _Step, phase: Callable[[_Step], Outcome | None]) -> None:
+    def _attempt(self, step: _Step, phase: Callable[[_Step], None]) -> None:
         """One phase of a pin that has not come to its end; what goes wrong is its end."""
-        pin = step.pin
-        if step.outcome is not None:
+        if step.status is not None:
             return
         if self._stopped is not None and step.written is None:
             text, hint = self._stopped
-            step.outcome = Outcome(pin, Status.FAILED, f"not tried: {text}", hint=hint)
+            step.end(Status.FAILED, f"not tried: {text}", hint=hint)
             return
         try:
-            step.outcome = phase(step)
+            phase(step)
         except JournalError as error:
-            self._stopped = (str(error), error.hint)
-            self.journal_fault = True
-            step.outcome = Outcome(pin, Status.FAILED, str(error), hint=error.hint)
+            self._stop_for(step, error)
         except OSError as error:
-            if self._gone(pin, error):
-                text = "the guest gave the interrupt up meanwhile"
-                step.outcome = Outcome(pin, Status.VANISHED, text)
+            if _gone(step, error):
+                step.end(Status.VANISHED, "the guest gave the interrupt up meanwhile")
             else:
-                step.outcome = Outcome(pin, Status.FAILED, str(error))
+                step.end(Status.FAILED, str(error))
         except VirtirqError as error:
-            step.outcome = Outcome(pin, Status.FAILED, str(error), hint=error.hint)
+            step.end(Status.FAILED, str(error), hint=error.hint)
 
-    def _ended(self, step: _Step) -> Outcome:
-        outcome = step.outcome
-        if outcome is None:
-            raise AssertionError("a phase has left it out")
-        done = outcome.status in (Status.APPLIED, Status.UNCHANGED, Status.PENDING)
-        if self._restoring and done and not step.stays:
-            self._note([step], self._journal.forget, step.pin.key)
-        if step.unwritten is not None:
-            # What the kernel did is done; what is in the journal still allows to undo it.
-            outcome = replace(outcome, reason=f"{outcome.reason}; {step.unwritten}")
-        return outcome
+    def _stop_for(self, step: _Step, error: JournalError) -> None:
+        self._stopped = (str(error), error.hint)
+        self.journal_fault = True
+        step.end(Status.FAILED, str(error), hint=error.hint)
 
     def _note(self, steps: Sequence[_Step], call: Callable[..., None], *args: object) -> None:
         """Write down what has happened: a journal that takes no more must not hide it."""
+        if not args:
+            return
         try:
             call(*args)
         except JournalError as error:
             for step in steps:
                 step.unwritten = f"not written down: {error}"
 
-    def _move(self, step: _Step) -> Outcome | None:
-        """Look at the interrupt once more, for the plan may be old by now, and write."""
+    def _look(self, step: _Step) -> None:
+        """Look at the interrupt once more, for the plan may be old by now."""
         pin = step.pin
-        if self._is_anew(pin):
+        step.file = self._fs.open(paths.IRQ_AFFINITY.at(pin.irq))
+        step.incarnation = self._fs.incarnation(f"{paths.IRQ_SYSFS_DIR}/{pin.irq}")
+        there = self._is_there(pin)
+        # Last: that it still can be read says that it was this interrupt that was looked at.
+        step.before = before = step.read()
+        step.known = known = self._journal.known(pin.key)
+        if self._restoring and known and self._found(step, pin.after).again(known) is False:
             self._note([step], self._journal.forget, pin.key)
             text = "the guest has set it up anew: what it has now is not from virtirq"
-            return Outcome(pin, Status.VANISHED, text)
-        if not self._is_there(pin):
-            return Outcome(pin, Status.VANISHED, "the IRQ number is another interrupt's now")
-        before = self._cpus(pin, effective=False)
-        if before == pin.after:
-            return self._outcome(pin, Status.UNCHANGED, THERE, pin.after)
-        known = self._journal.known(pin.key)
-        if self._restoring and known is not None and before not in known.written:
+            step.end(Status.VANISHED, text)
+        elif not there:
+            step.end(Status.VANISHED, "the IRQ number is another interrupt's now")
+        elif before == pin.after:
+            step.end(Status.UNCHANGED, THERE, before)
+        elif self._restoring and known and before not in known.written:
             text = f"{SOMEONE}, moved it to {before} meanwhile: left"
-            return self._outcome(pin, Status.UNCHANGED, text, before)
-        step.before, step.known = before, known
-        return self._write(step)
+            step.end(Status.UNCHANGED, text, before)
+
+    def _found(self, step: _Step, after: CpuSet) -> Remembered:
+        """What the journal is told of a move to come."""
+        pin = step.pin
+        return Remembered(
+            pin.key,
+            pin.guest,
+            step.before,
+            (after,),
+            name=self._names.get(pin.guest, ""),
+            irq=pin.irq,
+            kind=pin.kind,
+            incarnation=step.incarnation,
+        )
 
     def _is_there(self, pin: Pin) -> bool:
         """Whether the IRQ number still is the interrupt that the plan means.
@@ -193,81 +255,55 @@ class Executor:
         One that is put back may be without an action (see `restore_plan`): then the number must
         still be the device's.
         """
-        actions = [name for name in self._fs.read(paths.IRQ_ACTIONS.at(pin.irq)).split(",") if name]
-        if actions or not self._restoring:
-            return pin.key.action in actions
+        if has_handler(self._fs, pin.irq, pin.key.action):
+            return True
+        if not self._restoring or handlers(self._fs, pin.irq):
+            return False
         return has_interrupt(self._fs, pin.key.device, pin.irq, pin.kind)
 
     def _is_unused(self, pin: Pin) -> bool:
         """Whether it is an INTx line that no handler is on."""
-        if pin.kind is not InterruptKind.INTX:
-            return False
-        return not self._fs.read(paths.IRQ_ACTIONS.at(pin.irq))
+        return pin.kind is InterruptKind.INTX and not handlers(self._fs, pin.irq)
 
-    def _is_anew(self, pin: Pin) -> bool:
-        """Whether what is to be put back was lost already, with the interrupt that had it."""
-        known = self._journal.known(pin.key) if self._restoring else None
-        return known is not None and self._found(pin, CpuSet(), CpuSet()).again(known) is False
+    def _announce(self, steps: Sequence[_Step]) -> None:
+        """Have the journal remember, on stable storage, what is about to be moved."""
+        if not steps or self._stopped is not None:
+            return
+        try:
+            self._journal.move(*(self._found(step, step.pin.after) for step in steps))
+        except JournalError as error:
+            self._stop_for(steps[0], error)
+        else:
+            for step in steps:
+                step.announced = True
 
-    def _gone(self, pin: Pin, error: OSError) -> bool:
-        """Whether the error says that the kernel freed the interrupt meanwhile.
-
-        ENODEV is sysfs's word for it (fs/kernfs/file.c), EIO that of /proc for a file that went
-        while it was open (fs/proc/inode.c), which can mean other things too.
-        """
-        if error.errno in (errno.ENOENT, errno.ENODEV):
-            return True
-        return error.errno == errno.EIO and not self._fs.isdir(f"{paths.IRQ_DIR}/{pin.irq}")
-
-    def _found(self, pin: Pin, before: CpuSet, after: CpuSet) -> Remembered:
-        return Remembered(
-            pin.key,
-            pin.guest,
-            before,
-            (after,),
-            name=self._names.get(pin.guest, ""),
-            irq=pin.irq,
-            kind=pin.kind,
-            incarnation=self._fs.incarnation(f"{paths.IRQ_SYSFS_DIR}/{pin.irq}"),
-        )
-
-    def _write(self, step: _Step) -> Outcome | None:
+    def _write(self, step: _Step) -> None:
         """Write what the plan says, or for want of vectors something else."""
         pin, last = step.pin, None
         for wanted in self._choices(pin):
             if wanted == step.before:
                 text = f"on CPU {wanted}: no interrupt vector left on CPU {pin.after}"
-                return self._outcome(pin, Status.UNCHANGED, text, wanted)
-            if not self._restoring:
-                self._journal.move(self._found(pin, step.before, wanted))
+                step.end(Status.UNCHANGED, text, wanted)
+                return
+            if last is not None and not self._restoring:
+                self._note([step], self._journal.refused, pin.key)
+                step.announced = False
+                self._journal.move(self._found(step, wanted))
+                step.announced = True
             try:
-                self._fs.write(paths.IRQ_AFFINITY.at(pin.irq), str(wanted))
-            except (OSError, VirtirqError) as error:
-                if not self._restoring:
-                    self._note([step], self._journal.refused, pin.key)
-                if not isinstance(error, OSError) or self._gone(pin, error):
+                step.file.write(str(wanted))
+            except OSError as error:
+                if _gone(step, error):
                     raise
                 last = error
-                if error.errno == errno.ENOSPC:
-                    if len(wanted) == 1:
-                        self._full.add(wanted.first())
-                    continue
-                break
-            step.written = wanted
-            return None
-        return self._refused(pin, last)
-
-    def _history(self, pin: Pin, before: CpuSet, known: Remembered | None) -> str:
-        """What to add to the reason where the interrupt was not where we had left it."""
-        if known is None or before in (known.original, *known.written):
-            return ""
-        now = self._journal.known(pin.key)
-        again = now and now.again(known)
-        if now is None or again is False:
-            return ""  # set up anew, and found as the kernel sets it up
-        wrote = " or ".join(map(str, known.written))
-        who = self._mover if again else f"{self._mover}, or the guest by setting it up anew"
-        return f"; found at {before} instead of our {wrote}: {who}; undone to {now.original}"
+                if error.errno != errno.ENOSPC:
+                    break
+                if len(wanted) == 1:
+                    self._full.add(wanted.first())
+            else:
+                step.written = wanted
+                return
+        self._refused(step, last)
 
     def _choices(self, pin: Pin) -> Iterator[CpuSet]:
         """What to write: the plan's choice, then for want of vectors other single CPUs."""
@@ -281,63 +317,140 @@ class Executor:
                     budget -= 1
                     yield CpuSet([cpu])
 
-    def _refused(self, pin: Pin, error: OSError | None) -> Outcome:
+    def _refused(self, step: _Step, error: OSError | None) -> None:
+        pin = step.pin
         number = (error and error.errno) or errno.EIO
-        affinity = self._cpus(pin, effective=False)
-        effective = self._cpus(pin, effective=True)
+        affinity = step.read()
         if number in _DEPLOYMENT:
             self._stopped = _DEPLOYMENT[number]
             self.deployment_fault = True
-            return Outcome(
-                pin, Status.FAILED, self._stopped[0], affinity, effective, self._stopped[1]
-            )
+            step.end(Status.FAILED, self._stopped[0], affinity, self._stopped[1])
+            return
         if number in _REFUSALS:
             text = _REFUSALS[number].format(cpus=_all(pin))
-            return Outcome(pin, Status.REFUSED, text, affinity, effective)
+            step.end(Status.REFUSED, text, affinity)
+            return
         text = _FAILURES.get(number, os.strerror(number)).format(cpus=pin.after)
         hint = None
         if number == errno.EINVAL and self._restoring:
             hint = f"bring one of CPUs {pin.after} online (chcpu -e), then run 'virtirq restore'"
-        return Outcome(pin, Status.FAILED, text, affinity, effective, hint)
+        step.end(Status.FAILED, text, affinity, hint)
 
-    def _read_back(self, step: _Step) -> Outcome:
+    def _verify(self, step: _Step) -> None:
+        """Read back, and see that the interrupt has not become another's meanwhile."""
         pin, wanted = step.pin, step.written
-        affinity = self._cpus(pin, effective=False)
-        if wanted is not None and affinity == step.before != wanted and self._is_unused(pin):
+        affinity = step.read()
+        if not has_handler(self._fs, pin.irq, pin.key.action):
+            others = handlers(self._fs, pin.irq)
+            if others:
+                self._give_back(step, affinity, ", ".join(others))
+                return
+        if affinity == step.before != wanted and self._is_unused(pin):
             # A line that is shut down with a move pending shows that move, whatever is written
             # (kernel/irq/manage.c, irq_set_affinity_deactivated(); kernel/irq/proc.c,
             # show_irq_affinity()), and makes it at its next interrupt.
             step.stays = True
             text = f"the line is not in use, and its move to {affinity} is still pending there"
-            return Outcome(pin, Status.PENDING, text, affinity)
-        if wanted is None or affinity != wanted:
-            effective = self._cpus(pin, effective=True)
+            step.end(Status.PENDING, text, affinity)
+        elif affinity != wanted:
             text = f"affinity {affinity} read back after writing {wanted}"
-            return Outcome(pin, Status.FAILED, text, affinity, effective)
-        if wanted == pin.after:
-            text = pin.reason.text
+            step.end(Status.FAILED, text, affinity)
         else:
-            text = f"on CPU {wanted}: no interrupt vector left on CPU {pin.after}"
-        text += self._history(pin, step.before, step.known)
-        return self._outcome(pin, Status.APPLIED, text, wanted)
+            text = pin.reason.text
+            if wanted != pin.after:
+                text = f"on CPU {wanted}: no interrupt vector left on CPU {pin.after}"
+            step.end(Status.APPLIED, text + self._history(step), affinity)
 
-    def _outcome(self, pin: Pin, status: Status, text: str, affinity: CpuSet) -> Outcome:
-        effective = self._cpus(pin, effective=True)
-        if effective and not effective <= affinity:
-            # The interrupt controller is told at the next interrupt (kernel/irq/migration.c).
-            line = "INTx line" if pin.kind is InterruptKind.INTX else "vector"
-            text = f"{text}; the {line} leaves CPU {effective} at its next interrupt"
-            return Outcome(pin, Status.PENDING, text, affinity, effective)
-        return Outcome(pin, status, text, affinity, effective or None)
-
-    def _cpus(self, pin: Pin, *, effective: bool) -> CpuSet:
-        path = paths.IRQ_EFFECTIVE if effective else paths.IRQ_AFFINITY
+    def _give_back(self, step: _Step, affinity: CpuSet, others: str) -> None:
+        """Undo a write to a line that somebody else was given between the look and the write."""
+        wanted = step.written
+        if affinity != wanted:
+            step.end(Status.REVERTED, f"{others} has it by now, and has it on {affinity}: left")
+            step.written = None
+            return
         try:
-            return CpuSet.parse(self._fs.read(path.at(pin.irq)))
+            step.file.write(str(step.before))
+            affinity = step.read()
+        except OSError as error:
+            if _gone(step, error):
+                raise
+            text = f"{others} has it by now, and it cannot be put back to {step.before}: {error}"
+            step.end(Status.FAILED, text, wanted)
+            return
+        if affinity == step.before:
+            step.written = None
+            step.end(Status.REVERTED, f"{others} has it by now: put back to {affinity}", affinity)
+        else:
+            text = f"{others} has it by now, and is on {affinity} after writing {step.before}"
+            step.end(Status.FAILED, text, affinity)
+
+    def _history(self, step: _Step) -> str:
+        """What to add to the reason where the interrupt was not where we had left it."""
+        known, before = step.known, step.before
+        if known is None or before in (known.original, *known.written):
+            return ""
+        now = self._journal.known(step.pin.key)
+        again = now and now.again(known)
+        if now is None or again is False:
+            return ""  # set up anew, and found as the kernel sets it up
+        wrote = " or ".join(map(str, known.written))
+        who = self._mover if again else f"{self._mover}, or the guest by setting it up anew"
+        return f"; found at {before} instead of our {wrote}: {who}; undone to {now.original}"
+
+    def _settle(self, steps: Sequence[_Step]) -> None:
+        """Have the journal know what came of what it was told, in one piece each."""
+        if self._restoring:
+            over = [step for step in steps if step.done and not step.stays]
+            self._note(over, self._journal.forget, *(step.pin.key for step in over))
+            return
+        back = [step for step in steps if step.announced and step.written is None]
+        self._note(back, self._journal.refused, *(step.pin.key for step in back))
+        taken = [step for step in steps if step.written is not None]
+        self._note(taken, self._journal.moved, *((s.pin.key, s.written) for s in taken))
+
+    def _outcome(self, step: _Step) -> Outcome:
+        status, text, affinity = step.status, step.text, step.affinity
+        if status is None:
+            raise AssertionError("a phase has left it out")
+        effective = None
+        if affinity is not None:
+            try:
+                effective = self._effective(step.pin)
+            except VirtirqError as error:
+                status, text = Status.FAILED, str(error)
+        done = status in (Status.APPLIED, Status.UNCHANGED)
+        if done and affinity is not None and effective and not effective <= affinity:
+            # The interrupt controller is told at the next interrupt (kernel/irq/migration.c).
+            line = "INTx line" if step.pin.kind is InterruptKind.INTX else "vector"
+            text = f"{text}; the {line} leaves CPU {effective} at its next interrupt"
+            status = Status.PENDING
+        if step.unwritten is not None:
+            # What the kernel did is done; what is in the journal still allows to undo it.
+            text = f"{text}; {step.unwritten}"
+        return Outcome(step.pin, status, text, affinity, effective or None, step.hint)
+
+    def _effective(self, pin: Pin) -> CpuSet:
+        try:
+            return CpuSet.parse(self._fs.read(paths.IRQ_EFFECTIVE.at(pin.irq)))
         except OSError:
-            if effective:
-                return CpuSet()  # not every kernel and interrupt chip has the file
-            raise
+            return CpuSet()  # not every kernel and interrupt chip has the file
+
+
+def _gone(step: _Step, error: OSError) -> bool:
+    """Whether the error says that the kernel freed the interrupt meanwhile.
+
+    ENODEV is sysfs's word for it (fs/kernfs/file.c), EIO that of an open file of /proc, which
+    then can be read no more either; a write alone has other reasons for it.
+    """
+    if error.errno in (errno.ENOENT, errno.ENODEV):
+        return True
+    if error.errno != errno.EIO:
+        return False
+    try:
+        step.file.read()
+    except OSError as again:
+        return again.errno == errno.EIO
+    return False
 
 
 def _all(pin: Pin) -> CpuSet:

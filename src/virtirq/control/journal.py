@@ -3,11 +3,16 @@
 ``journal.jsonl`` in the state directory, which lies in ``/run``: affinity dies with the boot and
 so does the journal. A line each, appended and never changed:
 
-* ``{"op": "move", …, "before": "0-3", "after": "5"}``, fsynced *before* the affinity is written;
+* ``{"op": "move", …, "before": "0-3", "after": "5"}``, fsynced *before* the affinity is written
+  (of ``/run``'s tmpfs that is a call that does nothing, and one for many lines: the promise does
+  not hang on where the directory is);
 * ``{"op": "moved", …, "after": "5"}`` once the kernel has taken it;
 * ``{"op": "refused", …}`` once the kernel has not: what was known before the move holds again;
 * ``{"op": "forget", …}`` once it is back as it was found;
 * ``{"op": "known", …}`` all that is known of one interrupt, in a journal that was rewritten.
+
+Each line ends in ``"crc"``, the CRC-32 of what stands before it: a bit that flips, here or on
+the way, is told and never acted upon. Lines of earlier versions have none.
 
 An interrupt is known by boot, device and action name: IRQ numbers are reused. The number is kept
 to find the interrupt while it has no action. Between ``move`` and ``moved`` a crash may hide
@@ -19,27 +24,34 @@ in the journal already, so a full ``/run`` hinders no undo.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from virtirq.control.state import StateDirectory
+from virtirq.control.state import ReadOnlyStateError, StateDirectory
 from virtirq.cpuset import CpuSet
 from virtirq.errors import BusyError, InputError, JournalError, VirtirqError
+from virtirq.host import paths
+from virtirq.host.fs import HostFs
 from virtirq.model import InterruptKey, InterruptKind, PciAddress, Remembered
 
 _NAME: Final = "journal.jsonl"
 _FRESH: Final = "journal.new"
 _LOCK: Final = "lock"
 _COMPACT_BYTES: Final = 1 << 20
+_MAX_BYTES: Final = 1 << 28
+"""Some 16 lines for each of the 2^20 interrupts that nobody has."""
 _START: Final = b'{"op": "'
-_ENCODE: Final = json.JSONEncoder().encode
+_SEAL: Final = len(b', "crc": "01234567"}')
+_quoted: Final = json.JSONEncoder().encode
 _MAX_LINE: Final = 1 << 17
 """Bytes; two lists of every other one of 8192 CPUs are 40 kB."""
 
@@ -47,24 +59,23 @@ _MAX_LINE: Final = 1 << 17
 class Journal:
     """The journal of one boot, open for appending. Get one from `locked_journal`."""
 
-    def __init__(
-        self, directory: StateDirectory, boot_id: str | None, *, examined: bool = False
-    ) -> None:
+    def __init__(self, directory: StateDirectory, boot_id: str, *, reading: bool = False) -> None:
         """Raises JournalError when what is there cannot be understood.
 
-        One that is only `examined` is not changed, nor made: raises FileNotFoundError, too.
+        One that is only for `reading` is not changed, nor made: raises FileNotFoundError, too.
         """
         self._directory = directory
         self._path = directory.path / _NAME
-        self._boot = boot_id or ""
+        self._boot = boot_id
         self._known: dict[InterruptKey, Remembered] = {}
         self._earlier: dict[InterruptKey, Remembered | None] = {}
         """What was known before the last move, for when the kernel refuses it."""
+        self._reading = reading
         self._broken = False
         self._size = 0
         self._lines = 0
-        flags = os.O_RDONLY if examined else os.O_RDWR | os.O_APPEND
-        self._descriptor = directory.open(_NAME, flags, make=not examined)
+        flags = os.O_RDONLY if reading else os.O_RDWR | os.O_APPEND
+        self._descriptor = directory.open(_NAME, flags, make=not reading)
         try:
             self._load()
         except BaseException:
@@ -96,38 +107,53 @@ class Journal:
         """What is remembered of one interrupt."""
         return self._known.get(key)
 
-    def move(self, found: Remembered) -> None:
-        """Remember that an interrupt is about to be moved, from where and to where.
+    def move(self, *found: Remembered) -> None:
+        """Remember that interrupts are about to be moved, from where and to where.
 
-        `found` is what it would be if it had never been moved before: its `original` is the
-        affinity now, its one `written` value the one to come. Returns when that is on stable
-        storage. Raises JournalError.
+        Each is what it would be if it had never been moved before: its `original` is the
+        affinity now, its one `written` value the one to come. Returns when all of that is on
+        stable storage. Raises JournalError: then none of it counts.
         """
-        (after,) = found.written
-        line = self._line("move", found.key, before=found.original, after=after)
-        self._append(line | _more(found))
+        lines = [self._move_line(each) for each in found]
+        try:
+            self._append(lines)
+        except _FullError:
+            self._compact()
+            self._append(lines)
         try:
             os.fsync(self._descriptor)
         except OSError as error:
             raise JournalError(f"{self._path}: {error.strerror}") from error
-        self._move(found)
+        for each in found:
+            self._move(each)
 
     def moved(self, *taken: tuple[InterruptKey, CpuSet]) -> None:
         """The kernel has taken these values. Raises JournalError; those before stay ours too."""
-        self._append(*(self._line("moved", key, after=after) for key, after in taken))
+        self._append([self._line("moved", key, f', "after": "{cpus}"') for key, cpus in taken])
         for key, after in taken:
             self._moved(key, after)
 
-    def refused(self, key: InterruptKey) -> None:
+    def refused(self, *keys: InterruptKey) -> None:
         """The kernel has not taken what the last `move` announced. Raises JournalError."""
-        self._append(self._line("refused", key))
-        self._take_back(key)
+        self._append([self._line("refused", key) for key in keys])
+        for key in keys:
+            self._take_back(key)
 
-    def forget(self, key: InterruptKey) -> None:
-        """The interrupt is as it was found, or gone. Raises JournalError."""
-        if key in self._known:
-            self._append(self._line("forget", key))
-            del self._known[key]
+    def forget(self, *keys: InterruptKey) -> None:
+        """The interrupts are as they were found, or gone. Raises JournalError."""
+        over = {key: self._known[key] for key in keys if key in self._known}
+        if not over:
+            return
+        try:
+            self._append([self._line("forget", key) for key in over])
+        except _FullError:
+            before = self._known
+            self._known = {key: each for key, each in before.items() if key not in over}
+            if not self._compact():
+                self._known = before
+                raise
+        for key in over:
+            self._known.pop(key, None)
 
     def _move(self, found: Remembered) -> None:
         known = self._known.get(found.key)
@@ -146,15 +172,30 @@ class Journal:
         else:
             self._known.pop(key, None)
 
-    def _line(self, op: str, key: InterruptKey, **more: CpuSet) -> dict[str, Any]:
-        device = {"device": str(key.device), "action": key.action}
-        values = {name: str(value) for name, value in more.items()}
-        return {"op": op, "boot": self._boot, "at": round(time.time(), 3), **device, **values}
+    def _line(self, op: str, key: InterruptKey, more: str = "") -> bytes:
+        """A whole line; `more` are fields, each with a comma before it."""
+        head = f'{{"op": "{op}", "boot": {_quoted(self._boot)}, "at": {time.time():.3f}'
+        body = f'{head}, "device": "{key.device}", "action": {_quoted(key.action)}{more}'.encode()
+        return b"%b%b\n" % (body, _seal(body))
 
-    def _append(self, *lines: dict[str, Any]) -> None:
+    def _move_line(self, found: Remembered) -> bytes:
+        (after,) = found.written
+        values = f', "before": "{found.original}", "after": "{after}"'
+        return self._line("move", found.key, values + _more(found))
+
+    def _known_line(self, entry: Remembered) -> bytes:
+        written = ", ".join(f'"{cpus}"' for cpus in entry.written)
+        values = f', "original": "{entry.original}"{_more(entry)}, "written": [{written}]'
+        return self._line("known", entry.key, values)
+
+    def _append(self, lines: Sequence[bytes]) -> None:
+        if self._reading:
+            raise JournalError(f"{self._path}: is on a read-only file system")
         if self._broken:
             raise JournalError(f"{self._path}: ends in a torn line")
-        data = "".join(f"{_ENCODE(line)}\n" for line in lines).encode()
+        data = b"".join(lines)
+        if self._size + len(data) > _MAX_BYTES:
+            raise _FullError(f"{self._path}: no room left for the journal")
         try:
             written = os.write(self._descriptor, data)
             if written != len(data):
@@ -162,32 +203,38 @@ class Journal:
                 os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
                 self._broken = False
         except OSError as error:
-            raise JournalError(f"{self._path}: {error.strerror}") from error
+            kind = _FullError if error.errno in _NO_ROOM else JournalError
+            raise kind(f"{self._path}: {error.strerror}") from error
         if written != len(data):
-            raise JournalError(f"{self._path}: no room left for the journal")
+            raise _FullError(f"{self._path}: no room left for the journal")
         self._size += written
         self._lines += len(lines)
 
     def _load(self) -> None:
         try:
+            if os.fstat(self._descriptor).st_size > _MAX_BYTES:
+                raise JournalError(
+                    f"{self._path}: larger than any journal ({_MAX_BYTES >> 20} MiB)",
+                    hint="move the file away; what it remembered is then not restored",
+                )
             with open(self._descriptor, "rb", closefd=False) as file:
-                data = file.read()
+                data = file.read(_MAX_BYTES)
         except OSError as error:
             raise JournalError(f"{self._path}: {error.strerror}") from error
         *lines, tail = data.split(b"\n")
         self._size, self._lines = len(data) - len(tail), len(lines)
         for number, line in enumerate(lines, start=1):
             try:
-                self._replay(json.loads(line))
+                self._replay(_opened(line))
             except (*_MALFORMED, InputError) as error:
                 raise self._malformed(number, str(error)) from error
         if tail:
             # Torn by a crash in the middle of a line: what it announced was not done yet.
             # Anything else is not ours to cut off.
-            if len(tail) > _MAX_LINE or not tail.isascii() or b"\0" in tail:
-                raise self._malformed(len(lines) + 1, "not a piece of a line")
-            if not (tail.startswith(_START) or _START.startswith(tail)):
-                raise self._malformed(len(lines) + 1, "not the start of a line")
+            try:
+                _check_torn(tail)
+            except ValueError as error:
+                raise self._malformed(len(lines) + 1, str(error)) from error
             try:
                 os.ftruncate(self._descriptor, len(data) - len(tail))
             except OSError:
@@ -219,23 +266,33 @@ class Journal:
             case op:
                 raise ValueError(f"unknown op {op!r:.40}")
 
-    def _compact(self) -> None:
+    def _compact(self) -> bool:
         """Replace the file by one that says the same in as few lines as possible.
 
-        Where that cannot be done (a full /run), the long one does as well.
+        Whether that could be done: of a full /run nothing is needed if there is nothing to say.
+        Where it cannot be, the long file does as well. Not between a move and its end: what was
+        known before the move is not in the short file.
         """
+        if self._reading or self._broken:
+            return False
+        if not self._known:
+            try:
+                os.ftruncate(self._descriptor, 0)
+            except OSError:
+                return False
+            self._size = self._lines = 0
+            self._earlier.clear()
+            return True
         try:
             fresh = self._directory.open(_FRESH, os.O_RDWR | os.O_APPEND | os.O_TRUNC)
         except VirtirqError:
-            return
+            return False
         old, self._descriptor = self._descriptor, fresh
         size, lines = self._size, self._lines
         self._size = self._lines = 0
         directory = self._directory.descriptor
         try:
-            for each in self._known.values():
-                line = self._line("known", each.key, original=each.original)
-                self._append(line | _more(each) | {"written": [str(v) for v in each.written]})
+            self._append([self._known_line(each) for each in self._known.values()])
             os.fsync(fresh)
             os.replace(_FRESH, _NAME, src_dir_fd=directory, dst_dir_fd=directory)
         except (JournalError, OSError):
@@ -244,8 +301,37 @@ class Journal:
             os.close(fresh)
             with suppress(OSError):
                 os.unlink(_FRESH, dir_fd=directory)
-        else:
-            os.close(old)
+            return False
+        os.close(old)
+        self._earlier.clear()
+        return True
+
+
+def boot_id(fs: HostFs) -> str:
+    """The id of this boot, under which everything is written down. Raises JournalError.
+
+    Under another id, or none, nobody would find again what was there before a move. A recorded
+    host may have none.
+    """
+    try:
+        text = fs.read(paths.BOOT_ID.at())
+    except FileNotFoundError as error:
+        if fs.recording is not None:
+            return ""
+        raise _without_boot_id(error.strerror) from error
+    except OSError as error:
+        raise _without_boot_id(error.strerror) from error
+    if not text and fs.recording is None:
+        raise _without_boot_id("is empty")
+    return text
+
+
+def _without_boot_id(why: object) -> JournalError:
+    return JournalError(
+        f"{paths.BOOT_ID.at()}: {why}: without the boot's id nothing is moved, for nobody could"
+        " put it back",
+        hint="try again; in a container, see that it has a /proc of its own",
+    )
 
 
 def examine(directory: Path, boot_id: str | None) -> None:
@@ -261,7 +347,7 @@ def examine(directory: Path, boot_id: str | None) -> None:
         return
     state = StateDirectory(directory)
     try:
-        Journal(state, boot_id, examined=True).close()
+        Journal(state, boot_id or "", reading=True).close()
     except FileNotFoundError:
         return
     finally:
@@ -271,16 +357,24 @@ def examine(directory: Path, boot_id: str | None) -> None:
 class SharedJournal:
     """The journal for one process among several: read once, and held for each use.
 
-    Raises DeploymentError when the directory cannot be written or is not this user's alone.
+    Raises DeploymentError when the directory cannot be written or is not this user's alone. Who
+    is only `undoing` can do so where it is read-only: that needs no line (see `Journal.forget`).
     """
 
-    def __init__(self, directory: Path, boot_id: str | None) -> None:
+    def __init__(self, directory: Path, boot_id: str | None, *, undoing: bool = False) -> None:
         self._path = directory
-        self._boot_id = boot_id
+        self._boot_id = boot_id or ""
+        self._reading = False
         self._journal: Journal | None = None
         self._state = StateDirectory(directory)
         try:
-            self._lock = self._state.open(_LOCK, os.O_RDWR)
+            try:
+                self._lock = self._state.open(_LOCK, os.O_RDWR)
+            except ReadOnlyStateError:
+                if not undoing:
+                    raise
+                self._lock = self._state.open(_LOCK, os.O_RDONLY, make=False)
+                self._reading = True
         except BaseException:
             self._state.close()
             raise
@@ -309,15 +403,17 @@ class SharedJournal:
             self._journal.close()
             self._journal = None
         if self._journal is None:
-            self._journal = Journal(self._state, self._boot_id)
+            self._journal = Journal(self._state, self._boot_id, reading=self._reading)
         self._journal.tidy()
         return self._journal
 
 
 @contextmanager
-def locked_journal(directory: Path, boot_id: str | None, wait: float = 10.0) -> Iterator[Journal]:
+def locked_journal(
+    directory: Path, boot_id: str | None, wait: float = 10.0, *, undoing: bool = False
+) -> Iterator[Journal]:
     """The journal for one use; raises what `SharedJournal` and `SharedJournal.held` raise."""
-    shared = SharedJournal(directory, boot_id)
+    shared = SharedJournal(directory, boot_id, undoing=undoing)
     try:
         with shared.held(wait) as journal:
             yield journal
@@ -343,15 +439,47 @@ def _take(lock: int, directory: Path, wait: float) -> None:
 _MALFORMED: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
-def _more(entry: Remembered) -> dict[str, Any]:
+class _FullError(JournalError):
+    """There is no room for another line."""
+
+
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def _seal(body: bytes) -> bytes:
+    """What a line ends in."""
+    return b', "crc": "%08x"}' % zlib.crc32(body)
+
+
+def _opened(line: bytes) -> dict[str, Any]:
+    """What a line says. Raises ValueError where it is not what was written."""
+    told: dict[str, Any] = json.loads(line)
+    if "crc" in told and line[-_SEAL:] != _seal(line[:-_SEAL]):
+        raise ValueError("its check sum is of another line")
+    return told
+
+
+def _check_torn(tail: bytes) -> None:
+    """Raises ValueError unless a crash can have left this of a line."""
+    if len(tail) > _MAX_LINE or not tail.isascii() or b"\0" in tail:
+        raise ValueError("not a piece of a line")
+    if not (tail.startswith(_START) or _START.startswith(tail)):
+        raise ValueError("not the start of a line")
+    try:
+        _, end = json.JSONDecoder().raw_decode(tail.decode())
+    except (ValueError, RecursionError):
+        return
+    if end != len(tail):
+        raise ValueError("more than a line")  # whose line feed has become something else
+
+
+def _more(entry: Remembered) -> str:
     """The fields of a line that tell of the interrupt and its guest."""
-    return {
-        "guest": entry.guest,
-        "name": entry.name,
-        "irq": entry.irq,
-        "kind": entry.kind.value,
-        "incarnation": entry.incarnation,
-    }
+    incarnation = "null" if entry.incarnation is None else entry.incarnation
+    return (
+        f', "guest": {_quoted(entry.guest)}, "name": {_quoted(entry.name)}, "irq": {entry.irq}'
+        f', "kind": "{entry.kind.value}", "incarnation": {incarnation}'
+    )
 
 
 def _remembered(

@@ -16,6 +16,10 @@ from virtirq.errors import DeploymentError
 _WRITABLE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
+class ReadOnlyStateError(DeploymentError):
+    """The directory is on a file system that takes nothing."""
+
+
 class StateDirectory:
     """A directory of this user's alone, held open: what is opened in it cannot be elsewhere."""
 
@@ -76,6 +80,8 @@ def _refused(where: Path, error: OSError, *, link: bool) -> DeploymentError:
         return DeploymentError(f"{where}: is a link, and is not followed", hint="move it away")
     if error.errno in (errno.EISDIR, errno.ENXIO):
         return _irregular(where)
+    if error.errno == errno.EROFS:
+        return ReadOnlyStateError(f"{where}: {error.strerror}")
     hint = "run as root" if error.errno in (errno.EACCES, errno.EPERM) else None
     return DeploymentError(f"{where}: {error.strerror}", hint=hint)
 

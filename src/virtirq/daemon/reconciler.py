@@ -345,7 +345,8 @@ class Reconciler:
         now = self._clock()
         for outcome in outcomes:
             self._counters.reactions.observe(max(0.0, now - at[outcome.pin.key]))
-        early = {each.pin.key.device for each in outcomes if each.status is Status.VANISHED}
+        gone = (Status.VANISHED, Status.REVERTED)
+        early = {each.pin.key.device for each in outcomes if each.status in gone}
         self._look_soon(early)  # asked for, and not in place yet; or gone again
 
     def _look_soon(self, addresses: Iterable[PciAddress]) -> None:

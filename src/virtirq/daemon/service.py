@@ -22,7 +22,7 @@ from virtirq import __version__
 from virtirq.control.counters import Counters
 from virtirq.control.daemon_status import DaemonStatus, Lock
 from virtirq.control.irqbalance import IrqbalanceClient
-from virtirq.control.journal import SharedJournal
+from virtirq.control.journal import SharedJournal, boot_id
 from virtirq.daemon.blocking import Lane, Part, close_each
 from virtirq.daemon.floods import Floods
 from virtirq.daemon.irqbalance_guard import IrqbalanceGuard
@@ -43,9 +43,8 @@ from virtirq.guests.processes.find import SOURCE as PROCESS
 from virtirq.guests.vectors.by_kvm_routes import RoutesReader
 from virtirq.guests.vectors.by_peek import PeekReader, VectorReader
 from virtirq.guests.vectors.by_qmp import QmpReader
-from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
-from virtirq.host.fs import HostFs, LiveFs, Reader
+from virtirq.host.fs import HostFs, LiveFs
 from virtirq.host.uevents import Uevents
 from virtirq.model import Guest, VfioAction
 from virtirq.policy.config import Config
@@ -143,7 +142,7 @@ class Daemon:
         self._manager = ServiceManager()
         self._stop: asyncio.Future[None] = self._loop.create_future()
         self._lock = Lock(setup.state)
-        self._journal = SharedJournal(setup.state, Reader(self._fs).text(paths.BOOT_ID))
+        self._journal = SharedJournal(setup.state, boot_id(self._fs))
         self._counters = Counters()
         self._timers = Timers(self._loop.call_later, self._loop.time, self._fail)
         self._reconciler = Reconciler(

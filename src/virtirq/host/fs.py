@@ -21,6 +21,29 @@ from virtirq.model import Gap
 _PIECE: Final = 16384  # read(2) of more costs as much as the open: its buffer is made anew
 _MOST: Final = 64 << 20
 """Bytes of a file that is read whole: ``/proc/kallsyms``, the largest of them, has some 10 MB."""
+_NO_WRITING: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+
+
+class OpenFile(ABC):
+    """A kernel file that is kept open: what is read and written is one and the same thing.
+
+    A path may be another interrupt's from one call to the next. An open file of ``/proc/irq/N``
+    belongs to the interrupt's descriptor: once the kernel has freed that, every call is EIO
+    (kernel/irq/irqdesc.c, free_desc(); fs/proc/inode.c, use_pde()). Every method but `close`
+    raises OSError as the kernel would.
+    """
+
+    @abstractmethod
+    def read(self) -> str:
+        """The content as it is now, without surrounding white space."""
+
+    @abstractmethod
+    def write(self, text: str) -> None:
+        """One write(2) of `text`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of it."""
 
 
 class HostFs(ABC):
@@ -60,6 +83,13 @@ class HostFs(ABC):
 
     def write(self, path: str, text: str) -> None:
         """One write(2) of `text`: kernel files take a value in one piece."""
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    def open(self, path: str) -> OpenFile:
+        """The file for reading and writing.
+
+        Where it may be read alone, what forbids the rest is raised by its `write`.
+        """
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
 
     def incarnation(self, path: str) -> int | None:
@@ -113,6 +143,15 @@ class LiveFs(HostFs):
             os.close(descriptor)
         return content
 
+    def open(self, path: str) -> OpenFile:
+        try:
+            return _LiveFile(os.open(path, os.O_RDWR | os.O_CLOEXEC), path)
+        except OSError as error:
+            if error.errno not in _NO_WRITING:
+                raise
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return _LiveFile(descriptor, path, refusal=error.errno)
+
     def listdir(self, path: str) -> list[str]:
         return os.listdir(path)
 
@@ -152,6 +191,33 @@ def _rest(descriptor: int, content: bytes, most: int) -> bytes:
         pieces.append(more)
         size += len(more)
     return b"".join(pieces)
+
+
+class _LiveFile(OpenFile):
+    """`refusal` is the errno with which the kernel would not open it for writing."""
+
+    __slots__ = ("_descriptor", "_path", "_refusal")
+
+    def __init__(self, descriptor: int, path: str, refusal: int | None = None) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._refusal = refusal
+
+    def read(self) -> str:
+        content = os.pread(self._descriptor, _PIECE, 0)
+        if len(content) >= 4096:
+            while more := os.pread(self._descriptor, _PIECE, len(content)):
+                content += more
+        return decode(content)
+
+    def write(self, text: str) -> None:
+        if self._refusal is not None:
+            raise OSError(self._refusal, os.strerror(self._refusal), self._path)
+        # Not pwrite(2): files of seq_file refuse it (fs/seq_file.c, seq_open()).
+        os.write(self._descriptor, text.encode())
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 def decode(content: bytes) -> str:

@@ -63,6 +63,23 @@ def read_vector_load(reader: Reader) -> Counter[int]:
     return load
 
 
+def has_handler(fs: HostFs, irq: int, action: str) -> bool:
+    """Whether a handler of this name is on the interrupt. Raises OSError when nobody can tell.
+
+    procfs has a directory for each (kernel/irq/proc.c, register_handler_proc()), which one
+    stat(2) finds; of VFIO's names we know that they make no other path. Where there is none,
+    sysfs's list of names has the last word.
+    """
+    if VfioAction.parse(action) is not None and fs.isdir(f"{paths.IRQ_DIR}/{irq}/{action}"):
+        return True
+    return action in handlers(fs, irq)
+
+
+def handlers(fs: HostFs, irq: int) -> tuple[str, ...]:
+    """The names of the handlers that are on an interrupt. Raises OSError."""
+    return _split(fs.read(paths.IRQ_ACTIONS.at(irq)))
+
+
 def has_interrupt(fs: HostFs, device: PciAddress, irq: int, kind: InterruptKind) -> bool:
     """Whether `irq` is the device's now, used or not. Raises OSError when that cannot be told."""
     if kind is InterruptKind.INTX:

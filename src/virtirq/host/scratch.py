@@ -24,7 +24,7 @@ from typing import Final
 from virtirq.cpuset import CpuSet
 from virtirq.errors import CpuSetError, RecordingError, of_file
 from virtirq.host import paths
-from virtirq.host.fs import HostFs
+from virtirq.host.fs import HostFs, OpenFile
 from virtirq.host.paths import KernelPath
 from virtirq.host.tree import ArchiveFs, DirectoryFs, TreeFs
 from virtirq.model import Gap
@@ -104,6 +104,10 @@ class ScratchFs(HostFs):
             self._used.subtract(effective)
             self._used.update(placed)
 
+    def open(self, path: str) -> OpenFile:
+        self.mode(path)
+        return _ScratchFile(self, path)
+
     def _place(self, allowed: CpuSet, path: str) -> CpuSet:
         best = min(allowed, key=lambda cpu: (self._used[cpu], cpu))
         if self._used[best] >= VECTORS_PER_CPU:
@@ -181,6 +185,23 @@ class ScratchFs(HostFs):
             raise RecordingError(f"{log}: malformed log of writes: {error}") from error
         except OSError as error:
             raise RecordingError(f"{log}: {error.strerror}") from error
+
+
+class _ScratchFile(OpenFile):
+    """Nothing of a recording goes away, so its path will do."""
+
+    def __init__(self, fs: ScratchFs, path: str) -> None:
+        self._fs = fs
+        self._path = path
+
+    def read(self) -> str:
+        return self._fs.read(self._path)
+
+    def write(self, text: str) -> None:
+        self._fs.write(self._path, text)
+
+    def close(self) -> None:
+        pass
 
 
 def open_host(root: Path) -> TreeFs | ScratchFs:

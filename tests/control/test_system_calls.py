@@ -1,0 +1,73 @@
+"""How many system calls moving an interrupt takes, counted by strace on files of a made host."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from tests.hostmaker import MadeHost, passthrough
+from tests.needs import need_program
+
+DEVICE = "0000:41:00.0"
+VECTORS = 128
+LIMIT = 12
+HOST = MadeHost(
+    online="0-7",
+    devices=(passthrough(DEVICE, vectors=VECTORS, first_irq=100, affinity="4-7", effective="5"),),
+    # A handler's directory, as procfs has it.
+    files={
+        f"/proc/irq/{100 + vector}/vfio-msix[{vector}]({DEVICE})/here": ""
+        for vector in range(VECTORS)
+    },
+)
+# The written values are as long as those before: a plain file is not truncated by a write.
+MOVER = f"""
+import os, sys
+from pathlib import Path
+from tests.hostmaker import RootedFs
+from virtirq.control.executor import Executor
+from virtirq.control.journal import locked_journal
+from virtirq.cpuset import CpuSet
+from virtirq.model import InterruptKey, PciAddress, Pin, Reason
+
+root = Path(sys.argv[1])
+device, after = PciAddress.parse({DEVICE!r}), CpuSet.parse("5-6")
+pins = tuple(
+    Pin(100 + v, InterruptKey(device, f"vfio-msix[{{v}}]({DEVICE})"), "web", None, after,
+        Reason("wrong-cpu", "to where it belongs"))
+    for v in range({VECTORS})
+)
+with locked_journal(root / "state", "b") as journal:
+    executor = Executor(RootedFs(root), journal)
+    executor.run(pins[:1])
+    os.access("/begin", os.F_OK)
+    outcomes = executor.run(pins[1:])
+    os.access("/end", os.F_OK)
+    known = {{str(each.original) for each in journal.remembered()}}
+assert {{each.status.value for each in outcomes}} == {{"applied"}}, outcomes[0]
+assert len(journal.remembered()) == {VECTORS} and known == {{"4-7"}}
+"""
+# What an interpreter does for itself.
+OWN = {"brk", "mmap", "munmap", "madvise", "futex"}
+
+
+def test_moving_an_interrupt_takes_few_of_them(tmp_path: Path) -> None:
+    need_program("strace")
+    root, log = HOST.write(tmp_path / "host"), tmp_path / "log"
+    done = subprocess.run(
+        ["strace", "-qq", "-o", str(log), sys.executable, "-c", MOVER, str(root)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    between = re.split(r'access\("/(?:begin|end)"', log.read_text())[1]
+    calls = Counter(re.findall(r"^(\w+)\(", between, re.MULTILINE))
+    for name in OWN:
+        calls.pop(name, None)
+    moved = VECTORS - 1
+    assert calls["fsync"] == -(-moved // 64), "one for a batch"
+    assert calls["write"] == moved + 2 * calls["fsync"], "one each; two pieces of journal a batch"
+    assert calls["openat"] == calls["close"] == 2 * moved
+    assert calls.total() <= LIMIT * moved, calls
