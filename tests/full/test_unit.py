@@ -92,15 +92,14 @@ def may_hear_of_vectors_from_the_kernel() -> None:
 
 
 def may_hear_uevents() -> None:
+    """They are made outside, again and again: see `busy`."""
     import select
-    from pathlib import Path
 
     from virtirq.host.uevents import Uevent, Uevents
 
     uevents = Uevents()
     try:
-        Path("/sys/devices/system/cpu/cpu1/uevent").write_text("online")
-        assert select.select([uevents], [], [], 20)[0]
+        assert select.select([uevents], [], [], 60)[0]
         assert Uevent("online", cpu=1) in uevents.read()
     finally:
         uevents.close()
@@ -217,6 +216,36 @@ def may_not_write_beside_its_own_state() -> None:
     from pathlib import Path
 
     Path("/run/virtirq-probe").write_text("")
+
+
+def may_not_turn_the_kernels_knobs() -> None:
+    """root may, without any capability, if it is not for where they are mounted."""
+    import errno
+    import os
+
+    places = [
+        "/proc/sys/kernel/core_pattern",
+        "/proc/sys/kernel/modprobe",
+        "/proc/sys/vm/drop_caches",
+        "/proc/sysrq-trigger",
+        "/sys/bus/pci/rescan",
+        "/sys/bus/pci/drivers_probe",
+        "/sys/power/state",
+        "/sys/devices/system/cpu/cpu1/online",
+        "/sys/devices/system/cpu/cpu1/uevent",
+        "/sys/kernel/debug/clear_warn_once",
+    ]
+    found = {}
+    for place in places:
+        try:
+            os.close(os.open(place, os.O_WRONLY))
+            found[place] = 0
+        except OSError as error:
+            found[place] = error.errno or 0
+    there = {place: number for place, number in found.items() if number != errno.ENOENT}
+    assert set(there.values()) == {errno.EROFS}, there  # not every kernel has every one
+    assert {"/proc/sys/kernel/core_pattern", "/sys/bus/pci/rescan"} <= set(there)
+    raise OSError("as it should be")
 
 
 def may_not_look_into_homes() -> None:
@@ -349,11 +378,14 @@ def busy(host: Host) -> Iterator[Job]:
     host.run("systemctl start irqbalance")
     user = "setpriv --reuid libvirt-qemu --regid kvm --clear-groups"
     stand_in = host.spawn(f"exec {user} taskset -c 5 sleep infinity")
+    told = "echo online > /sys/devices/system/cpu/cpu1/uevent"
+    uevents = host.spawn(f"while sleep 2; do {told}; done")
     try:
         with host.guest(GuestSpec(hostdevs=(E1000E[1],))):
             yield stand_in
     finally:
         stand_in.signal()
+        uevents.signal()
         host.run("systemctl stop virtirq irqbalance; rm -rf /run/systemd/system/virtirq.service.d")
         host.run("systemctl daemon-reload; rm -rf /run/virtirq")
 
