@@ -391,6 +391,10 @@ class Guest:
     threads: int = 1
     """vCPUs in a row that the guest takes for threads of one core."""
     kind: Literal["machine", "process"] = "machine"
+    owner: int | None = None
+    """The user id that its process runs as, which nobody but root can choose."""
+    started: int | None = None
+    """When its process was started, in ticks since the boot: no later one of its pid has that."""
 
     @property
     def unit(self) -> str:

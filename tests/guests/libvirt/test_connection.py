@@ -73,7 +73,9 @@ def test_threads_count_more_than_pins(host: Any, connection: Connection) -> None
     files = {"/proc/42/cmdline": f"qemu\0-uuid\0{domain.UUIDString()}"}
     for tid, name, cpus in ((42, "CPU 0/KVM", "5"), (43, "CPU 1/KVM", "6")):
         files[f"/proc/42/task/{tid}/comm"] = name
-        files[f"/proc/42/task/{tid}/status"] = f"Cpus_allowed_list:\t{cpus}"
+        files[f"/proc/42/task/{tid}/status"] = (
+            f"Uid:\t0\t0\t0\t0\nCapPrm:\t1ffffffffff\nCpus_allowed_list:\t{cpus}"
+        )
     (guest,), *_ = connection.guests(MadeHost(files=files).live())
     assert guest.pid == 42
     assert [(str(each.cpus), each.tid) for each in guest.vcpus] == [("5", 42), ("6", 43)]

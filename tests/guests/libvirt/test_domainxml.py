@@ -102,6 +102,7 @@ def test_a_running_guest() -> None:
         name="nfv-router-01",
         threads=2,
         source="domain-xml",
+        owner=64055,
         uuid="6f0b9be0-6f0c-4c6b-9e0a-8f2f3a6f2d11",
         vcpus=(
             Vcpu(0, cpus("4"), apic=0),
@@ -140,6 +141,22 @@ def test_a_running_guest() -> None:
         directive=Directive.parse("auto"),
         directive_from="domain metadata",
     )
+
+
+@pytest.mark.parametrize(
+    ("label", "owner"),
+    [
+        ("<seclabel model='dac'><label>+107:+109</label></seclabel>", 107),
+        ("<seclabel model='dac'><label> 0:0 </label></seclabel>", 0),
+        ("<seclabel model='dac'><label>qemu:qemu</label></seclabel>", None),
+        ("<seclabel model='dac'/>", None),
+        ("<seclabel type='none' model='none'/>", None),
+        ("<seclabel model='selinux'><label>+107:+109</label></seclabel>", None),
+        ("<seclabel/><seclabel model='dac'><label>+1:+2</label></seclabel>", 1),
+    ],
+)
+def test_the_user_that_qemu_runs_as(label: str, owner: int | None) -> None:
+    assert parse_domain(domain(label)).owner == owner
 
 
 def test_a_status_file_of_libvirt() -> None:

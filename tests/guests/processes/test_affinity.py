@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -34,22 +35,39 @@ def process(
     pid: int = 4242,
     threads: Mapping[int, tuple[str, str]] = QEMU,
     arguments: str = f"/usr/bin/qemu\0-name\0guest=web\0-uuid\0{UUID}\0-S",
+    *,
+    uid: int = 107,
+    kvm: bool = True,
 ) -> dict[str, str]:
-    files = {f"/proc/{pid}/cmdline": arguments}
+    """A process; what it has open is a link, as `fs` makes of ``/proc/PID/fd/*``."""
+    files = {f"/proc/{pid}/cmdline": arguments, f"/proc/{pid}/stat": stat(pid)}
+    permitted = "0" * 16 if uid else "000001ffffffffff"
+    owner = f"Uid:\t{uid}\t{uid}\t{uid}\t{uid}\nCapPrm:\t{permitted}\n"
+    files[f"/proc/{pid}/fd/7"] = "anon_inode:kvm-vcpu:0" if kvm else "/dev/null"
     for tid, (name, cpus) in threads.items():
         files[f"/proc/{pid}/task/{tid}/comm"] = name
-        files[f"/proc/{pid}/task/{tid}/status"] = f"Name:\tx\nCpus_allowed_list:\t{cpus}\nx:\t1"
+        files[f"/proc/{pid}/task/{tid}/status"] = (
+            f"Name:\tx\n{owner}Cpus_allowed_list:\t{cpus}\nx:\t1"
+        )
     return files
+
+
+def stat(pid: int) -> str:
+    """It was started at ten times its pid."""
+    return f"{pid} (x) S 1{' 0' * 17} {pid}0 0"
 
 
 def fs(*files: Mapping[str, str]) -> MadeFs:
     merged = {path: text for each in files for path, text in each.items()}
-    return MadeHost(files=merged).live()
+    links = {path: merged.pop(path) for path in list(merged) if "/fd/" in path}
+    return MadeHost(files=merged, links=links).live()
 
 
 SEEN = replace(
     WEB,
     pid=4242,
+    owner=107,
+    started=42420,
     vcpus=(
         Vcpu(0, CpuSet([4]), 4243),
         Vcpu(1, CpuSet.parse("4-5,7"), 4244),
@@ -104,6 +122,56 @@ def test_a_process_without_vcpu_threads_is_not_the_guest() -> None:
 @pytest.mark.parametrize("guest", [replace(WEB, uuid=None), replace(WEB, uuid=UUID[::-1])])
 def test_another_guest(guest: Guest) -> None:
     assert Processes(fs(process())).seen(guest) is None
+
+
+LABELLED = replace(WEB, owner=107)
+"""As libvirt's label tells the user that QEMU runs as."""
+POSING = {100: ("CPU 0/KVM", "0"), 101: ("CPU 1/KVM", "0")}
+
+
+class TestWithoutItsPidFile:
+    """Anybody can start a program with the guest's UUID, and call its threads what they like."""
+
+    @pytest.mark.parametrize("kvm", [False, True])
+    def test_of_another_user_than_libvirts(self, kvm: bool) -> None:
+        posing = process(100, POSING, uid=1000, kvm=kvm)
+        assert Processes(fs(posing, process())).seen(LABELLED) == SEEN
+        assert Processes(fs(posing)).seen(LABELLED) is None
+
+    def test_without_vcpus_of_kvm(self) -> None:
+        posing = process(100, POSING, uid=1000, kvm=False)
+        assert Processes(fs(posing, process())).seen(WEB) == SEEN
+        assert Processes(fs(posing)).seen(WEB) is None
+
+    def test_roots_comes_first(self) -> None:
+        posing = process(100, POSING, uid=1000)
+        found = Processes(fs(posing, process(uid=0, kvm=False))).seen(WEB)
+        assert found == replace(SEEN, owner=0)
+
+    def test_of_several_none(self) -> None:
+        posing = process(100, POSING, uid=1000)
+        assert Processes(fs(posing, process())).seen(WEB) is None
+        assert Processes(fs(process(100, POSING), process())).seen(LABELLED) is None
+
+    def test_an_emulated_one_of_libvirts_user(self) -> None:
+        assert Processes(fs(process(kvm=False))).seen(LABELLED) == SEEN
+
+    @pytest.mark.parametrize(("vm", "expected"), [("4242-9", SEEN), ("77-9", None)])
+    def test_where_descriptors_are_hidden_kvm_tells(self, vm: str, expected: Guest | None) -> None:
+        made = fs(process(), {f"/sys/kernel/debug/kvm/{vm}/vcpu0/pid": "4243"})
+        made.faults["listdir", "/proc/4242/fd"] = errno.EACCES
+        assert Processes(made).seen(WEB) == expected
+
+    def test_where_nothing_is_to_be_seen_there_may_be_one(self) -> None:
+        made = fs(process())
+        made.faults["listdir", "/proc/4242/fd"] = errno.EACCES
+        assert Processes(made).seen(WEB) == SEEN
+
+    def test_a_crowd_costs_no_look_at_its_threads(self) -> None:
+        crowd = [process(pid, {pid: ("CPU 0/KVM", "0")}, uid=1000) for pid in range(200, 300)]
+        made = fs(*crowd, process())
+        assert Processes(made).seen(LABELLED) == SEEN
+        assert not any(path.endswith("/task") for _, path in made.calls if "/4242/" not in path)
 
 
 def test_a_name_is_no_path() -> None:

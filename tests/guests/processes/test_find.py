@@ -12,8 +12,8 @@ import pytest
 
 from tests.hostmaker import MadeDevice, MadeFs, MadeHost
 from virtirq.cpuset import CpuSet
-from virtirq.guests.processes import descriptors, holders
-from virtirq.guests.processes.find import SOURCE, Found, find_processes, read_process
+from virtirq.guests.processes import arguments, descriptors, holders
+from virtirq.guests.processes.find import SOURCE, Found, find_processes, read_process, still_there
 from virtirq.host import paths
 from virtirq.host.statx import FileId
 from virtirq.model import Gap, Guest, GuestDevice, PciAddress, Vcpu
@@ -196,6 +196,8 @@ WEB = Guest(
     emulator=CpuSet.parse("0-7"),
     iothreads={1: CpuSet([6])},
     devices=(GuestDevice(A, "vfio"),),
+    owner=0,
+    started=100,
 )
 QEMU_OF_A = replace(QEMU, pid=90, fds=[*KVM, A])
 DPDK = Made(
@@ -269,6 +271,8 @@ class TestWhatIsFound:
                     emulator=CpuSet.parse("0-7"),
                     devices=(GuestDevice(C, "vfio"),),
                     kind="process",
+                    owner=0,
+                    started=200,
                 ),
             )
         )
@@ -661,7 +665,7 @@ class TestHidden:
     def test_anothers_is_a_claim(self) -> None:
         found = Scene([replace(QEMU, uid=107)], opened=[A], hidden=[100]).found()
         assert found.guests == ()
-        assert found.claimed == (WEB,)
+        assert found.claimed == (replace(WEB, owner=107),)
         assert found.gaps == (
             Gap("/proc/*/fd/*", f"{DENIED}: whose 0000:41:00.0 is cannot be told"),
         )
@@ -791,7 +795,7 @@ class TestHidden:
 
     def test_command_lines_of_one_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where descriptors are hidden all of them are read."""
-        monkeypatch.setattr(holders, "_MOST_WORDS", 1000)
+        monkeypatch.setattr(arguments, "_MOST_OF_USER", 1000)
         crowd = [Made(pid, ["x" * 90], uid=1000) for pid in range(200, 300)]
         hidden = [each.pid for each in crowd] + [900]
         fs = Scene([*crowd, replace(QEMU, pid=900)], opened=[A], hidden=hidden).fs()
@@ -863,6 +867,16 @@ class TestDying:
 
         fs.before = before
         assert find_processes(fs) == Found()
+
+    def test_whether_it_is_still_there(self) -> None:
+        fs = Scene([QEMU], opened=[A]).fs()
+        (guest,) = find_processes(fs).guests
+        assert still_there(fs, guest)
+        for other in (replace(guest, pid=None), replace(guest, started=None)):
+            assert not still_there(fs, other)
+        for stat in (f"100 (x) S 1{' 0' * 17} 5555 0", ""):
+            fs.set("/proc/100/stat", stat)
+            assert not still_there(fs, guest)
 
     def test_another_program(self) -> None:
         fs = Scene([QEMU], opened=[A]).fs()

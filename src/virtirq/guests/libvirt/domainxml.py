@@ -7,6 +7,7 @@ go (libvirt, src/conf/domain_conf.c, virDomainDefParseXML()). `reading` has the 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -36,6 +37,7 @@ MAX_VCPUS: Final = 8192
 """More vCPUs, and more I/O threads, than any hypervisor has (KVM on x86: 4096)."""
 
 _MAX_PROBLEMS: Final = 50
+_DAC_LABEL: Final = re.compile(r"\+?([0-9]{1,10}):\+?[0-9]{1,10}", re.ASCII)
 # The QEMU driver alone ties the topology to the number of vCPUs (qemu_validate.c).
 _QEMU_TYPES: Final = frozenset({"kvm", "qemu", "hvf"})
 
@@ -80,6 +82,7 @@ def understand(domain: Element) -> Guest:
         iothreads=_iothreads(domain, shared),
         memory_nodes=_memory_nodes(domain),
         threads=_threads(domain),
+        owner=_owner(domain),
         devices=tuple(
             replace(device, directive=for_device[device.address], directive_from="device metadata")
             if device.address in for_device
@@ -114,6 +117,19 @@ def _uuid(domain: Element) -> str | None:
     if uuid is None:
         raise DomainXmlError(f"<uuid> {shown(text)} is not a UUID")
     return uuid
+
+
+def _owner(domain: Element) -> int | None:
+    """The user id that libvirt runs QEMU as, where it says so.
+
+    A running guest's label is ``+107:+107`` (libvirt, src/security/security_dac.c,
+    virSecurityDACGenLabel()); one that a person wrote may have names.
+    """
+    for label in domain.iterfind("seclabel"):
+        match = _DAC_LABEL.fullmatch(label.findtext("label", "").strip())
+        if label.get("model") == "dac" and match is not None:
+            return int(match[1])
+    return None
 
 
 def _shared_cpus(domain: Element) -> CpuSet | None:

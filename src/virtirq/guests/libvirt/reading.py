@@ -118,6 +118,7 @@ DOMAIN: Final = _rule(
         iothreadpin=_rule("iothread cpuset"),
     ),
     numatune=_rule(memory=_rule("placement nodeset"), memnode=_rule("nodeset")),
+    seclabel=_rule("model", label=_rule(text=True)),
     cpu=_rule(topology=_rule("sockets dies clusters cores threads")),
     devices=_rule(
         hostdev=_rule(

@@ -59,6 +59,7 @@ def _drop_what_says_nothing(domain: Element) -> None:
         devices[:] = [
             each for each in devices if "cpuset" in each.attrib or any(pci_addresses(each))
         ]
+    domain[:] = [each for each in domain if each.tag != "seclabel" or each.get("model") == "dac"]
     for metadata in domain.findall("metadata"):
         for specs in metadata.findall("*/*/*"):
             if NOVA.match(specs.tag):

@@ -8,13 +8,23 @@ Threads are told by their names. libvirt starts every QEMU with ``-name …,debu
 (src/qemu/qemu_command.c, qemuBuildNameCommandLine()), and QEMU then calls the thread of vCPU 3
 ``CPU 3/KVM`` (accel/kvm/kvm-accel-ops.c) and that of I/O thread 1 ``IO iothread1``
 (iothread.c). That needs no monitor command, no root, and no file of libvirt's.
+
+Which process is the guest's is told by libvirt's pid file. Where that is not to be had, it was
+started with the guest's UUID, and runs as the user that libvirt names in the guest's label, or is
+root's; else it has vCPUs of KVM. Anybody can start a program with any UUID and call a thread
+``CPU 0/KVM``: where several processes fit, none is believed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
+from typing import Final
 
+from virtirq.guests.processes.arguments import Arguments
+from virtirq.guests.processes.descriptors import has_vcpus
+from virtirq.guests.processes.owners import Owner, owner_of
 from virtirq.guests.processes.threads import (
     MOST_TEXT,
     Threads,
@@ -23,13 +33,17 @@ from virtirq.guests.processes.threads import (
     named_threads,
     number,
     numbers,
+    started_at,
     text_of,
     thread_ids,
+    vms,
 )
-from virtirq.guests.processes.values import MOST_BYTES, split
 from virtirq.host import paths
 from virtirq.host.fs import HostFs
 from virtirq.model import Guest, Vcpu
+
+_MOST_ALIKE: Final = 16
+"""Processes of one UUID that are looked at."""
 
 
 def is_libvirts(fs: HostFs, guest: Guest) -> bool:
@@ -65,17 +79,21 @@ class Processes:
 
     def __init__(self, fs: HostFs) -> None:
         self._fs = fs
+        self._arguments = Arguments(fs)
         self._scanned: Mapping[str, list[int]] | None = None
 
     def seen(self, guest: Guest) -> Guest | None:
         """The guest with pid, thread ids and where its threads may run; None when not found."""
-        threads = self._threads(guest)
-        if threads is None:
+        found = self._threads(guest)
+        if found is None:
             return None
+        threads, user = found
         emulator = allowed(self._fs, threads.pid, threads.pid)
         return replace(
             guest,
             pid=threads.pid,
+            owner=user,
+            started=started_at(self._fs, threads.pid),
             vcpus=tuple(self._vcpu(vcpu, threads) for vcpu in guest.vcpus),
             emulator=guest.emulator if emulator is None else emulator,
             iothreads={**guest.iothreads, **iothread_cpus(self._fs, threads)},
@@ -86,25 +104,53 @@ class Processes:
         cpus = None if tid is None else allowed(self._fs, threads.pid, tid)
         return vcpu if cpus is None else replace(vcpu, cpus=cpus, tid=tid)
 
-    def _threads(self, guest: Guest) -> Threads | None:
+    def _threads(self, guest: Guest) -> tuple[Threads, int] | None:
+        """The threads of the one process that can be the guest's, and its user."""
         if guest.uuid is None:
             return None
-        for pid in self._candidates(guest.name, guest.uuid):
+        found = []
+        for pid, owner in self._candidates(guest, guest.uuid):
             threads = named_threads(self._fs, pid)
             if threads.any_vcpus:
-                return threads
-        return None
+                found.append((threads, owner.uid))
+        return found[0] if len(found) == 1 else None
 
-    def _candidates(self, name: str, uuid: str) -> list[int]:
+    def _candidates(self, guest: Guest, uuid: str) -> list[tuple[int, Owner]]:
         """libvirt's own file first: nobody but root can write it, so nobody can pose as a guest."""
+        name = guest.name
         pid = number(text_of(self._fs, paths.LIBVIRT_PID.at(name)) if "/" not in name else None)
         if pid is not None and self._uuid(pid) == uuid:
-            return [pid]
+            owner = owner_of(self._fs, pid)
+            return [] if owner is None else [(pid, owner)]
         # libvirt runs for a user, or in a container where pids are others: then whoever was
-        # started with the guest's UUID.
+        # started with the guest's UUID. That can be anybody.
         if self._scanned is None:
             self._scanned = self._scan()
-        return self._scanned.get(uuid, [])
+        told = ((pid, owner_of(self._fs, pid)) for pid in self._scanned.get(uuid, []))
+        owned = [(pid, owner) for pid, owner in told if owner is not None]
+        if guest.owner is not None:
+            owned = [(pid, owner) for pid, owner in owned if owner.uid == guest.owner]
+        elif any(owner.root for _, owner in owned):
+            owned = [(pid, owner) for pid, owner in owned if owner.root]
+        return [each for each in owned[:_MOST_ALIKE] if self._can_be(each, guest)]
+
+    def _can_be(self, candidate: tuple[int, Owner], guest: Guest) -> bool:
+        """Whether nothing speaks against it: emulation alone has no vCPUs of KVM.
+
+        That is believed of the user that libvirt names, and of root.
+        """
+        pid, owner = candidate
+        try:
+            runs = has_vcpus(self._fs, pid)
+        except PermissionError:
+            runs = not self._machines or pid in self._machines
+        except OSError:
+            runs = False  # it has ended
+        return runs or owner.root or guest.owner is not None
+
+    @cached_property
+    def _machines(self) -> Mapping[int, list[str]]:
+        return vms(self._fs)
 
     def _scan(self) -> Mapping[str, list[int]]:
         found: dict[str, list[int]] = {}
@@ -116,5 +162,5 @@ class Processes:
 
     def _uuid(self, pid: int) -> str | None:
         """The argument of ``-uuid`` (src/qemu/qemu_command.c, qemuBuildCommandLine())."""
-        words = split(text_of(self._fs, paths.PROCESS_ARGUMENTS.at(pid), MOST_BYTES) or "")
+        words = self._arguments.of(pid)
         return words[words.index("-uuid") + 1].lower() if "-uuid" in words[:-1] else None

@@ -174,3 +174,17 @@ def _device_of(fs: HostFs, pid: int, name: str) -> str:
         return fs.readlink(paths.CHAR_DEVICE.at(file.device))
     except OSError:
         return ""
+
+
+def has_vcpus(fs: HostFs, pid: int) -> bool:
+    """Whether the process has a vCPU of KVM. Raises OSError: it has ended, or that is hidden."""
+    directory = paths.PROCESS_DESCRIPTOR.at(pid, "")
+    for name in descriptors(fs, pid):
+        try:
+            if _VCPU.fullmatch(fs.readlink(directory + name)):
+                return True
+        except PermissionError:
+            raise
+        except OSError:
+            continue  # closed meanwhile
+    return False

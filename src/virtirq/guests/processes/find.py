@@ -35,7 +35,7 @@ from typing import Final, NamedTuple
 from virtirq.guests.processes import threads
 from virtirq.guests.processes.holders import Holder, Holders
 from virtirq.guests.processes.naming import distinct
-from virtirq.guests.processes.threads import numbers, text_of
+from virtirq.guests.processes.threads import numbers, started_at, text_of
 from virtirq.guests.processes.values import name_of, program_of
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
@@ -75,6 +75,16 @@ def read_process(fs: HostFs, pid: int, known: Iterable[Guest] = ()) -> Found:
     `pid` may be that of any of its threads, and of a process that only serves it (see above).
     """
     return _Look(fs, known).at(pid)
+
+
+def still_there(fs: HostFs, guest: Guest) -> bool:
+    """Whether the guest's process is the one that was read, and not a later one of its number.
+
+    For who opens a pidfd of it afterwards: it is of that process if this holds then.
+    """
+    if guest.pid is None or guest.started is None:
+        return False
+    return started_at(fs, guest.pid) == guest.started
 
 
 class _Look:
@@ -257,10 +267,12 @@ class _Look:
             iothreads=places.iothreads,
             devices=tuple(GuestDevice(each, source="vfio") for each in sorted(devices)),
             kind="machine" if is_machine else "process",
+            owner=holder.owner.uid,
+            started=holder.started,
         )
 
     def _command(self, pid: int) -> str:
         """A name for what has none: its command and its process id."""
-        command = name_of(program_of(self._holders.words(pid)))
+        command = name_of(program_of(self._holders.arguments.of(pid)))
         command = command or name_of(text_of(self._fs, paths.PROCESS_NAME.at(pid)) or "")
         return f"{command or 'process'}-{pid}"

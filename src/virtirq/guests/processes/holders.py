@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from functools import cached_property
 from heapq import heappop, heappush
 from typing import Final
 
+from virtirq.guests.processes.arguments import Arguments
 from virtirq.guests.processes.command_line import read_command_line
 from virtirq.guests.processes.descriptors import (
     MOST_DESCRIPTORS,
@@ -19,8 +19,8 @@ from virtirq.guests.processes.descriptors import (
 )
 from virtirq.guests.processes.devices import VfioDevices, read_vfio
 from virtirq.guests.processes.owners import Owner, owner_of, speaks_for_root
-from virtirq.guests.processes.threads import number, stat_fields, text_of
-from virtirq.guests.processes.values import MOST_BYTES, CommandLine, split
+from virtirq.guests.processes.threads import number, started_in, stat_fields, text_of
+from virtirq.guests.processes.values import CommandLine
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.model import PciAddress
@@ -31,11 +31,8 @@ _MOST_OF_USER: Final = 1_000_000
 """Descriptors of one user that are looked at: what four hundred large guests may have."""
 _MOST_READ: Final = 4_000_000
 """Descriptors that are looked at in all."""
-_MOST_WORDS: Final = 64 << 20
-"""Bytes of one user's command lines that are read."""
 _MOST_FAMILY: Final = 256
-_TICKS: Final = re.compile("[0-9]{1,20}", re.ASCII)
-_PARENT, _STARTED = 4 - 3, 22 - 3  # of /proc/PID/stat (proc(5)), as counted after the name
+_PARENT: Final = 4 - 3  # of /proc/PID/stat (proc(5)), as counted after the name
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +104,13 @@ class Holders:
         self._others = pids
         self._uuids = uuids
         self._fair = fair
-        self._owners: dict[int, Owner | None] = {}
+        self.arguments = Arguments(fs)
         self._read: Counter[int] = Counter()
-        self._words: Counter[int] = Counter()
         self._later: list[int] = []
         self.done: set[int] = set()
         self.unclear: list[int] = []
         self.hidden = False
-        self.skipped: set[int] = set()
+        self._skipped: set[int] = set()
 
     @cached_property
     def _vfio(self) -> VfioDevices:
@@ -124,6 +120,10 @@ class Holders:
     def opened(self) -> frozenset[PciAddress]:
         """The functions that someone has open, and that are not known to be another's."""
         return self._vfio.opened - self._not_ours
+
+    @property
+    def skipped(self) -> set[int]:
+        return self._skipped | self.arguments.skipped
 
     def of(self, pid: int) -> Holder | None:
         """The holder that the process is, or serves; None when it holds nothing, or has ended."""
@@ -152,7 +152,7 @@ class Holders:
         queue = [(0, pid) for pid in self._later]
         while queue:
             had, pid = heappop(queue)
-            now = self._read[self._user(pid)]
+            now = self._read[self.arguments.user(pid)]
             if had < now:
                 heappush(queue, (now, pid))
             elif pid not in self.done:
@@ -165,19 +165,6 @@ class Holders:
         """
         return self._stat(pid)[1]
 
-    def words(self, pid: int) -> list[str]:
-        """Its command line; none of a process that has none, or is hidden, or whose user has had
-        too much read already.
-        """
-        user = self._user(pid)
-        most = min(MOST_BYTES, _MOST_WORDS - self._words[user])
-        if most <= 0:
-            self.skipped.add(user)
-            return []
-        text = text_of(self._fs, paths.PROCESS_ARGUMENTS.at(pid), most) or ""
-        self._words[user] += len(text)
-        return split(text)
-
     def _held(self, pid: int) -> Held:
         """What it has open; nothing when it has ended. Raises PermissionError."""
         try:
@@ -188,19 +175,19 @@ class Holders:
             return Held()
         if not names:
             return Held()
-        user, many = self._user(pid), len(names)
+        user, many = self.arguments.user(pid), len(names)
         if self._fair and self._read[user] and self._read[user] + many > _SHARE:
             raise _PutOff
         most = _MOST_OF_USER - self._read[user] if user else _MOST_READ
         if many > min(MOST_DESCRIPTORS, most, _MOST_READ - self._read.total()):
-            self.skipped.add(user)
+            self._skipped.add(user)
             return Held()
         self._read[user] += many
         return read_descriptors(self._fs, pid, names)
 
     def _family(self, pid: int, held: Held) -> Holder | None:
         """The process together with those that run the same command line, up and down from it."""
-        words = self.words(pid)
+        words = self.arguments.of(pid)
         members = {pid: held}
         todo = [self._root(pid, words)] if any(words) else []
         seen: set[int] = set()
@@ -210,7 +197,7 @@ class Holders:
                 continue
             seen.add(each)
             if each not in members:
-                if each in self._others or self.words(each) != words:
+                if each in self._others or self.arguments.of(each) != words:
                     continue
                 self.done.add(each)
                 members[each] = self._held(each)
@@ -240,7 +227,7 @@ class Holders:
     def _root(self, pid: int, words: list[str]) -> int:
         for _ in range(_MOST_FAMILY):
             parent = self._stat(pid)[0]
-            if parent <= 1 or self.words(parent) != words:
+            if parent <= 1 or self.arguments.of(parent) != words:
                 break
             pid = parent
         return pid
@@ -251,7 +238,7 @@ class Holders:
 
     def _claimant(self, pid: int) -> Holder | None:
         """A process whose descriptors are not to be seen, by its command line."""
-        words = self.words(pid)
+        words = self.arguments.of(pid)
         told = read_command_line(words)
         devices = frozenset(told.devices)
         if devices:
@@ -270,16 +257,9 @@ class Holders:
             raise ProcessLookupError(pid)
         return owner
 
-    def _user(self, pid: int) -> int:
-        """Whose part of what is read in all it is; -1 when it has ended."""
-        if pid not in self._owners:
-            self._owners[pid] = owner_of(self._fs, pid)
-        owner = self._owners[pid]
-        return -1 if owner is None else owner.uid
-
     def _checked(self, holder: Holder, words: list[str]) -> Holder | None:
         """The holder, unless it is a known guest, or not what was read any more."""
-        if holder.told.uuid in self._uuids or self.words(holder.pid) != words:
+        if holder.told.uuid in self._uuids or self.arguments.of(holder.pid) != words:
             return None
         return holder
 
@@ -304,7 +284,7 @@ class Holders:
     def _stat(self, pid: int) -> tuple[int, int]:
         """The process's parent, and when it was started. Raises ProcessLookupError."""
         fields = stat_fields(text_of(self._fs, paths.PROCESS_STAT.at(pid)))
-        started = _TICKS.fullmatch(fields[_STARTED]) if len(fields) > _STARTED else None
+        started = started_in(fields)
         if started is None:
             raise ProcessLookupError(pid)
-        return number(fields[_PARENT]) or 0, int(started[0])
+        return number(fields[_PARENT]) or 0, started

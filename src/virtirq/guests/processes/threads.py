@@ -25,7 +25,7 @@ from, in the middle of KVM_RUN (seen on 6.18), and a vCPU that runs shows none.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -58,6 +58,8 @@ _ALLOWED: Final = re.compile(r"^Cpus_allowed_list:\s*(\S+)$", re.MULTILINE | re.
 _VM: Final = re.compile(r"([0-9]{1,9})-[0-9]{1,9}", re.ASCII)
 _KVM_VCPU: Final = re.compile(r"vcpu([0-9]{1,9})", re.ASCII)
 _SOME_TIME: Final = re.compile("[1-9][0-9]*", re.ASCII)
+_TICKS: Final = re.compile("[0-9]{1,20}", re.ASCII)
+_STARTED: Final = 22 - 3
 _GUEST_TIME: Final = 43 - 3  # as counted from the field after the name (proc(5))
 
 
@@ -223,6 +225,17 @@ def _was_in_guest(fs: HostFs, pid: int, tid: int) -> bool:
 def stat_fields(text: str | None) -> list[str]:
     """The fields of a ``stat`` file after the name, which may hold brackets and blanks."""
     return (text or "").rpartition(")")[2].split()
+
+
+def started_in(fields: Sequence[str]) -> int | None:
+    """When a process was started, in ticks since the boot, out of its `stat_fields`."""
+    match = _TICKS.fullmatch(fields[_STARTED]) if len(fields) > _STARTED else None
+    return None if match is None else int(match[0])
+
+
+def started_at(fs: HostFs, pid: int) -> int | None:
+    """When the process was started, in ticks since the boot; None when it has ended."""
+    return started_in(stat_fields(text_of(fs, paths.PROCESS_STAT.at(pid))))
 
 
 def workers(fs: HostFs, pid: int) -> Places:
