@@ -402,6 +402,14 @@ class Guest:
         return "vCPU" if self.kind == "machine" else "thread"
 
     @property
+    def told_by(self) -> Literal["libvirt", "process"]:
+        """Who says that there is this guest: libvirt, or just the process that it is.
+
+        Domain XML in a file or a recording is libvirt's word, as the person has it who gave it.
+        """
+        return "process" if self.source == "vfio-process" else "libvirt"
+
+    @property
     def key(self) -> str:
         """What tells this guest from every other: UUID where there is one, else the name."""
         return self.uuid or self.name

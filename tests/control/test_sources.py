@@ -57,6 +57,9 @@ class Libvirt:
         )
 
 
+CLAIM = replace(WEB, owner=107)
+
+
 @pytest.fixture
 def libvirt(monkeypatch: pytest.MonkeyPatch) -> Libvirt:
     made = Libvirt()
@@ -93,7 +96,7 @@ def test_gaps_of_both(libvirt: Libvirt) -> None:
     libvirt.gaps = (Gap("x", "makes no sense"),)
     scene = Scene([replace(QEMU, uid=107)], opened=[A], hidden=[100])
     found = find_guests(scene.fs(), [], None)
-    assert found == Found((), (Gap("x", "makes no sense"), DENIED), (WEB,))
+    assert found == Found((), (Gap("x", "makes no sense"), DENIED), (CLAIM,))
 
 
 class TestLibvirtFails:
@@ -132,7 +135,7 @@ class TestLibvirtFails:
         libvirt.error = FAILED
         scene = Scene([replace(QEMU, uid=107)], opened=[A], hidden=[100])
         found = find_guests(scene.fs(), [], None)
-        assert found == Found((), (TOLD, DENIED), (WEB,), unread=str(FAILED), failed=FAILED)
+        assert found == Found((), (TOLD, DENIED), (CLAIM,), unread=str(FAILED), failed=FAILED)
         with pytest.raises(ConnectionFailedError):
             find_guests(scene.fs(), [], None, must=True)
 
@@ -208,6 +211,15 @@ class TestConfigurationDirectory:
         config = load_config(tmp_path)
         assert (config.default, config.restore_on_stop) == (NATIVE, True)
         assert load_config(tmp_path / "virtirq.toml").default != NATIVE
+
+    def test_a_user_of_this_host(self, tmp_path: Path) -> None:
+        file = tmp_path / "x.toml"
+        file.write_text('[[rule]]\nowner = "root"\ndirective = "native"\n')
+        (rule,) = load_config(file).rules
+        assert rule.owner == 0
+        file.write_text('[[rule]]\nowner = "nobody-at-all"\ndirective = "native"\n')
+        with pytest.raises(ConfigError, match="there is no user nobody-at-all here"):
+            load_config(file)
 
     def test_one_without_any(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"holds neither virtirq\.toml nor conf\.d"):

@@ -22,6 +22,7 @@ from virtirq.policy.config import (
     Rule,
     parse_config,
     render_config,
+    with_users,
 )
 
 ALLOWED = "a directive is auto, native, emulator, local or a CPU list such as 2-5,^3"
@@ -29,8 +30,10 @@ KEYS = (
     "allowed are default, spread, restore_on_stop, irqbalance, guest_vectors, processes, metrics,"
     " libvirt, rule"
 )
-RULE_KEYS = "allowed are directive, guest, kind, device, class, driver, node, spread"
+RULE_KEYS = "allowed are directive, guest, owner, source, kind, device, class, driver, node, spread"
 RULE = '[[rule]]\ndirective = "auto"\n'
+OWNER = 'is not a user: a name such as "libvirt-qemu", or a number'
+SOURCE = 'is not a source of guests: "libvirt" or "process"'
 KIND = 'is not a kind of guest: "machine" or "process"'
 CLASS = (
     "is not a class: storage, nvme, network, infiniband, display, multimedia, audio, bridge,"
@@ -88,6 +91,8 @@ VALID = {
     "rule": (RULE, Config(rules=(Rule(AUTO),))),
     "rule.directive": ('[[rule]]\ndirective = "native"', Config(rules=(Rule(NATIVE),))),
     "rule.guest": (f'{RULE}guest = "db[0-9]*"', Config(rules=(Rule(AUTO, guest="db[0-9]*"),))),
+    "rule.owner": (f"{RULE}owner = 107", Config(rules=(Rule(AUTO, owner=107),))),
+    "rule.source": (f'{RULE}source = "process"', Config(rules=(Rule(AUTO, source="process"),))),
     "rule.kind": (f'{RULE}kind = "process"', Config(rules=(Rule(AUTO, kind="process"),))),
     "rule.device": (f'{RULE}device = "8086:*"', Config(rules=(Rule(AUTO, device="8086:*"),))),
     "rule.class": (f'{RULE}class = "0200"', Config(rules=(Rule(AUTO, class_="0200"),))),
@@ -148,6 +153,19 @@ REFUSED = [
     ("[[rule]]\ndirective = 2", "0.toml: rule[1].directive: 2 is not a directive in quotes"),
     (f"{RULE}guest = 1", "0.toml: rule[1].guest: 1 is not a string"),
     (f"{RULE}guest = 0x{'f' * 6000}", "0.toml: rule[1].guest: this int is not a string"),
+    *(
+        (f"{RULE}owner = {value}", f"0.toml: rule[1].owner: {shown} {OWNER}")
+        for value, shown in (
+            ("-1", "-1"),
+            ("4294967295", "4294967295"),
+            ("true", "True"),
+            ("''", "''"),
+            ("'a b'", "'a b'"),
+            ("'a\\nb'", r"'a\\nb'"),
+            ("[1]", "[1]"),
+        )
+    ),
+    (f"{RULE}source = 'virsh'", f"0.toml: rule[1].source: 'virsh' {SOURCE}"),
     (f"{RULE}kind = 1", f"0.toml: rule[1].kind: 1 {KIND}"),
     (f"{RULE}kind = 'vm'", f"0.toml: rule[1].kind: 'vm' {KIND}"),
     (f"{RULE}kind = 'Machine'", f"0.toml: rule[1].kind: 'Machine' {KIND}"),
@@ -306,6 +324,8 @@ rules = st.builds(
     Rule,
     directives(range(20)),
     guest=st.none() | st.text(),
+    owner=st.none() | st.integers(0, 2**32 - 2) | st.sampled_from(["root", "a_b-c.d$"]),
+    source=st.none() | st.sampled_from(["libvirt", "process"]),
     kind=st.none() | st.sampled_from(["machine", "process"]),
     device=st.none() | st.from_regex(r"\A[0-9a-f?*]+:[0-9a-f*]+\Z"),
     class_=st.none() | st.from_regex(r"\A([0-9a-f]{1,6}|usb|serial-bus|device)\Z"),
@@ -379,3 +399,13 @@ def test_hostile_files_give_a_config_or_one_line(text: str) -> None:
         return
     assert told.startswith("0.toml: ")
     assert told.isprintable()
+
+
+def test_users_are_looked_up() -> None:
+    text = "".join(f'[[rule]]\nowner = {each}\ndirective = "auto"\n' for each in ("'qemu'", "5"))
+    config = parse_config([("a.toml", text)])
+    users = {"qemu": 107}
+    known = with_users(config, lambda name: users.get(name))
+    assert [rule.owner for rule in known.rules] == [107, 5]
+    with pytest.raises(ConfigError, match=r"^rule 1 of a.toml: owner: there is no user qemu here$"):
+        with_users(config, lambda _: None)

@@ -102,9 +102,12 @@ class TestProcess:
         assert asked.spread is Spread.MASK
 
 
+OWNED: Final = guest(owner=107)
 CONDITIONS: Final[dict[str, tuple[list[object], list[object]]]] = {
     # key: values that fit guest "vm" with function() on node 0, values that do not
     "guest": (["vm", "v*", "v?", "[uv]m", "*"], ["VM", "v", "vm-2", "[!v]m", ""]),
+    "owner": ([107], [0, 1000, "root"]),
+    "source": (["libvirt"], ["process"]),
     "kind": (["machine"], ["process"]),
     "device": (
         ["8086:1572", "8086:*", "*:1572", "*", "8086:15??", "808[56]:*", "8086:157[0-9]"],
@@ -116,37 +119,48 @@ CONDITIONS: Final[dict[str, tuple[list[object], list[object]]]] = {
 }
 
 
+OF_GUESTS: Final = ("guest", "owner", "source", "kind")
+
+
 @pytest.mark.parametrize("key", CONDITIONS)
 def test_each_condition(key: str) -> None:
     fitting, other = CONDITIONS[key]
     for value in fitting:
-        assert fits(_rule({key: value}), guest(), function()), value
+        assert fits(_rule({key: value}), OWNED, function()), value
     for value in other:
-        assert not fits(_rule({key: value}), guest(), function()), value
+        assert not fits(_rule({key: value}), OWNED, function()), value
+
+
+def test_who_tells_of_a_guest_and_whose_it_is() -> None:
+    it = replace(guest("dpdk-7"), source="vfio-process", owner=None)
+    assert fits(_rule({"source": "process"}), it, function())
+    assert not fits(_rule({"source": "libvirt"}), it, function())
+    assert not fits(_rule({"owner": 0}), it, function()), "not known is nobody"
+    assert fits(_rule({"source": "libvirt"}), replace(it, source="domain-xml"), function())
 
 
 def test_hexadecimal_conditions_in_either_case() -> None:
     display = function(vendor=0x10DE, device=0x1EB8, class_code=0x0C0330)
-    assert fits(_rule({"device": "10DE:1eB8", "class_": "0C03"}), guest(), display)
+    assert fits(_rule({"device": "10DE:1eB8", "class_": "0C03"}), OWNED, display)
 
 
 @pytest.mark.parametrize(
-    "keys", [each for size in range(7) for each in combinations(CONDITIONS, size)], ids="+".join
+    "keys", [each for size in range(9) for each in combinations(CONDITIONS, size)], ids="+".join
 )
 def test_every_combination_needs_all_to_hold(keys: Iterable[str]) -> None:
     holding = {key: CONDITIONS[key][0][0] for key in keys}
-    assert fits(_rule(holding), guest(), function())
+    assert fits(_rule(holding), OWNED, function())
     for broken in keys:
         conditions = holding | {broken: CONDITIONS[broken][1][0]}
-        assert not fits(_rule(conditions), guest(), function()), broken
+        assert not fits(_rule(conditions), OWNED, function()), broken
 
 
-@pytest.mark.parametrize("key", [key for key in CONDITIONS if key not in ("guest", "kind")])
+@pytest.mark.parametrize("key", [key for key in CONDITIONS if key not in OF_GUESTS])
 def test_a_device_that_is_not_there_fits_no_condition_on_it(key: str) -> None:
     for value in CONDITIONS[key][0]:
-        assert not fits(_rule({key: value}), guest(), None), value
-    assert fits(_rule({}), guest(), None)
-    assert fits(_rule({"guest": "vm"}), guest(), None)
+        assert not fits(_rule({key: value}), OWNED, None), value
+    assert fits(_rule({}), OWNED, None)
+    assert fits(_rule({"guest": "vm"}), OWNED, None)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +175,7 @@ def test_a_device_that_is_not_there_fits_no_condition_on_it(key: str) -> None:
 def test_what_could_not_be_read_fits_nothing(unread: str, key: str) -> None:
     unknown: dict[str, Any] = {unread: None}
     for value in CONDITIONS[key][0]:
-        assert not fits(_rule({key: value}), guest(), function(**unknown)), value
+        assert not fits(_rule({key: value}), OWNED, function(**unknown)), value
 
 
 def test_a_device_without_driver_and_without_node() -> None:

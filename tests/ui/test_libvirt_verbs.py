@@ -311,6 +311,7 @@ def test_threads_that_were_seen_are_named(
     uuid = host.lookupByName("web").UUIDString()
     files = {
         "/proc/42/cmdline": f"qemu\0-uuid\0{uuid}",
+        "/proc/42/task/42/status": "Uid:\t0\t0\t0\t0\nCapPrm:\t000001ffffffffff\n",
         "/proc/42/task/43/comm": "CPU 0/KVM",
         "/proc/42/task/43/status": "Cpus_allowed_list:\t0",
     }

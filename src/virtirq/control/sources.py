@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from virtirq.errors import (
 )
 from virtirq.host.fs import HostFs, LiveFs
 from virtirq.model import Gap, Guest
-from virtirq.policy.config import Config, parse_config
+from virtirq.policy.config import Config, parse_config, with_users
 
 if TYPE_CHECKING:
     from virtirq.guests.libvirt.connection import Connection
@@ -75,7 +76,14 @@ def load_config(path: Path | None, sysroot: Path | None = None) -> Config:
         if not files:
             raise ConfigError(f"{path}: holds neither {CONFIG_FILE.name} nor conf.d/*.toml")
     sources = [(str(file), _text(file, ConfigError)) for file in files]
-    return parse_config(sources) if sources else Config()
+    return with_users(parse_config(sources), _user_id) if sources else Config()
+
+
+def _user_id(name: str) -> int | None:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
 
 
 def _config_in(directory: Path) -> list[Path]:

@@ -26,14 +26,18 @@ if TYPE_CHECKING:
 class Rule:
     """One ``[[rule]]``: a directive for the devices that meet every condition given.
 
-    `guest` and `driver` are glob patterns, `device` is ``vendor:device`` in hexadecimal with
-    globs, `class_` a word that ``status`` shows (``network``) or leading hexadecimal digits of
+    `guest` and `driver` are glob patterns, `owner` is the user that the guest's process runs as, by
+    its number (a name is one that nobody has looked up yet), `source` is ``libvirt`` or
+    ``process``, `device` is ``vendor:device`` in hexadecimal with globs, `class_` a word that
+    ``status`` shows (``network``) or leading hexadecimal digits of
     the class code (``0200``), `kind` is ``machine`` or ``process`` (one that holds devices and
     runs no vCPUs).
     """
 
     directive: Directive
     guest: str | None = None
+    owner: int | str | None = None
+    source: str | None = None
     kind: str | None = None
     device: str | None = None
     class_: str | None = field(default=None, metadata={"key": "class"})
@@ -120,6 +124,19 @@ def parse_config(sources: Iterable[tuple[str, str]]) -> Config:
         if "default" in table:
             merged["default_from"] = f"default of {name}"
     return Config(**merged, rules=tuple(rules))
+
+
+def with_users(config: Config, number_of: Callable[[str], int | None]) -> Config:
+    """The configuration with a number for each user that a rule names. Raises ConfigError."""
+    rules = []
+    for rule in config.rules:
+        if isinstance(rule.owner, str):
+            number = number_of(rule.owner)
+            if number is None:
+                raise ConfigError(f"{rule.origin}: owner: there is no user {rule.owner} here")
+            rule = dataclasses.replace(rule, owner=number)
+        rules.append(rule)
+    return dataclasses.replace(config, rules=tuple(rules))
 
 
 def _over(earlier: Any, later: Any, table: Any) -> Any:
@@ -272,6 +289,17 @@ def _node(value: Any, _: Any) -> int:
     return value
 
 
+def _owner(value: Any, _: Any) -> int | str:
+    # 2**32 - 1 is no user (kernel, include/linux/uidgid.h, INVALID_UID).
+    if type(value) is int and 0 <= value < 2**32 - 1:
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w.@-]{0,255}\$?", value, re.ASCII):
+        return value
+    raise _BadValueError(
+        f'{_shown(value)} is not a user: a name such as "libvirt-qemu", or a number'
+    )
+
+
 def _listen(value: Any, _: Any) -> str:
     if not isinstance(value, str):
         raise _BadValueError(f'{_shown(value)} is not an address: "127.0.0.1:9191", or ""')
@@ -297,6 +325,8 @@ def _matching(pattern: str, what: str) -> Callable[[Any, Any], str]:
 _CLASSES: Final = (*CLASS_WORDS.values(), OTHER_CLASS)
 _FORMS: dict[str, Callable[[Any, Any], Any]] = {
     "node": _node,
+    "owner": _owner,
+    "source": _matching("libvirt|process", 'a source of guests: "libvirt" or "process"'),
     "kind": _matching("machine|process", 'a kind of guest: "machine" or "process"'),
     "listen": _listen,
     "device": _matching(

@@ -47,6 +47,10 @@ def fits(rule: Rule, guest: Guest, pci: PciDevice | None) -> bool:
     """Whether every condition of the rule holds; a device that is not there fits none on it."""
     if rule.guest is not None and not fnmatchcase(guest.name, rule.guest):
         return False
+    if rule.owner is not None and guest.owner != rule.owner:
+        return False
+    if rule.source is not None and guest.told_by != rule.source:
+        return False
     if rule.kind is not None and guest.kind != rule.kind:
         return False
     if rule.device is not None and not (pci and _fits_device(rule.device, pci)):
