@@ -143,6 +143,70 @@ def test_a_running_guest() -> None:
     )
 
 
+QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+
+
+def passed(*arguments: str, opening: str = f"<q:commandline xmlns:q='{QEMU}'>") -> str:
+    """<qemu:commandline>, with any prefix or none."""
+    tag = opening.split()[0].strip("<>")
+    prefix = tag.removesuffix("commandline")
+    inner = "".join(f"<{prefix}arg value={quoteattr(each)}/>" for each in arguments)
+    return f"{opening}{inner}</{tag}>"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-device", "vfio-pci,host=0000:82:00.0,id=x"], ["82:00.0"]),
+        (["--device", "driver=vfio-pci,host=82:0.0"], ["82:00.0"]),
+        (["-device", '{"driver": "vfio-pci", "host": "82:00.0"}'], ["82:00.0"]),
+        (["-device", "vfio-pci,sysfsdev=/sys/bus/pci/devices/0000:82:00.1"], ["82:00.1"]),
+        (["-device", "vfio-pci,id=x", "-set", "device.x.host=82:00.2"], ["82:00.2"]),
+        (["-device", "vfio-pci-nohotplug,host=82:00.0"], ["82:00.0"]),
+        (["-drive", "file=nvme://0000:82:00.3/1,if=none"], ["82:00.3"]),
+        (
+            ["-device", "vfio-pci,host=82:00.0", "-S", "-device", "vfio-pci,host=82:00.1"],
+            ["82:00.0", "82:00.1"],
+        ),
+        (["-device", "virtio-net-pci,host=82:00.0"], []),
+        (["-device"], []),
+        (["vfio-pci,host=82:00.0"], []),
+        ([], []),
+    ],
+)
+@pytest.mark.parametrize(
+    "opening",
+    [
+        f"<qemu:commandline xmlns:qemu='{QEMU}'>",
+        f"<q:commandline xmlns:q='{QEMU}'>",
+        f"<commandline xmlns='{QEMU}'>",
+    ],
+)
+def test_qemus_own_arguments(arguments: list[str], expected: list[str], opening: str) -> None:
+    guest = parse_domain(domain(passed(*arguments, opening=opening)))
+    assert [str(each.address) for each in guest.devices] == [f"0000:{each}" for each in expected]
+    assert {each.source for each in guest.devices} <= {"qemu:commandline"}
+
+
+def test_arguments_of_another_namespace() -> None:
+    for opening in ("<commandline>", "<x:commandline xmlns:x='urn:x'>"):
+        text = domain(passed("-device", "vfio-pci,host=82:00.0", opening=opening))
+        assert parse_domain(text).devices == ()
+
+
+def test_a_device_that_is_given_twice_is_one() -> None:
+    text = domain(devices(hostdev()) + passed("-device", "vfio-pci,host=82:00.0"))
+    (device,) = parse_domain(text).devices
+    assert device.source == "hostdev"
+
+
+def test_a_setting_for_a_device_of_qemus_arguments() -> None:
+    settings = irqs("<v:device address='82:00.0' cpuset='3'/>")
+    guest = parse_domain(domain(settings + passed("-device", "vfio-pci,host=82:00.0")))
+    assert guest.devices[0].directive == Directive.parse("3")
+    assert guest.problems == ()
+
+
 @pytest.mark.parametrize(
     ("label", "owner"),
     [

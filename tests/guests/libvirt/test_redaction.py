@@ -33,3 +33,27 @@ def test_threads_are_written_where_they_may_run() -> None:
 def test_without_a_look_at_the_guest_the_pins_stay() -> None:
     recorded = parse_domain(redact(TEXT))
     assert recorded.vcpus == parse_domain(TEXT).vcpus
+
+
+def test_of_qemus_own_arguments_the_devices_stay() -> None:
+    words = ["-fw_cfg", "name=key,string=secret", "--device", "vfio-pci,host=82:0.0,id=secret"]
+    arguments = "".join(f"<q:arg value='{each}'/>" for each in words)
+    uri = "http://libvirt.org/schemas/domain/qemu/1.0"
+    text = TEXT.replace(
+        "</domain>", f"<q:commandline xmlns:q='{uri}'>{arguments}</q:commandline></domain>"
+    )
+    recorded = redact(text)
+    assert "secret" not in recorded
+    assert parse_domain(recorded).devices == parse_domain(text).devices != ()
+    assert "commandline" not in redact(TEXT)
+    assert redact(recorded) == recorded
+
+
+def test_of_labels_the_user_stays() -> None:
+    labels = "".join(
+        f"<seclabel model='{model}'><label>{label}</label></seclabel>"
+        for model, label in (("selinux", "system_u:secret"), ("dac", "+107:+107"))
+    )
+    recorded = redact(TEXT.replace("</domain>", f"{labels}</domain>"))
+    assert "secret" not in recorded
+    assert parse_domain(recorded).owner == 107

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from virtirq.errors import DomainXmlError, InputError
+from virtirq.guests.libvirt.reading import QEMU
 from virtirq.guests.libvirt.values import UINT_MAX, any_base, mac_of_text, shown
+from virtirq.guests.processes.qemu import read_qemu
 from virtirq.model import Directive, GuestDevice, PciAddress
 
 if TYPE_CHECKING:
@@ -73,8 +75,23 @@ class Selector(NamedTuple):
 
 
 def holders(domain: Element) -> tuple[Holder, ...]:
-    """Every <hostdev>, <interface> and <disk>, in order. Raises DomainXmlError."""
-    return tuple(_holder(element) for element in domain.iterfind("devices/*"))
+    """Every <hostdev>, <interface> and <disk>, in order, and QEMU's own arguments.
+
+    Raises DomainXmlError.
+    """
+    found = [_holder(element) for element in domain.iterfind("devices/*")]
+    given = given_by_arguments(domain)
+    return (*found, Holder("qemu:commandline", given)) if given else tuple(found)
+
+
+def given_by_arguments(domain: Element) -> tuple[PciAddress, ...]:
+    """What <qemu:commandline> gives the guest: libvirt passes it on, and knows nothing of it.
+
+    libvirt: src/qemu/qemu_domain.c, qemuDomainDefNamespaceParse().
+    """
+    arguments = domain.iterfind(f"{QEMU}commandline/{QEMU}arg")
+    words = [each.get("value", "") for each in arguments]
+    return read_qemu(["qemu", *words]).devices if words else ()
 
 
 def _holder(element: Element) -> Holder:

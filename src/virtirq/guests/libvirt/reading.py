@@ -29,6 +29,9 @@ NOVA: Final = re.compile(
 )
 """A tag of what Nova's libvirt driver writes (nova/virt/libvirt/config.py, NOVA_NS)."""
 
+QEMU: Final = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+"""Before a tag in the namespace of libvirt's QEMU driver (src/qemu/qemu_domain.c)."""
+
 _MAX_TEXT: Final = 16 << 20
 _MAX_ELEMENTS: Final = 200_000
 # libxml2 refuses deeper documents to libvirt too (parserInternals.h, xmlParserMaxDepth).
@@ -103,7 +106,8 @@ _EXTRA_SPEC: Final = Rule(frozenset({"name"}), text=True)
 _EXTRA_SPECS: Final = _NovaRule(children={"extraSpec": _EXTRA_SPEC})
 _FLAVOR: Final = _NovaRule(children={"extraSpecs": _EXTRA_SPECS})
 _NOVA: Final = _NovaRule(children={"flavor": _FLAVOR})
-DOMAIN: Final = _rule(
+_ARGUMENTS: Final = Rule(children={f"{QEMU}arg": Rule(frozenset({"value"}))})
+_ELEMENTS: Final = _rule(
     "type",
     name=_rule(text=True),
     uuid=_rule(text=True),
@@ -138,6 +142,7 @@ DOMAIN: Final = _rule(
         ),
     ),
 )
+DOMAIN: Final = Rule(_ELEMENTS.attributes, {**_ELEMENTS.children, f"{QEMU}commandline": _ARGUMENTS})
 _PLACED: Final = _rule("mode type", source=_SOURCE, address=_PCI, actual=_ACTUAL)
 HARDWARE: Final = _rule(
     os=_rule("firmware", type=_rule("arch machine"), loader=_rule("type")),

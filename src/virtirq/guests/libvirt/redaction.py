@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from virtirq.errors import DomainXmlError
 from virtirq.guests.libvirt import nova
-from virtirq.guests.libvirt.devices import pci_addresses
+from virtirq.guests.libvirt.devices import given_by_arguments, pci_addresses
 from virtirq.guests.libvirt.domainxml import checked_name, understand
-from virtirq.guests.libvirt.reading import NAMESPACE, NOVA, read_domain
+from virtirq.guests.libvirt.reading import NAMESPACE, NOVA, QEMU, read_domain
 from virtirq.guests.libvirt.values import mac_of_text
 from virtirq.model import Guest
 
@@ -49,6 +49,7 @@ def redact(
     _renumber_macs(domain)
     _renumber_aliases(domain)
     ElementTree.register_namespace("virtirq", NAMESPACE)
+    ElementTree.register_namespace("qemu", QEMU.strip("{}"))
     ElementTree.indent(domain)
     return ElementTree.tostring(domain, encoding="unicode") + "\n"
 
@@ -60,6 +61,7 @@ def _drop_what_says_nothing(domain: Element) -> None:
             each for each in devices if "cpuset" in each.attrib or any(pci_addresses(each))
         ]
     domain[:] = [each for each in domain if each.tag != "seclabel" or each.get("model") == "dac"]
+    _keep_devices_of_arguments(domain)
     for metadata in domain.findall("metadata"):
         for specs in metadata.findall("*/*/*"):
             if NOVA.match(specs.tag):
@@ -67,6 +69,18 @@ def _drop_what_says_nothing(domain: Element) -> None:
         metadata[:] = [
             each for each in metadata if not NOVA.match(each.tag) or each.find("*/*/*") is not None
         ]
+
+
+def _keep_devices_of_arguments(domain: Element) -> None:
+    """Of QEMU's own arguments just those that give a PCI function, in one spelling."""
+    given = given_by_arguments(domain)
+    tag = f"{QEMU}commandline"
+    domain[:] = [each for each in domain if each.tag != tag]
+    if given:
+        domain.append(kept := domain.makeelement(tag, {}))
+        for address in given:
+            for word in ("-device", f"vfio-pci,host={address}"):
+                kept.append(domain.makeelement(f"{QEMU}arg", {"value": word}))
 
 
 def _set_pins(domain: Element, guest: Guest) -> None:
