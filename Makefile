@@ -100,7 +100,11 @@ install:
 	set -e; if [ -n '$(VIRTIRQ)' ]; then $(foreach shell,$(SHELLS), \
 		file='$(DESTDIR)$(COMPLETION_$(shell))'; install -d "$${file%/*}"; \
 		'$(VIRTIRQ)' --print-completion $(shell) > "$$file"; chmod 644 "$$file";) \
-	fi
+	else echo 'not installed: shell completions, as there is no virtirq to print them:' \
+		'install it by pip first, or name it by VIRTIRQ=' >&2; fi
+	@test -n '$(DESTDIR)' -o -x '$(BINDIR)/virtirq' || echo 'not installed: the program itself:' \
+		'the unit starts $(BINDIR)/virtirq, which is not there; install it there by pip,' \
+		'or name where it is by BINDIR=' >&2
 
 uninstall:
 	rm -f $(foreach file,$(INSTALLED),'$(DESTDIR)$(file)')

@@ -22,14 +22,16 @@ COMPLETIONS = {
 UNIT = "usr/lib/systemd/system/virtirq.service"
 
 
-def make(repository: Path, goal: str, destination: Path, *settings: str) -> None:
+def make(repository: Path, goal: str, destination: Path, *settings: str) -> str:
+    """What it says on standard error."""
     need_program("make")
     words = ["make", "-s", "-C", str(repository), goal, f"DESTDIR={destination}", "PREFIX=/usr"]
     done = subprocess.run(
         [*words, *settings], capture_output=True, text=True, check=False, umask=0o077
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout + done.stderr == ""
+    assert done.stdout == ""
+    return done.stderr
 
 
 def files(destination: Path) -> set[str]:
@@ -95,6 +97,23 @@ def test_completions_come_from_the_program(tmp_path: Path, repository: Path) -> 
     assert files(tmp_path) == expected(repository) | COMPLETIONS
     for name in COMPLETIONS:
         assert "dry-run" in (tmp_path / name).read_text()
+
+
+def test_what_could_not_be_installed_is_said(tmp_path: Path, repository: Path) -> None:
+    program = Path(sys.executable).parent / "virtirq"
+    assert make(repository, "install", tmp_path / "all", f"VIRTIRQ={program}") == ""
+    told = make(repository, "install", tmp_path / "some", "VIRTIRQ=")
+    assert told.startswith("not installed: shell completions, as there is no virtirq to print them")
+    # Not for a package, whose program comes with it.
+    prefix = tmp_path / "own"
+    told = make(repository, "install", Path(), f"VIRTIRQ={program}", f"PREFIX={prefix}", "DESTDIR=")
+    assert told.startswith("not installed: the program itself: the unit starts")
+    assert f"{prefix}/bin/virtirq" in told
+    (prefix / "bin").mkdir()
+    (prefix / "bin/virtirq").symlink_to(program)
+    assert not make(
+        repository, "install", Path(), f"VIRTIRQ={program}", f"PREFIX={prefix}", "DESTDIR="
+    )
 
 
 def test_uninstall_leaves_what_others_put_there(tmp_path: Path, repository: Path) -> None:

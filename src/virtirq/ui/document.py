@@ -6,9 +6,10 @@ rich is imported only when the output is a terminal.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TextIO
 
 Style = Literal["", "bold", "dim", "good", "warn", "bad"]
@@ -25,6 +26,9 @@ _RICH: Final[dict[Style, str]] = {
 
 _NARROW: Final = 18
 """A column of so many characters is not folded."""
+_WORDS: Final = 24
+"""So many characters hold some words in a line; a column of text gets no less."""
+_HANGING: Final = 4
 
 
 def printable(text: str) -> str:
@@ -34,10 +38,11 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A piece of text; what is not printable is replaced."""
+    """A piece of text; what is not printable is replaced. `lines`: where it is to be broken."""
 
     text: str
     style: Style = ""
+    lines: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.text.isprintable():
@@ -124,7 +129,8 @@ def _print_rich(document: Document, out: TextIO) -> None:
     from rich.text import Text
 
     def text(cell: Cell) -> Text:
-        return Text(cell.text, style=RichStyle.parse(_RICH[cell.style]))
+        shown = "\n".join(cell.lines) if cell.lines else cell.text
+        return Text(shown, style=RichStyle.parse(_RICH[cell.style]))
 
     console = Console(file=out, highlight=False, soft_wrap=False)
     widths = _widths(document.blocks)
@@ -132,11 +138,15 @@ def _print_rich(document: Document, out: TextIO) -> None:
         if isinstance(block, Line):
             console.print(Padding(Text.assemble(*map(text, block.cells)), (0, 0, 0, block.indent)))
             continue
-        fixed = [min(width, _NARROW) for width in widths[block.headings][:-1]]
-        if block.indent + sum(fixed) + 2 * len(fixed) + len(block.headings[-1]) > console.width:
-            # Columns would go missing: better that lines are broken.
+        whole = widths[block.headings]
+        gaps = block.indent + 2 * (len(whole) - 1)
+        fits = gaps + sum(whole) <= console.width
+        wide = whole if fits else [min(width, _NARROW) for width in whole[:-1]]
+        if not fits and gaps + sum(wide) + min(whole[-1], _WORDS) > console.width:
+            # Columns would go missing, or words be cut: better that lines are broken.
             for line in Document([block]).plain().splitlines():
-                console.print(Text(line, overflow="fold"))
+                for piece in _wrapped(line, console.width, block.indent + _HANGING):
+                    console.print(Text(piece, overflow="fold"))
             continue
         table = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
         last = len(block.headings) - 1
@@ -145,9 +155,28 @@ def _print_rich(document: Document, out: TextIO) -> None:
                 heading,
                 justify="right" if place in block.right else "left",
                 overflow="fold",
-                min_width=None if place == last else fixed[place],
-                no_wrap=place != last and widths[block.headings][place] <= _NARROW,
+                min_width=None if place == last else wide[place],
+                no_wrap=place != last and whole[place] <= _NARROW,
             )
         for row in block.rows:
-            table.add_row(*map(text, row))
+            cells = row if fits else (*(_narrowed(each) for each in row[:-1]), row[-1])
+            table.add_row(*map(text, cells))
         console.print(Padding(table, (0, 0, 0, block.indent)))
+
+
+def _wrapped(line: str, width: int, hanging: int) -> list[str]:
+    """Broken between words, what follows further in."""
+    import textwrap
+
+    blank = " " * min(hanging, width // 4)
+    return textwrap.wrap(line, width, subsequent_indent=blank, break_on_hyphens=False)
+
+
+def _narrowed(cell: Cell) -> Cell:
+    """A list of CPUs over several lines, none of its numbers cut."""
+    lines = [""]
+    for part in re.findall(r"[^,]+,?|,", cell.text):
+        if len(lines[-1]) + len(part) > _NARROW and lines[-1]:
+            lines.append("")
+        lines[-1] += part
+    return replace(cell, lines=tuple(lines))

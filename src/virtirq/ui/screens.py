@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
@@ -50,18 +51,14 @@ _SEVERITY: Final[dict[Severity, Style]] = {
     Severity.WARNING: "warn",
     Severity.NOTE: "dim",
 }
-_VERDICTS: Final = {
-    "in-place": "ok",
-    "wrong-cpu": "wrong CPU",
-    "wrong-node": "wrong node",
-    "loose": "not pinned",
-    "unknown-place": "unknown",
-    "pending": "pending",
-    "native": "left alone",
-    "no-target": "left alone",
-    "target-offline": "left alone",
-}
-"""Short words for ``status``; ``plan`` and ``explain`` give the reasons."""
+_SAY_ENOUGH: Final = frozenset(
+    {
+        *("in-place", "wrong-cpu", "wrong-node", "loose", "unknown-place", "pending", "native"),
+        *("no-target", "target-offline"),
+    }
+)
+"""Verdicts whose reason ``status`` leaves to ``plan`` and ``explain``."""
+_NOT_TRIED: Final = "not tried: "
 
 
 _STATUS_COLUMNS: Final = ("AFFINITY", "ON", "SHOULD BE", "VERDICT")
@@ -110,7 +107,13 @@ def plan_screen(snapshot: Snapshot, plan: Plan) -> Document:
 def outcome_screen(done: Done) -> Document:
     """What became of the plan: a sum, and a line for whatever did not simply work."""
     document = Document()
+    tried, not_tried = list[Outcome](), Counter[str]()
     for outcome in done.outcomes:
+        if outcome.reason.startswith(_NOT_TRIED):
+            not_tried[outcome.reason.removeprefix(_NOT_TRIED)] += 1
+        else:
+            tried.append(outcome)
+    for outcome in tried:
         if _as_planned(outcome):
             continue
         document.line(
@@ -120,9 +123,9 @@ def outcome_screen(done: Done) -> Document:
     hints = {outcome.hint for outcome in done.outcomes if outcome.hint}
     for hint in sorted(hints):
         document.line(f"hint: {hint}")
-    counted = count_outcomes(done.outcomes)
-    told = ", ".join(f"{number} {status.value}" for status, number in counted.items())
-    document.line(told or "nothing to move")
+    counted = [f"{number} {status.value}" for status, number in count_outcomes(tried).items()]
+    counted += [f"{number} not tried ({why})" for why, number in not_tried.items()]
+    document.line(", ".join(counted) or "nothing to move")
     return document
 
 
@@ -285,7 +288,8 @@ def with_gaps(document: Document, snapshot: Snapshot) -> Document:
 
 
 def _verdict(row: Row) -> Cell:
-    text = _VERDICTS.get(row.status, row.reason)
+    """The word that JSON and metrics have for it, too."""
+    text = row.status if row.status in _SAY_ENOUGH else f"{row.status}: {row.reason}"
     return Cell(text, _STYLES.get(row.status, "warn" if row.moves else "dim"))
 
 

@@ -155,10 +155,24 @@ def test_what_libvirt_refuses_is_said_in_one_line(host: Any, connection: Connect
 
 
 @pytest.mark.parametrize(
+    "uri", ["nonsense", "qemu://system", "quemu:///system", "qemu+foo:///system", "/run/x", "a b"]
+)
+def test_what_is_no_uri_is_not_blamed_on_a_daemon(
+    uri: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    need_libvirt()
+    with pytest.raises(ConnectionFailedError) as caught, connected(uri):
+        pass
+    assert str(caught.value).startswith(f"{uri!r} is no URI of libvirt's: ")
+    assert caught.value.hint == (
+        "a URI is written like qemu:///system, or qemu+ssh://root@host/system"
+    )
+
+
+@pytest.mark.parametrize(
     ("uri", "reason"),
     [
         ("qemu+unix:///system?socket=/nonexistent", "Failed to connect socket to '/nonexistent'"),
-        ("nonsense", "no connection driver available"),
     ],
 )
 def test_no_libvirt_at_a_uri(uri: str, reason: str, capfd: pytest.CaptureFixture[str]) -> None:

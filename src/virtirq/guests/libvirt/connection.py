@@ -59,6 +59,17 @@ long as its daemon is stopped, since the kernel has accepted the connection for 
 """
 # include/libvirt/virterror.h
 _NO_DOMAIN: Final = 42
+_WRONG_URI: Final = frozenset({5, 8})  # NO_CONNECT, INVALID_ARG
+_INTERNAL: Final = 1
+_FROM_URI: Final = frozenset({0, 45})  # VIR_FROM_NONE, VIR_FROM_URI
+_DRIVERS: Final = frozenset(
+    {
+        *("qemu", "xen", "lxc", "ch", "vz", "vbox", "bhyve", "openvz", "esx", "vpx", "gsx"),
+        *("hyperv", "test", "vmwareplayer", "vmwarews", "vmwarefusion", "remote"),
+    }
+)
+"""libvirt: docs/drivers.rst."""
+_URIS: Final = "a URI is written like qemu:///system, or qemu+ssh://root@host/system"
 _NOT_PERMITTED: Final = frozenset({29, 45, 79, 80, 88})  # OPERATION_DENIED, AUTH_*, ACCESS_DENIED
 
 
@@ -148,6 +159,18 @@ def elsewhere(uri: str, hint: str) -> UsageError:
     )
 
 
+def _is_wrong(uri: str, error: Any) -> bool:
+    """Whether it is the URI that libvirt stumbled over, and not what it leads to.
+
+    libvirt: src/libvirt.c, virConnectOpenInternal(), which has resolved aliases of libvirt.conf
+    before. A driver that there is not is looked for behind the daemon's socket.
+    """
+    code, domain = error.get_error_code(), error.get_error_domain()
+    if code in _WRONG_URI or (code == _INTERNAL and domain in _FROM_URI):
+        return True
+    return uri.partition(":")[0].partition("+")[0] not in _DRIVERS
+
+
 @contextmanager
 def connected(uri: str, *, write: bool = False) -> Iterator[Connection]:
     """A connection, read-only unless `write`, so that any user may look.
@@ -173,6 +196,9 @@ def opened(uri: str, *, write: bool = False) -> Connection:
             raise AccessError(
                 text, hint="run as root, or become a member of the group libvirt"
             ) from error
+        if _is_wrong(uri, error):
+            text = f"{uri[:60]!r} is no URI of libvirt's: {_text(error)}"
+            raise ConnectionFailedError(text, hint=_URIS) from error
         raise ConnectionFailedError(
             text, hint="start libvirt's daemon, or name another URI with -c"
         ) from error
