@@ -42,10 +42,10 @@ def test_status_has_the_vcpu_that_the_guest_has_chosen() -> None:
         "  0000:42:00.0  nvme, node 1",
         "    auto (built-in default): CPUs 4-7 of its vCPUs",
         "    VECTOR  IRQ  VCPU  AFFINITY  ON  SHOULD BE  VERDICT",
-        "    msix 0   60  3     4-7       6   7          wrong CPU",
-        "    msix 1   61  1     4-7       7   5          wrong CPU",
-        "    msix 2   62  -     4-7       4   6          wrong CPU",
-        "    msix 3   63  -     4-7       5   7          wrong CPU",
+        "    msix 0   60  3     4-7       6   7          wrong-cpu",
+        "    msix 1   61  1     4-7       7   5          wrong-cpu",
+        "    msix 2   62  -     4-7       4   6          wrong-cpu",
+        "    msix 3   63  -     4-7       5   7          wrong-cpu",
     ]
     assert text.count("VCPU") == 1, "others have chosen nothing that is known"
 
