@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.policy.facts import GPU, NIC, USB, cpus, function, guest, host, snapshot
 from virtirq.cpuset import CpuSet
-from virtirq.errors import NoRoomError
+from virtirq.errors import NoRoomError, UsageError
 from virtirq.model import Guest, Node, Topology
 from virtirq.policy.place import Placement, place
 from virtirq.policy.target import pinned_cpus
@@ -31,6 +31,27 @@ def smt(online: str = "0-15", nodes: tuple[str, ...] = ("0-3,8-11", "4-7,12-15")
     return replace(made, nodes=known, siblings=siblings, llcs=llcs)
 
 
+HYBRID: Final = replace(
+    host("0-15", ("0-15",)),
+    siblings=(*(CpuSet([p, p + 1]) for p in range(0, 8, 2)), *(CpuSet([e]) for e in range(8, 16))),
+    llcs=(cpus("0-15"),),
+    performance=cpus("0-7"),
+    efficiency=cpus("8-15"),
+)
+CHIPLETS: Final = replace(
+    host("0-11", ("0-11",)),
+    siblings=(*(CpuSet([c, c + 4]) for c in range(4)), CpuSet([8, 10]), CpuSet([9, 11])),
+    llcs=(cpus("0-7"), cpus("8-11")),
+    llc_sizes={cpus("0-7"): 98304, cpus("8-11"): 32768},
+)
+"""Four cores beside a large cache, and two beside a small one."""
+
+
+def far_memory() -> Topology:
+    """Two nodes, and memory of a device nearer to the second."""
+    return replace(host(), nodes={**host().nodes, 2: Node(2, cpus(""), {0: 80, 1: 40, 2: 10})})
+
+
 def other(pins: str, name: str = "other") -> Guest:
     return guest(name, [str(cpu) for cpu in cpus(pins)], devices=())
 
@@ -41,12 +62,13 @@ class Case(NamedTuple):
     topology: Topology
     guest: Guest
     others: tuple[Guest, ...]
-    node: int
+    node: int | None
     them: tuple[int, ...]
     emulator: str
     notes: tuple[str, ...] = ()
     nodes: tuple[int, ...] = (1,)  # of the devices
     wanted: int | None = None
+    asked: str = ""
 
 
 FOUR: Final = (None,) * 4
@@ -69,14 +91,14 @@ CASES: Final[dict[str, Case]] = {
         smt(), guest(pins=FOUR, threads=2), (), 1, (6, 14, 7, 15), "4-5,12-13"
     ),
     "threads with no cores for them": Case(
-        smt(), guest(pins=LOOSE, threads=2), (other("5-7"),), 1, (13, 14), "4,12,15",
-        (
-            "vCPUs that it takes for threads of one core are not on one core",
-            "another guest's vCPUs run on siblings of CPUs 13-14",
-        ),
+        smt("0-12,15"), guest(pins=LOOSE, threads=2), (other("7"),), 1, (5, 6), "4,12,15",
+        ("vCPUs that it takes for threads of one core are not on one core",),
+    ),
+    "no core that another guest has": Case(
+        smt(), guest(pins=(None,)), (other("5-6"),), 1, (7,), "4,12-15"
     ),
     "whole cores first": Case(
-        smt(), guest(pins=(None,)), (other("5"),), 1, (6,), "4,7,12-15"
+        smt("0-4,6-15"), guest(pins=(None,)), (), 1, (6,), "4,7,12-15"
     ),
     "the smallest cache that fits": Case(
         smt(), guest(pins=(None,)), (), 1, (5,), "4,6-7,12-15"
@@ -117,6 +139,80 @@ CASES: Final[dict[str, Case]] = {
         host(), guest(pins=LOOSE, iothreads={1: cpus("4")}), (), 1, (5, 6), "4,7"
     ),
     "offline CPUs": Case(host("0-5,7"), guest(pins=LOOSE), (), 1, (5, 7), "4"),
+    # hybrid CPUs: 4 performance cores of two threads, and 8 efficiency cores
+    "performance cores": Case(HYBRID, guest(pins=FOUR), (), 0, (0, 2, 4, 6), "8-15", nodes=(0,)),
+    "and their siblings": Case(
+        HYBRID, guest(pins=(None,) * 6), (), 0, (0, 2, 4, 6, 1, 3), "8-15", nodes=(0,)
+    ),
+    "threads of performance cores": Case(
+        HYBRID, guest(pins=FOUR, threads=2), (), 0, (0, 1, 2, 3), "8-15", nodes=(-1,)
+    ),
+    "more than there are performance cores": Case(
+        HYBRID, guest(pins=(None,) * 10), (), 0, (0, 2, 4, 6, 9, 10, 11, 12, 13, 14), "8,15",
+        ("CPUs 9-14 are efficiency cores: there are not enough others",), nodes=(0,),
+    ),
+    "from a mixture to one sort": Case(
+        HYBRID, guest(pins=("0", "9")), (), 0, (0, 2), "8-15", nodes=(0,)
+    ),
+    "on efficiency cores, as someone chose": Case(
+        HYBRID, guest(pins=("9", "10")), (), 0, (9, 10), "8,11-15", nodes=(0,)
+    ),
+    # a larger cache on one chiplet
+    "the larger cache": Case(
+        CHIPLETS, guest(pins=FOUR, threads=2), (), 0, (0, 4, 1, 5), "2-3,6-11", nodes=(0,)
+    ),
+    "all of the larger cache": Case(
+        CHIPLETS, guest(pins=(None,) * 8, threads=2), (), 0, (0, 4, 1, 5, 2, 6, 3, 7), "8-11",
+        nodes=(0,),
+    ),
+    "the larger cache has no room": Case(
+        CHIPLETS, guest(pins=LOOSE, threads=2), (other("0-3"),), 0, (9, 11), "4-8,10", nodes=(0,)
+    ),
+    # kernels without NUMA, nodes without CPUs, one node that says -1
+    "a kernel without NUMA": Case(
+        host(nodes=()), guest(pins=LOOSE), (), None, (1, 2), "0,3-7", nodes=(-1,)
+    ),
+    "its only node has a name all the same": Case(
+        host(nodes=()), guest(pins=LOOSE), (), None, (1, 2), "0,3-7", wanted=0
+    ),
+    "the node next to memory without CPUs": Case(
+        far_memory(), guest(pins=LOOSE), (), 1, (5, 6), "4,7", nodes=(2,)
+    ),
+    # the emulator
+    "an emulator that someone pinned": Case(
+        host(), guest(pins=LOOSE, emulator=cpus("0,3")), (), 1, (5, 6), ""
+    ),
+    "an emulator on the way": Case(
+        host(), guest(pins=LOOSE, emulator=cpus("5")), (), 1, (5, 6), "4,7"
+    ),
+    "an emulator on another guest's": Case(
+        host(), guest(pins=LOOSE, emulator=cpus("0")), (other("0"),), 1, (5, 6), "4,7"
+    ),
+    "an emulator in a pool": Case(
+        host(), guest(pins=LOOSE, emulator=cpus("0-3")), (guest("o", ("0-3",) * 2, ()),), 1,
+        (5, 6), "",
+    ),
+    # CPUs that were asked for
+    "these CPUs": Case(host(), guest(pins=LOOSE), (), 0, (2, 3), "0-1", asked="2-3"),
+    "the best of these": Case(
+        HYBRID, guest(pins=LOOSE), (), 0, (6, 7), "8-15", nodes=(0,), asked="6-15"
+    ),
+    "these, isolated or not": Case(
+        host(isolated="6-7"), guest(pins=LOOSE), (), 0, (0, 1), "2-3", asked="0-1"
+    ),
+    "these, on two nodes": Case(
+        host(), guest(pins=LOOSE), (), None, (3, 4), "0-2,5-7", asked="3-4"
+    ),
+    # who never runs at the same time
+    "in place of another with the same device": Case(
+        host(), guest(pins=LOOSE), (guest("twin", ("5", "6"), (NIC,)),), 1, (5, 6), "4,7"
+    ),
+    "beside another with another device": Case(
+        host("0-7"), guest(pins=LOOSE), (guest("twin", ("5",), (GPU,)),), 1, (6, 7), "4"
+    ),
+    "beside another that runs as well": Case(
+        host(), guest(pins=LOOSE, pid=1), (guest("twin", ("5",), (NIC,), pid=2),), 1, (6, 7), "4"
+    ),
 }  # fmt: skip
 
 
@@ -127,7 +223,7 @@ def seated(case: Case) -> Placement:
         [function(address, node) for address, node in devices],
         guests=[case.guest, *case.others],
     )
-    return place(state, case.guest, case.wanted)
+    return place(state, case.guest, case.wanted, cpus(case.asked) if case.asked else None)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -138,6 +234,17 @@ def test_a_place(case: Case) -> None:
     assert found.notes == case.notes
 
 
+def test_nothing_to_do() -> None:
+    """Where it is, with an emulator that someone pinned: not even that is touched."""
+    there = guest(pins=("5", "6"), emulator=cpus("4"), memory_nodes=frozenset({1}))
+    found = place(snapshot(host(), [function(node=1)], guests=[there]), there)
+    assert (found.moves, found.changes, found.emulator) == (False, False, None)
+    far = replace(there, memory_nodes=frozenset({0}))
+    assert place(snapshot(host(), [function(node=1)], guests=[far]), far).changes
+    one = host("0-7", ("0-7",))
+    assert place(snapshot(one, guests=[far]), far).memory is None, "there is no other node"
+
+
 @pytest.mark.parametrize(
     ("name", "moves"),
     [("where it is already", False), ("twice on one CPU", True), ("isolated CPUs", True)],
@@ -146,26 +253,53 @@ def test_whether_anything_is_to_be_done(name: str, moves: bool) -> None:
     assert seated(CASES[name]).moves is moves
 
 
-REFUSED: Final[dict[str, tuple[Case, str, str]]] = {
+NOT_THERE: Final[dict[str, tuple[Case, str, str]]] = {
+    "no such node": (
+        Case(host(), guest(pins=LOOSE), (), 1, (), "", wanted=7),
+        "node 7 is not there", "nodes with CPUs are 0-1",
+    ),
+    "a node without CPUs": (
+        Case(host("0-3"), guest(pins=LOOSE), (), 1, (), "", wanted=1),
+        "node 1 has no CPUs", "nodes with CPUs are 0",
+    ),
+    "no node at all": (
+        Case(host(nodes=()), guest(pins=LOOSE), (), 1, (), "", wanted=1),
+        "node 1 is not there", "the kernel knows no nodes",
+    ),
+    "CPUs that are offline": (
+        Case(host(), guest(pins=LOOSE), (), 1, (), "", asked="6-9"),
+        "CPUs 8-9 of 6-9 are not online", "online are 0-7",
+    ),
+    "CPUs of another node": (
+        Case(host(), guest(pins=LOOSE), (), 1, (), "", asked="2-5", wanted=1),
+        "CPUs 2-3 of 2-5 are not of node 1, or not online", "online are 4-7",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "message", "hint"), NOT_THERE.values(), ids=NOT_THERE)
+def test_what_the_host_does_not_have(case: Case, message: str, hint: str) -> None:
+    """Asked for on the command line, so it is bad usage and no want of room."""
+    with pytest.raises(UsageError) as caught:
+        seated(case)
+    assert (str(caught.value), caught.value.hint) == (message, hint)
+
+
+REFUSED: Final[dict[str, tuple[Case, str, str | None]]] = {
     "no room": (
         Case(smt(), guest(pins=FOUR), (other("4-7,12"),), 1, (), ""),
-        "vm has 4 vCPUs, and node 1 has 3 CPUs that are not another guest's",
+        "vm has 4 vCPUs, and node 1 has 0 CPUs on cores that are not another guest's",
         "node 0 has room: --node 0",
     ),
     "no room anywhere": (
         Case(host(), guest(pins=(None,) * 5), (), 1, (), ""),
-        "vm has 5 vCPUs, and node 1 has 4 CPUs that are not another guest's",
+        "vm has 5 vCPUs, and node 1 has 4 CPUs on cores that are not another guest's",
         "no other node has as many either",
     ),
     "isolated CPUs alone": (
         Case(host(isolated="7"), guest(pins=LOOSE), (), 1, (), ""),
-        "vm has 2 vCPUs, and node 1 has 1 isolated CPUs that are not another guest's",
+        "vm has 2 vCPUs, and node 1 has 1 isolated CPUs on cores that are not another guest's",
         "no other node has as many either",
-    ),
-    "no such node": (
-        Case(host(), guest(pins=LOOSE), (), 1, (), "", wanted=7),
-        "the host has no node 7",
-        "its nodes are 0-1",
     ),
     "no device": (
         Case(host(), guest(pins=LOOSE, devices=()), (), 1, (), ""),
@@ -177,16 +311,21 @@ REFUSED: Final[dict[str, tuple[Case, str, str]]] = {
         "vm has no device whose NUMA node is known",
         "name the node: --node N",
     ),
-    "no nodes": (
-        Case(host(nodes=()), guest(pins=LOOSE), (), 1, (), ""),
-        "vm has no device whose NUMA node is known",
-        "name the node: --node N",
+    "CPUs that were asked for": (
+        Case(host(), guest(pins=LOOSE), (other("2"),), 1, (), "", asked="2-3"),
+        "vm has 2 vCPUs, and CPUs 2-3 have 1 CPUs on cores that are not another guest's",
+        "name more CPUs, or others",
+    ),
+    "a kernel without NUMA": (
+        Case(host(nodes=()), guest(pins=(None,) * 9), (), 1, (), ""),
+        "vm has 9 vCPUs, and the host has 8 CPUs on cores that are not another guest's",
+        None,
     ),
 }
 
 
 @pytest.mark.parametrize(("case", "message", "hint"), REFUSED.values(), ids=REFUSED)
-def test_no_place(case: Case, message: str, hint: str) -> None:
+def test_no_place(case: Case, message: str, hint: str | None) -> None:
     with pytest.raises(NoRoomError) as caught:
         seated(case)
     assert (str(caught.value), caught.value.hint) == (message, hint)
@@ -220,6 +359,8 @@ def test_a_place_is_a_place(made: tuple[Topology, list[Guest]], node: int) -> No
     assert len(mine) == len(me.vcpus), "each has a CPU of its own"
     assert mine <= topology.nodes[node].cpus & topology.online
     assert not mine & theirs
+    cores = [core for core in topology.siblings if core & mine]
+    assert not any(core & theirs for core in cores), "a core is one guest's"
     if topology.isolated & topology.online:
         assert mine <= topology.isolated
     if found.emulator is not None:

@@ -44,7 +44,8 @@ def place(
         before = connection.xml(domain, inactive=True, secure=True)
         try:
             _pin(connection, domain, placement, count, Affect.CONFIG)
-            notes += _remember(connection, domain, placement.node)
+            if placement.memory is not None:
+                notes += _remember(connection, domain, placement.memory)
         except VirtirqError as error:
             with connection.asking("take its definition back"):
                 connection.raw.defineXMLFlags(before, 0)

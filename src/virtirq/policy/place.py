@@ -1,21 +1,22 @@
 """Where a guest's vCPUs and emulator could run, next to its devices.
 
 Pure: from where everybody's vCPUs are now to a proposal. Whole cores come first, in as few
-last-level caches as possible; CPUs that are kept free for guests (``isolcpus=``, ``nohz_full=``)
-where there are any, and else all but the node's first core, which the host needs.
+last-level caches as possible, and in the largest of those that the host has; CPUs that are kept
+free for guests (``isolcpus=``, ``nohz_full=``) where there are any, and else all but one core,
+which the host needs. Of hybrid CPUs, guests get the performance ones. A core is one guest's.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from virtirq.cpuset import CpuSet, union
-from virtirq.errors import NoRoomError
-from virtirq.model import Guest, Node, Snapshot, Topology
-from virtirq.policy.target import pinned_cpus
+from virtirq.errors import NoRoomError, UsageError
+from virtirq.model import Guest, Snapshot, Topology
+from virtirq.policy.target import Taken, local_to, nodes_of, one_node, pinned_cpus, wide
 
 _LOCAL: Final = 10
 """A node's distance to itself (ACPI SLIT)."""
@@ -23,68 +24,132 @@ _LOCAL: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A CPU for each vCPU, CPUs for the emulator (None: as it is), and the memory's node.
+    """A CPU for each vCPU, CPUs for the emulator and a node for memory (None: as it is).
 
-    `near` are the guest's devices on that node, out of all whose node is known. `notes` is what
-    should be known before it is done.
+    `node` is None where the kernel knows no nodes, or the CPUs are on several. `near` are the
+    guest's devices on that node, out of all whose node is known. `notes` is what should be known
+    before it is done.
     """
 
     guest: Guest
-    node: int
+    node: int | None
     vcpus: Mapping[int, int]
     emulator: CpuSet | None
     near: int
     devices: int
     notes: tuple[str, ...] = ()
+    memory: int | None = None
 
     @property
     def moves(self) -> bool:
         """Whether any vCPU is to run elsewhere than it may now."""
         return any(vcpu.cpus != CpuSet([self.vcpus[vcpu.index]]) for vcpu in self.guest.vcpus)
 
+    @property
+    def changes(self) -> bool:
+        """Whether there is anything to do."""
+        memory = None if self.memory is None else frozenset([self.memory])
+        return (
+            self.moves
+            or self.emulator is not None
+            or (memory is not None and memory != self.guest.memory_nodes)
+        )
 
-def place(snapshot: Snapshot, guest: Guest, wanted: int | None = None) -> Placement:
-    """A proposal for the guest, on the node of most of its devices or on the `wanted` one.
 
-    Raises NoRoomError, which says what is missing.
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """A part of the host: a node, the CPUs that were asked for, or (`node` None) all of it."""
+
+    name: str
+    cpus: CpuSet
+    node: int | None = None
+    asked: bool = False
+
+
+def place(
+    snapshot: Snapshot, guest: Guest, wanted: int | None = None, cpus: CpuSet | None = None
+) -> Placement:
+    """A proposal for the guest: on the node of most of its devices, on the `wanted` one, on `cpus`.
+
+    Raises NoRoomError, which says what is missing, and UsageError for what the host does not have.
     """
     if not guest.vcpus:
         raise NoRoomError(f"{guest.name}: how many vCPUs it has is not known")
     topology = snapshot.topology
-    taken = pinned_cpus((each for each in snapshot.guests if each.key != guest.key), topology)
-    at = [
-        pci.node
-        for device in guest.devices
-        if (pci := snapshot.pci.get(device.address)) is not None and pci.node in topology.nodes
-    ]
-    node = _node(topology, guest, at, wanted)
-    seats, notes = _seats(topology, guest, node, taken)
-    emulator = _emulator(topology, node, taken | CpuSet(seats.values()))
-    if emulator is None:
-        notes += ("no CPU is left for its emulator, which stays where it is",)
-    elif not emulator <= node.cpus:
-        notes += (f"node {node.number} has no CPU left for its emulator",)
+    others = [each for each in snapshot.guests if _may_run_beside(each, guest)]
+    taken = pinned_cpus(others, topology)
+    at = _device_nodes(snapshot, guest)
+    where = _where(topology, guest, at, wanted, cpus)
+    seats, notes = _seats(topology, guest, where, taken)
+    mine = CpuSet(seats.values())
+    emulator, more = _emulator(topology, guest, where, Taken.by(others, topology).all, mine)
+    notes += more
     iothreads = union(guest.iothreads.values())
-    if iothreads - node.cpus:
+    if iothreads - where.cpus:
         notes += (f"its I/O threads stay on CPUs {iothreads}",)
+    on = nodes_of(mine, topology)
+    node = on[0] if len(on) == 1 else None
     return Placement(
         guest,
-        node.number,
+        node,
         seats,
         emulator,
-        near=at.count(node.number),
+        near=sum(1 for each in at if each == node),
         devices=len(at),
         notes=notes,
+        memory=None if one_node(topology) else node,
     )
 
 
-def _node(topology: Topology, guest: Guest, at: Sequence[int | None], wanted: int | None) -> Node:
-    nodes = topology.nodes
-    if wanted is not None:
-        if wanted not in nodes:
-            known = CpuSet(nodes)
-            raise NoRoomError(f"the host has no node {wanted}", hint=f"its nodes are {known}")
-        return nodes[wanted]
+def _may_run_beside(other: Guest, guest: Guest) -> bool:
+    """Whether both may run at once: not where one of them has to wait for a device of the other."""
+    if other.key == guest.key:
+        return False
+    shared = {each.address for each in other.devices} & {each.address for each in guest.devices}
+    return not shared or (_runs(other) and _runs(guest))
+
+
+def _runs(guest: Guest) -> bool:
+    return guest.pid is not None or guest.domain_id is not None
+
+
+def _device_nodes(snapshot: Snapshot, guest: Guest) -> list[int]:
+    """The node with CPUs nearest to each device, as far as it is known."""
+    topology = snapshot.topology
+    locals_ = (local_to(snapshot.pci.get(each.address), topology) for each in guest.devices)
+    found = (nodes_of(local, topology) for local in locals_ if local is not None)
+    return [nodes[0] for nodes in found if nodes]
+
+
+def _where(
+    topology: Topology,
+    guest: Guest,
+    at: Sequence[int],
+    wanted: int | None,
+    cpus: CpuSet | None,
+) -> _Where:
+    nodes = {
+        number: _Where(f"node {number}", node.cpus & topology.online, number)
+        for number, node in topology.nodes.items()
+        if node.cpus & topology.online
+    }
+    if wanted is not None and wanted not in (nodes.keys() or {0}):
+        what = "has no CPUs" if wanted in topology.nodes else "is not there"
+        known = f"nodes with CPUs are {CpuSet(nodes)}" if nodes else "the kernel knows no nodes"
+        raise UsageError(f"node {wanted} {what}", hint=known)
+    whole = _Where("the host", topology.online)
+    here = whole if wanted is None else nodes.get(wanted, whole)
+    if cpus is not None:
+        if cpus - here.cpus:
+            there = "online" if here is whole else f"of {here.name}, or not online"
+            raise UsageError(
+                f"CPUs {cpus - here.cpus} of {cpus} are not {there}",
+                hint=f"online are {here.cpus}",
+            )
+        on = nodes_of(cpus, topology)
+        return _Where(f"CPUs {cpus}", cpus, on[0] if len(on) == 1 else None, asked=True)
+    if wanted is not None or not nodes:
+        return here
     if len(nodes) == 1:
         return next(iter(nodes.values()))
     if not at:
@@ -94,58 +159,82 @@ def _node(topology: Topology, guest: Guest, at: Sequence[int | None], wanted: in
         )
     count = Counter(at)
 
-    def worth(node: Node) -> tuple[int, int, int]:
-        distance = sum(node.distances.get(each, _LOCAL) for each in at if each is not None)
-        return -count[node.number], distance, node.number
+    def worth(number: int) -> tuple[int, int, int]:
+        distances = topology.nodes[number].distances
+        return -count[number], sum(distances.get(each, _LOCAL) for each in at), number
 
-    return min(nodes.values(), key=worth)
+    return nodes[min(nodes, key=worth)]
 
 
 def _seats(
-    topology: Topology, guest: Guest, node: Node, taken: CpuSet
+    topology: Topology, guest: Guest, where: _Where, taken: CpuSet
 ) -> tuple[dict[int, int], tuple[str, ...]]:
     """A CPU for each vCPU, and what is to be said of that."""
-    pool, reserve = _pool(topology, node, taken)
+    pool, reserve = _pool(topology, where, taken)
     count = len(guest.vcpus)
     notes: tuple[str, ...] = ()
-    now = _now(guest, pool | reserve)
+    now = _now(topology, guest, pool | reserve)
     if now is not None:
         return now, notes
     if len(pool | reserve) < count:
-        raise _no_room(topology, guest, node, pool | reserve, taken)
-    if len(pool) < count:
+        raise _no_room(topology, guest, where, pool | reserve, taken)
+    fast = pool - topology.efficiency
+    if len(fast) >= count:
+        pool = fast
+    elif len(pool) < count:
         pool |= reserve
-        notes = (f"it leaves no core of node {node.number} to the host alone",)
+        notes = (f"it leaves no core of {where.name} to the host alone",)
     cores = _cores(topology, pool, guest.threads, count)
     numbers = sorted(vcpu.index for vcpu in guest.vcpus)
     cpus, split = _dealt(cores, guest.threads, count)
     if split:
         notes += ("vCPUs that it takes for threads of one core are not on one core",)
-    strangers = _strangers(topology, CpuSet(cpus), taken)
-    if strangers:
-        notes += (f"another guest's vCPUs run on siblings of CPUs {strangers}",)
+    slow = CpuSet(cpus) & topology.efficiency
+    if slow and topology.performance:
+        notes += (f"CPUs {slow} are efficiency cores: there are not enough others",)
     return dict(zip(numbers, cpus, strict=True)), notes
 
 
-def _pool(topology: Topology, node: Node, taken: CpuSet) -> tuple[CpuSet, CpuSet]:
-    """The node's CPUs for guests that no guest has, and those that are better left to the host."""
-    there = node.cpus & topology.online
-    free = there - taken
+def _pool(topology: Topology, where: _Where, taken: CpuSet) -> tuple[CpuSet, CpuSet]:
+    """CPUs for guests on cores that no guest has, and those that are better left to the host."""
+    there = where.cpus & topology.online
+    free = there - _cores_of(topology, taken)
+    if where.asked:
+        return free, CpuSet()
     kept = topology.isolated | topology.nohz_full
     if kept & topology.online:
         return free & kept, CpuSet()
-    first = next(iter(_all_cores(topology, there)), CpuSet())
-    return free - first, free & first
+    host = _for_the_host(topology, there)
+    return free - host, free & host
 
 
-def _now(guest: Guest, pool: CpuSet) -> dict[int, int] | None:
-    """Where it is, if each vCPU has a CPU of its own there already."""
+def _for_the_host(topology: Topology, there: CpuSet) -> CpuSet:
+    """The core that the host keeps: an efficiency core, or one of the smallest cache."""
+    if topology.performance and there & topology.efficiency:
+        there &= topology.efficiency
+    sizes = {llc: size for llc, size in topology.llc_sizes.items() if llc & there}
+    if len(set(sizes.values())) > 1:
+        there &= min(sizes, key=lambda llc: (sizes[llc], llc.first()))
+    return next(iter(_all_cores(topology, there)), CpuSet())
+
+
+def _now(topology: Topology, guest: Guest, pool: CpuSet) -> dict[int, int] | None:
+    """Where it is, if each vCPU has a CPU of its own there already, and all of one sort."""
     found: dict[int, int] = {}
     for vcpu in guest.vcpus:
         if vcpu.cpus is None or len(vcpu.cpus) != 1 or not vcpu.cpus <= pool:
             return None
         found[vcpu.index] = vcpu.cpus.last()
-    return found if len(set(found.values())) == len(found) else None
+    if len(set(found.values())) != len(found):
+        return None
+    here, fast = CpuSet(found.values()), pool - topology.efficiency
+    mixed = bool(here & topology.efficiency and here & topology.performance)
+    return None if mixed and len(fast) >= len(found) else found
+
+
+def _cores_of(topology: Topology, cpus: CpuSet) -> CpuSet:
+    """These CPUs with all of their siblings."""
+    return cpus | union(core for core in topology.siblings if core & cpus)
 
 
 def _all_cores(topology: Topology, cpus: CpuSet) -> list[CpuSet]:
@@ -156,22 +245,26 @@ def _all_cores(topology: Topology, cpus: CpuSet) -> list[CpuSet]:
 
 
 def _cores(topology: Topology, pool: CpuSet, threads: int, count: int) -> list[CpuSet]:
-    """The pool's cores, the best first: those of nobody else, and in few caches."""
+    """The pool's cores, the best first: performance cores, whole ones, and in few caches."""
     cores = _all_cores(topology, pool)
-    shared = {core for core in cores for each in topology.siblings if core != each and core <= each}
+    torn = {core for core in cores for each in topology.siblings if core != each and core <= each}
 
     def room(llc: CpuSet) -> int:
-        inside = [core for core in cores if core <= llc and core not in shared]
+        inside = [core for core in cores if core <= llc and core not in torn]
         return sum(threads for core in inside if len(core) >= threads)
 
-    caches = [llc for llc in topology.llcs if llc & pool]
-    fits = any(room(llc) >= count for llc in caches)
-    # The smallest that fits, so that larger ones stay whole for larger guests; else the largest.
-    caches.sort(key=lambda llc: (room(llc) < count, room(llc)) if fits else (False, -room(llc)))
+    def worth(llc: CpuSet) -> tuple[bool, int, int]:
+        """Of those that fit the largest; of equals the one that fits best, so that others stay
+        whole for larger guests. Where none fits, the largest again, and with most room.
+        """
+        fits = room(llc) >= count
+        return not fits, -topology.llc_sizes.get(llc, 0), room(llc) if fits else -room(llc)
 
-    def key(core: CpuSet) -> tuple[bool, int, int]:
+    caches = sorted((llc for llc in topology.llcs if llc & pool), key=worth)
+
+    def key(core: CpuSet) -> tuple[bool, bool, int, int]:
         cache = next((place for place, llc in enumerate(caches) if core <= llc), len(caches))
-        return core in shared, cache, core.first()
+        return bool(core & topology.efficiency), core in torn, cache, core.first()
 
     return sorted(cores, key=key)
 
@@ -188,33 +281,53 @@ def _dealt(cores: Sequence[CpuSet], threads: int, count: int) -> tuple[list[int]
     return cpus[:count], threads > 1
 
 
-def _strangers(topology: Topology, mine: CpuSet, taken: CpuSet) -> CpuSet:
-    """Those of my CPUs that have a sibling to which another guest's vCPU is pinned."""
-    cores = [core for core in topology.siblings if core & mine and core & taken]
-    return union(core & mine for core in cores)
+def _emulator(
+    topology: Topology, guest: Guest, where: _Where, taken: CpuSet, mine: CpuSet
+) -> tuple[CpuSet | None, tuple[str, ...]]:
+    """CPUs for the emulator, None for where it is; what is to be said of that.
 
-
-def _emulator(topology: Topology, node: Node, used: CpuSet) -> CpuSet | None:
-    """CPUs where nobody's vCPUs are pinned, of the node if it has any."""
-    free = topology.general - topology.nohz_full - used
-    return (free & node.cpus) or free or None
+    Where someone has pinned it to CPUs that are nobody's, it stays.
+    """
+    now = guest.emulator
+    pinned = now is not None and not wide(now, topology) and bool(now & topology.online)
+    if pinned and now is not None and not now & (mine | taken):
+        return None, ()
+    free = topology.general - topology.nohz_full - mine - taken
+    node = topology.nodes[where.node].cpus if where.node is not None else topology.online
+    near = free & node
+    if not free:
+        return None, ("no CPU is left for its emulator, which stays where it is",)
+    cpus = near or free
+    cpus = (cpus & topology.efficiency) or cpus if topology.performance else cpus
+    if not near:
+        return cpus, (f"{where.name} has no CPU left for its emulator",)
+    return cpus, ()
 
 
 def _no_room(
-    topology: Topology, guest: Guest, node: Node, pool: CpuSet, taken: CpuSet
+    topology: Topology, guest: Guest, where: _Where, pool: CpuSet, taken: CpuSet
 ) -> NoRoomError:
-    kept = "isolated " if topology.isolated | topology.nohz_full else ""
     count = len(guest.vcpus)
+    kept = "isolated " if topology.isolated | topology.nohz_full and not where.asked else ""
+    verb = "have" if where.asked else "has"
     text = (
-        f"{guest.name} has {count} vCPUs, and node {node.number} has {len(pool)}"
-        f" {kept}CPUs that are not another guest's"
+        f"{guest.name} has {count} vCPUs, and {where.name} {verb} {len(pool)}"
+        f" {kept}CPUs on cores that are not another guest's"
     )
-    with_room = [
-        each
-        for each in topology.nodes.values()
-        if each.number != node.number and len(union(_pool(topology, each, taken))) >= count
-    ]
+    if where.asked:
+        return NoRoomError(text, hint="name more CPUs, or others")
+    if where.node is None:
+        return NoRoomError(text)
+    with_room = list(_with_room(topology, where.node, taken, count))
     if not with_room:
         return NoRoomError(text, hint="no other node has as many either")
-    nearest = min(with_room, key=lambda each: (node.distances.get(each.number, 0), each.number))
-    return NoRoomError(text, hint=f"node {nearest.number} has room: --node {nearest.number}")
+    nearest = min(with_room, key=lambda each: (topology.distance(where.node or 0, each), each))
+    return NoRoomError(text, hint=f"node {nearest} has room: --node {nearest}")
+
+
+def _with_room(topology: Topology, but: int, taken: CpuSet, count: int) -> Iterable[int]:
+    """The other nodes with so many CPUs for guests."""
+    for number, node in topology.nodes.items():
+        there = _Where(f"node {number}", node.cpus & topology.online, number)
+        if number != but and len(union(_pool(topology, there, taken))) >= count:
+            yield number

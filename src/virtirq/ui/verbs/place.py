@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from virtirq.control import cycle, libvirt_pinning, libvirt_settings
 from virtirq.cpuset import CpuSet
-from virtirq.errors import UsageError
+from virtirq.errors import CpuSetError, UsageError
 from virtirq.guests.libvirt import connection as libvirt
-from virtirq.model import Gap, Guest, Snapshot
+from virtirq.model import Gap, Snapshot
 from virtirq.policy.place import Placement, place
 from virtirq.ui import arguments, inputs, report, screens
 from virtirq.ui.document import Cell, Document, Table
@@ -27,17 +27,27 @@ def run(args: argparse.Namespace) -> int:
     guests = (*given.guests, *given.found.stopped)
     snapshot = cycle.observe(given.fs, guests, gaps=given.found.gaps)
     with inputs.naming(given):
-        proposal = propose(snapshot, args.guest, args.node)
-    done, notes = carry_out(uri, proposal, args) if args.apply else ([], [])
-    return show_all(args, shown(proposal, given.found.gaps, done, notes))
+        proposal = propose(snapshot, args.guest, args.node, args.cpus)
+    # Its definition may say something else than where it runs.
+    todo = args.apply and (proposal.changes or args.config_)
+    done, notes = carry_out(uri, proposal, args) if todo else ([], [])
+    return show_all(args, shown(proposal, given.found.gaps, done, notes, _options(args)))
 
 
-def propose(snapshot: Snapshot, name: str, node: int | None) -> Placement:
+def _options(args: argparse.Namespace) -> str:
+    """What narrows the choice, as it is written on the command line."""
+    node = "" if args.node is None else f" --node {args.node}"
+    return node + ("" if args.cpus is None else f" --cpus {args.cpus}")
+
+
+def propose(
+    snapshot: Snapshot, name: str, node: int | None, cpus: CpuSet | None = None
+) -> Placement:
     """For the guest of this name, UUID or id. Raises UnknownGuestError, NoRoomError, UsageError."""
     guest = cycle.named(name, snapshot.guests)
     if guest.kind != "machine":
         raise UsageError(f"{guest.name} has no vCPUs", hint="place it by its own options")
-    return place(snapshot, guest, node)
+    return place(snapshot, guest, node, cpus)
 
 
 def carry_out(
@@ -58,24 +68,36 @@ def carry_out(
 
 
 def shown(
-    placement: Placement, gaps: Iterable[Gap], done: Sequence[str], notes: Sequence[str]
+    placement: Placement,
+    gaps: Iterable[Gap],
+    done: Sequence[str],
+    notes: Sequence[str],
+    options: str = "",
 ) -> Shown:
-    """The proposal, and where it was carried out (nowhere: it was not)."""
+    """The proposal, and where it was carried out (nowhere: it was not).
+
+    `options` is what has narrowed the choice.
+    """
     guest = placement.guest
     told = (*placement.notes, *notes)
     document = Document()
     count = screens.plural(len(guest.vcpus), "vCPU")
-    where = f"with {placement.near} of its {placement.devices} devices" if placement.devices else ""
+    where = "" if placement.node is None else f" on node {placement.node}"
+    if placement.devices and placement.node is not None:
+        where += f" with {placement.near} of its {placement.devices} devices"
     there = "" if placement.moves else ": they are there already"
-    document.line(
-        Cell(guest.name, "bold"), f"  {count} on node {placement.node} {where}".rstrip() + there
-    )
+    document.line(Cell(guest.name, "bold"), f"  {count}{where}{there}")
     rows = [
         (f"vCPU {vcpu.index}", _any(vcpu.cpus), str(placement.vcpus[vcpu.index]))
         for vcpu in guest.vcpus
     ]
     rows.append(("emulator", _any(guest.emulator), _any(placement.emulator or guest.emulator)))
-    rows.append(("memory", _nodes(guest), f"node {placement.node}, from its next start on"))
+    now = _nodes(guest.memory_nodes)
+    memory = None if placement.memory is None else frozenset([placement.memory])
+    if memory is not None and memory != guest.memory_nodes:
+        rows.append(("memory", now, f"{_nodes(memory)}, from its next start on"))
+    else:
+        rows.append(("memory", now, now))
     document.table(
         Table(
             ("", "NOW", "THEN"),
@@ -88,10 +110,11 @@ def shown(
     if done:
         document.line(f"pinned so: {', '.join(done)}")
         document.line(Cell(f"hint: run 'virtirq apply {guest.name}', unless a daemon runs", "dim"))
+    elif not placement.changes:
+        document.line("nothing to change")
     elif guest.source == libvirt.SOURCE:
-        document.line(
-            Cell(f"hint: 'virtirq place {guest.name} --apply' pins it so, through libvirt", "dim")
-        )
+        command = f"virtirq place {guest.name}{options} --apply"
+        document.line(Cell(f"hint: '{command}' pins it so, through libvirt", "dim"))
     screens.gap_lines(document, gaps)
     data = {
         "schema": report.SCHEMA,
@@ -113,7 +136,7 @@ def shown(
         },
         "memory_nodes": {
             "before": None if guest.memory_nodes is None else sorted(guest.memory_nodes),
-            "after": [placement.node],
+            "after": None if placement.memory is None else [placement.memory],
         },
         "notes": list(told),
         "applied": list(done),
@@ -126,8 +149,18 @@ def _any(cpus: CpuSet | None) -> str:
     return "any" if cpus is None else str(cpus)
 
 
-def _nodes(guest: Guest) -> str:
-    return "any node" if guest.memory_nodes is None else f"node {CpuSet(guest.memory_nodes)}"
+def _nodes(nodes: frozenset[int] | None) -> str:
+    return "any node" if nodes is None else f"node {CpuSet(nodes)}"
+
+
+def _cpus(text: str) -> CpuSet:
+    try:
+        found = CpuSet.parse(text)
+    except CpuSetError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} leaves no CPU")
+    return found
 
 
 def _node(text: str) -> int:
@@ -140,6 +173,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     arguments.guest(parser)
     parser.add_argument(
         "--node", metavar="N", type=_node, help="on this NUMA node, not that of most of its devices"
+    )
+    parser.add_argument(
+        "--cpus", metavar="LIST", type=_cpus, help="on these CPUs, such as 0-7,16-23"
     )
     parser.add_argument("--apply", action="store_true", help="pin it so, through libvirt")
     arguments.affected(
