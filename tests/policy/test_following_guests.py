@@ -44,8 +44,9 @@ from virtirq.model import (
     by_device,
 )
 from virtirq.policy.config import Config
+from virtirq.policy.deal import Deal, Seat
 from virtirq.policy.plan import Desired, plan
-from virtirq.policy.target import Deal, Seat, Taken, target_of
+from virtirq.policy.target import Taken, target_of
 
 SEVERAL: Final = Aimed(None, "it is for any of 2 vCPUs")
 

@@ -48,8 +48,9 @@ from virtirq.model import (
     by_device,
 )
 from virtirq.policy.config import Config
+from virtirq.policy.deal import Deal
 from virtirq.policy.plan import plan
-from virtirq.policy.target import Deal, Taken, target_of
+from virtirq.policy.target import Taken, target_of
 
 PIN_CODES: Final = {"wrong-cpu", "wrong-node", "loose", "unknown-place"}
 KEEP_CODES: Final = {
@@ -587,10 +588,12 @@ def test_planning_takes_steps_in_proportion_to_the_interrupts() -> None:
         calls = 0
         real = Deal.__call__
 
-        def counting(self: Deal, order: int, real: object = real) -> object:
+        def counting(
+            self: Deal, order: int, start: int | None = None, real: object = real
+        ) -> object:
             nonlocal calls
             calls += 1
-            return real(self, order)  # type: ignore[operator]
+            return real(self, order, start)  # type: ignore[operator]
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Deal, "__call__", counting)

@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 from tests.policy.facts import cpus, directives, function, guest, host, subsets, topologies
 from virtirq.cpuset import CpuSet, union
 from virtirq.model import AUTO, NATIVE, Directive, Guest, PciDevice, Topology, Vcpu, Word
-from virtirq.policy.target import (
-    Deal,
-    Seat,
-    Taken,
-    Target,
-    local_to,
-    pinned_cpus,
-    runs_on,
-    target_of,
-)
+from virtirq.policy.deal import Deal, Seat
+from virtirq.policy.target import Taken, Target, local_to, pinned_cpus, runs_on, target_of
 
 EMULATOR, LOCAL = Directive(Word.EMULATOR), Directive(Word.LOCAL)
 RT = host(isolated="2-3,5-7")

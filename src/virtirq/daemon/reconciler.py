@@ -206,7 +206,7 @@ class Reconciler:
     def _compute_all(self) -> None:
         """What is wanted may be another of every device, and more than targets depends on it."""
         aimed = self._desired.aimed
-        self._desired = Desired(self._topology, self._config)
+        self._desired = Desired(self._topology, self._config, self._desired.dealt)
         self._read_drivers(self.registry.devices)
         self._desired.change(self.guests, pci=self._pci)
         for address, choice in aimed.items():
@@ -445,6 +445,7 @@ class Reconciler:
         began = self._clock()
         addresses = [address for address, _ in aims]
         found = by_device(read_interrupts(Reader(self._fs), addresses, CpuSet()))
+        self._desired.deal(found)
         pins: list[Pin] = []
         for address, aim in aims:
             actions = aim.plan(found.get(address, ())).actions

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from virtirq.cpuset import CpuSet
 from virtirq.model import (
@@ -26,8 +27,11 @@ from virtirq.model import (
     Topology,
     VfioAction,
 )
+from virtirq.policy.deal import Deal, Dealt, Seat
 from virtirq.policy.directives import Asked
-from virtirq.policy.target import Deal, Seat, Target, far_from, within
+from virtirq.policy.target import Target, far_from, within
+
+_NO_CHOICE: Final = Aimed(None)
 
 
 class _Place(NamedTuple):
@@ -55,8 +59,14 @@ class DesiredDevice:
         asks: Mapping[PciAddress, Asked],
         target: Target,
         topology: Topology,
+        dealt: Dealt,
+        beside: Sequence[DesiredDevice],
     ) -> None:
-        """`asks`: what is asked for each device of the guest of which it decides."""
+        """`asks`: what is asked for each device of the guest of which it decides.
+
+        `dealt` is what is known of its deal, and kept by the caller; `beside` are the guest's
+        devices, this one too.
+        """
         self.guest, self.device, self.pci = guest, device, pci
         self.asks, self.asked = asks, asked
         self.target, self.seated, self.topology = target, target.seated, topology
@@ -65,6 +75,7 @@ class DesiredDevice:
         routing = ((at.domain << 8 | at.bus) << 5 | at.slot) << 3 | at.function
         self.deal = Deal(target.seats, routing)
         self._far = far_from(pci, topology)
+        self.dealt, self._beside = dealt, beside
         self.aimed: Mapping[int, Aimed] = {}
 
     @property
@@ -72,7 +83,55 @@ class DesiredDevice:
         """Whether vectors go where the guest aims them, if that is known."""
         return bool(self.target.following) and self.asked.spread is Spread.VECTOR
 
+    @property
+    def deals(self) -> bool:
+        """Whether its vectors are dealt one CPU each."""
+        return bool(self.target.seats) and self.asked.spread is Spread.VECTOR
+
+    def find(self, interrupts: Sequence[Interrupt]) -> None:
+        """These are the device's interrupts: what is dealt, and where that has begun if it shows.
+
+        A start that is known already stays what it is.
+        """
+        dealt = {
+            order: interrupt
+            for order, interrupt in _in_order(interrupts)
+            if self.deals and self._hindrance(interrupt, interrupt.key.action) is None
+        }
+        self.dealt.orders = frozenset(dealt)
+        if dealt and self.dealt.start is None:
+            places = {
+                order: each.affinity
+                for order, each in dealt.items()
+                if each.affinity is not None and self._choice(each)[0] is None
+            }
+            self.dealt.start = self.deal.found(places)
+
+    def begin(self) -> int:
+        """Where the deal begins: where it has, or else so that the emptiest CPUs get the vectors.
+
+        How full a CPU is counts the guest's own vectors, so another guest changes nothing.
+        """
+        if self.dealt.start is None:
+            load = Counter(cpu for each in self._beside if each is not self for cpu in each.places)
+            self.dealt.start = self.deal.begin(self.dealt.orders or {0}, load)
+        return self.dealt.start
+
+    @property
+    def places(self) -> Iterable[int]:
+        """The CPU of each vector that there is, as far as its place is decided."""
+        if not self.deals or self.dealt.start is None:
+            return
+        for order in self.dealt.orders:
+            choice = self.aimed.get(order, _NO_CHOICE).vcpu
+            seat = None if choice is None else self.target.following.get(choice)
+            if seat is None:
+                yield self.deal(order, self.dealt.start)[1]
+            else:
+                yield self.deal.within(seat, order)
+
     def plan(self, interrupts: tuple[Interrupt, ...]) -> DevicePlan:
+        self.find(interrupts)
         note = self.target.note
         if self.pci is None:
             note = "the host has no such device"
@@ -100,6 +159,7 @@ class DesiredDevice:
 
     def appeared(self, interrupt: Interrupt) -> Action:
         """What to do about one that the guest has just set up, wherever the kernel put it."""
+        self.dealt.orders |= {interrupt.vector or 0}
         action = self.decide(interrupt)
         if not isinstance(action, Pin):
             return action
@@ -181,7 +241,7 @@ class DesiredDevice:
         if own is not None:
             seat, cpu = own, self.deal.within(own, order)
         else:
-            seat, cpu = self.deal(order)
+            seat, cpu = self.deal(order, self.begin())
         cpus = CpuSet([cpu])
         of = "" if seat.vcpu is None else f" of {self.guest.unit} {seat.vcpu}"
         return _Place(
@@ -248,7 +308,7 @@ def _in_place(interrupt: Interrupt, where: str) -> Reason:
     return Reason("in-place", f"on {where}")
 
 
-def _in_order(interrupts: tuple[Interrupt, ...]) -> Iterable[tuple[int, Interrupt]]:
+def _in_order(interrupts: Iterable[Interrupt]) -> Iterable[tuple[int, Interrupt]]:
     """Each interrupt with the order in which it is dealt: its vector number where it is known.
 
     Only a recording without action names leaves it open; IRQ numbers, which the kernel hands

@@ -23,6 +23,7 @@ from virtirq.model import (
     by_device,
 )
 from virtirq.policy.config import Config
+from virtirq.policy.deal import Dealt
 from virtirq.policy.device import DesiredDevice
 from virtirq.policy.directives import Asked, asked_for
 from virtirq.policy.target import Claims, Taken, Target, claims_of, target_of
@@ -69,13 +70,21 @@ class Desired:
     asked for depends on where vCPUs are pinned and that is another now.
     """
 
-    def __init__(self, topology: Topology, config: Config) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        config: Config,
+        dealt: Mapping[PciAddress, Dealt] = MappingProxyType({}),
+    ) -> None:
+        """`dealt` is where the deals of devices have begun: see `Desired.dealt`."""
         self._topology, self._config = topology, config
         self._entries: dict[str, _Entry] = {}
         self._having: dict[PciAddress, dict[str, _Rank]] = {}
         """Who has each device, by key."""
         self._owned: dict[PciAddress, DesiredDevice] = {}
         self._aimed: dict[PciAddress, Mapping[int, Aimed]] = {}
+        self._dealt: dict[PciAddress, Dealt] = dict(dealt)
+        """Where the deal of each device begins, for as long as a guest's run has it."""
         self._sole: Counter[int] = Counter()
         """How many guests have each CPU for one of their vCPUs alone."""
         self._users: Counter[int] = Counter()
@@ -134,6 +143,11 @@ class Desired:
         """The guests' own choices, as far as they are known."""
         return self._aimed
 
+    @property
+    def dealt(self) -> Mapping[PciAddress, Dealt]:
+        """Where the deal of each device begins, as far as that is decided."""
+        return self._dealt
+
     def of(self, address: PciAddress) -> DesiredDevice | None:
         """What is wanted of a device, by the guest that decides; None when no guest has it."""
         return self._owned.get(address)
@@ -145,6 +159,7 @@ class Desired:
 
     def plan(self, interrupts: Mapping[PciAddress, tuple[Interrupt, ...]]) -> Plan:
         """The plan for these interrupts, given by device."""
+        self.deal(interrupts)
         return Plan(
             tuple(
                 GuestPlan(
@@ -156,6 +171,22 @@ class Desired:
                 for entry in sorted(self._entries.values(), key=lambda entry: entry.rank)
             )
         )
+
+    def deal(self, interrupts: Mapping[PciAddress, tuple[Interrupt, ...]]) -> None:
+        """Decide where the deal of each of these devices begins, in view of all of them.
+
+        What is in place says where; the others then take what is left, and among them those
+        first that have fewest CPUs to choose from.
+        """
+        fresh = []
+        for address, them in interrupts.items():
+            device = self._owned.get(address)
+            if device is not None:
+                device.find(them)
+                if device.dealt.orders and device.dealt.start is None:
+                    fresh.append(device)
+        for device in sorted(fresh, key=lambda each: (len(each.seated), each.device.address)):
+            device.begin()
 
     # The books.
 
@@ -218,7 +249,7 @@ class Desired:
             guest = entry.guest
             owners = {address: self._owner(address) for address in entry.asks}
             own = {address: entry.asks[address] for address, who in owners.items() if who == key}
-            made = []
+            made: list[DesiredDevice] = []
             for device in sorted(guest.devices, key=lambda device: device.address):
                 address = device.address
                 pci, asked = entry.pci.get(address), entry.asks[address]
@@ -227,7 +258,10 @@ class Desired:
                 else:
                     owner = self._entries[owners[address]].guest.name
                     target = Target(None, f"{owner} has this device too and decides", "claimed")
-                desired = DesiredDevice(guest, device, pci, asked, own, target, self._topology)
+                dealt = self._dealt.setdefault(address, Dealt()) if address in own else Dealt()
+                desired = DesiredDevice(
+                    guest, device, pci, asked, own, target, self._topology, dealt, made
+                )
                 made.append(desired)
                 if address in own:
                     self._owned[address] = desired
@@ -245,10 +279,11 @@ class Desired:
         if self._retake():
             touched |= self._dependent
         was = self._wanted_of(touched) | was
-        for address in was.keys() & self._aimed.keys():
+        for address in was.keys() & (self._aimed.keys() | self._dealt.keys()):
             owner = self._entries[self._owner(address)].guest if address in self._having else None
             if owner is None or (owner.key, owner.pid) != was[address].run:
-                del self._aimed[address]
+                self._aimed.pop(address, None)
+                self._dealt.pop(address, None)
         self._compute(touched)
         now = ((address, self._owned.get(address)) for address in was)
         return frozenset(address for address, each in now if each and _was(each) != was[address])

@@ -9,14 +9,7 @@ from typing import NamedTuple
 
 from virtirq.cpuset import CpuSet, union
 from virtirq.model import Directive, Guest, PciDevice, Topology, Word
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """What a vector may follow: a vCPU and the CPUs it may run on, or a part of the host."""
-
-    cpus: CpuSet
-    vcpu: int | None = None
+from virtirq.policy.deal import Seat
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,43 +218,6 @@ def within(far: CpuSet, cpus: CpuSet, topology: Topology) -> bool:
 def nodes_of(cpus: CpuSet, topology: Topology) -> list[int]:
     """The nodes that these CPUs are on."""
     return [number for number, node in topology.nodes.items() if node.cpus & cpus]
-
-
-class Deal:
-    """Deals a device's vectors over seats.
-
-    Vector *i* follows seat *i mod n*. Seats with the same CPUs (vCPUs that share a pool) deal
-    their vectors over it in turn, so that each CPU of a pool gets its share; each device starts
-    at a CPU of its own. The answer depends on seats, device and vector alone: neither another
-    vector nor another guest changes it.
-    """
-
-    def __init__(self, seats: Sequence[Seat], place: int = 0) -> None:
-        """`place` (the device's routing ID) says where in a pool the device starts."""
-        # Multiples of the golden ratio spread evenly over a circle, be they of 1 (VFs), 8 or 256
-        # (slots, buses): guests that share a pool do not all begin at its first CPU.
-        self._start = place * 0x9E3779B9 % 2**32
-        self._seats = seats
-        self._cpus = {cpus: tuple(cpus) for cpus in {seat.cpus for seat in seats}}
-        sharing: Counter[CpuSet] = Counter()
-        self._places = []
-        for seat in seats:
-            self._places.append(sharing[seat.cpus])
-            sharing[seat.cpus] += 1
-        self._sharing = sharing
-
-    def within(self, seat: Seat, order: int) -> int:
-        """The CPU for the vector of this order where it follows this seat, whatever is dealt."""
-        cpus = tuple(seat.cpus)
-        return cpus[(order + (self._start * len(cpus) >> 32)) % len(cpus)]
-
-    def __call__(self, order: int) -> tuple[Seat, int]:
-        """The seat that the vector of this order follows, and its CPU there."""
-        round_, place = divmod(order, len(self._seats))
-        seat = self._seats[place]
-        turn = round_ * self._sharing[seat.cpus] + self._places[place]
-        cpus = self._cpus[seat.cpus]
-        return seat, cpus[(turn + (self._start * len(cpus) >> 32)) % len(cpus)]
 
 
 def _left(why: str) -> Target:

@@ -38,6 +38,7 @@ MAX_VCPUS: Final = 8192
 
 _MAX_PROBLEMS: Final = 50
 _DAC_LABEL: Final = re.compile(r"\+?([0-9]{1,10}):\+?[0-9]{1,10}", re.ASCII)
+_REALTIME: Final = frozenset({"fifo", "rr"})
 # The QEMU driver alone ties the topology to the number of vCPUs (qemu_validate.c).
 _QEMU_TYPES: Final = frozenset({"kvm", "qemu", "hvf"})
 
@@ -155,8 +156,14 @@ def _vcpus(domain: Element, shared: CpuSet | None, problems: list[str]) -> tuple
             raise DomainXmlError(f"<vcpupin> of vCPU {index} is there twice")
         else:
             pins[index] = cpus_of(pin)
+    realtime = union(
+        cpus_of(each, "vcpus")
+        for each in domain.iterfind("cputune/vcpusched")
+        if each.get("scheduler") in _REALTIME
+    )
     return tuple(
-        Vcpu(index, pins.get(index, shared), apic=apics.get(index)) for index in sorted(online)
+        Vcpu(index, pins.get(index, shared), apic=apics.get(index), realtime=index in realtime)
+        for index in sorted(online)
     )
 
 

@@ -119,6 +119,7 @@ _ELEMENTS: Final = _rule(
     cputune=_rule(
         vcpupin=_rule("vcpu cpuset"),
         emulatorpin=_rule("cpuset"),
+        vcpusched=_rule("vcpus scheduler"),
         iothreadpin=_rule("iothread cpuset"),
     ),
     numatune=_rule(memory=_rule("placement nodeset"), memnode=_rule("nodeset")),

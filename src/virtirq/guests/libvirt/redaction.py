@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from virtirq.cpuset import CpuSet
 from virtirq.errors import DomainXmlError
 from virtirq.guests.libvirt import nova
 from virtirq.guests.libvirt.devices import given_by_arguments, pci_addresses
@@ -98,6 +99,10 @@ def _set_pins(domain: Element, guest: Guest) -> None:
     for tag, which, cpus in pins:
         if cpus:
             cputune.append(domain.makeelement(tag, {**which, "cpuset": str(cpus)}))
+    realtime = CpuSet(each.index for each in guest.vcpus if each.realtime)
+    if realtime:
+        policy = {"vcpus": str(realtime), "scheduler": "fifo", "priority": "1"}
+        cputune.append(domain.makeelement("vcpusched", policy))
 
 
 def _set_text(domain: Element, tag: str, text: str) -> None:
