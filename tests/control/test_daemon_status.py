@@ -60,7 +60,7 @@ PRESENCES = st.builds(
     ),
     readers=st.dictionaries(TEXT, TEXT, max_size=3),
 )
-ENOUGH = 30.0
+ENOUGH = 300.0
 """Seconds after which a test gives up."""
 
 

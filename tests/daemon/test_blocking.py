@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from virtirq.daemon.blocking import Lane, Part, close_each
 from virtirq.errors import NoAnswerError
 
-ENOUGH = 30.0
+ENOUGH = 300.0
 SHORT = 0.01
 
 

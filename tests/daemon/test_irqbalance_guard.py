@@ -16,7 +16,7 @@ from virtirq.daemon import irqbalance_guard as module
 from virtirq.daemon.irqbalance_guard import LINGER, IrqbalanceGuard
 from virtirq.daemon.log import Log
 
-ENOUGH = 30.0
+ENOUGH = 300.0
 """Seconds after which a test gives up."""
 PID, NEXT = 12, 13
 TOLD = Told(State.TOLD, PID)

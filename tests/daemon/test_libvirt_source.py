@@ -41,7 +41,7 @@ from virtirq.host import paths
 from virtirq.model import Gap, Guest, GuestDevice, PciAddress, Vcpu
 from virtirq.policy.config import Config
 
-ENOUGH = 30.0
+ENOUGH = 300.0
 """Seconds after which a test gives up."""
 HOST = MadeHost(
     online="0-7", devices=(passthrough("0000:82:00.0", vectors=2, first_irq=100, affinity="0-7"),)

@@ -10,7 +10,7 @@ import pytest
 from virtirq.daemon.looks import Looks
 
 SOON = 0.001
-ENOUGH = 30.0
+ENOUGH = 300.0
 
 
 class Scene:

@@ -46,7 +46,7 @@ from virtirq.host.events import EventKind, KernelEvent
 from virtirq.model import AUTO, Guest, GuestDevice, PciAddress, Vcpu
 from virtirq.policy.config import Config, Rule
 
-ENOUGH: Final = 30.0
+ENOUGH: Final = 300.0
 """Seconds after which a test gives up."""
 GROUPS: Final = {A: 7, B: 7, C: 9, D: 12}
 FIRST: Final = {A: 100, B: 110, C: 120, D: 130}

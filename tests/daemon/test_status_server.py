@@ -80,7 +80,7 @@ class TestAnswering:
                 asked.connect(str(tmp_path / SOCKET))
                 asked.recv(1)
                 waited = threading.Event()
-                for _ in range(200):  # ours, and until it gives up the daemon's
+                for _ in range(6000):  # ours, and until it gives up the daemon's
                     if connections() == before + 1:
                         return True
                     waited.wait(0.05)

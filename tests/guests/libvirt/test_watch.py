@@ -23,7 +23,7 @@ from virtirq.guests.libvirt import watch as module
 from virtirq.guests.libvirt.connection import LiveGuests
 from virtirq.guests.libvirt.watch import Watch, open_watch
 
-ENOUGH = 30.0
+ENOUGH = 300.0
 """Seconds after which a test gives up."""
 
 

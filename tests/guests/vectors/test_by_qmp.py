@@ -34,7 +34,7 @@ from virtirq.guests.vectors.hardware import Iommu
 from virtirq.host.fs import LiveFs
 from virtirq.model import Guest, GuestVectors, PciAddress, Vcpu
 
-ENOUGH = 60.0
+ENOUGH = 300.0
 """Seconds after which a test gives up."""
 
 
