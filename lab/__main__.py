@@ -36,7 +36,9 @@ def _add_quick(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--machine", choices=sorted(quick.MACHINES), default="one_nic")
     parser.add_argument("--kernel", type=Path, help="a vmlinuz instead of the distribution's")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds for the command")
+    parser.add_argument(
+        "--silence", type=float, default=600, help="seconds without any output until it gives up"
+    )
     parser.add_argument(
         "--writable",
         type=Path,
@@ -56,7 +58,7 @@ def _quick(options: argparse.Namespace) -> int:
     return quick.run(
         machine,
         options.command,
-        timeout=options.timeout,
+        silence=options.silence,
         writable=options.writable,
         image=options.kernel,
         stream=True,

@@ -27,10 +27,15 @@ from typing import BinaryIO
 
 from . import kernel
 from .kernel import LabUnavailable
+from .patience import Patience
 
 # These belong to the guest's own kernel; everything else is this machine's.
 _NOT_SHARED = {"boot", "dev", "lost+found", "proc", "run", "sys"}
 _BOOT_ATTEMPTS = 3
+_BOOT_SILENCE = 60.0
+"""Seconds without a new message: less than from one report of a stall to the next."""
+_BOOT_SECONDS = 600.0
+"""In all, for one that goes on to complain. Both as `Patience` counts them."""
 _POLL = 0.05
 _KILL_SECONDS = 2
 _KERNEL_OPTIONS = (
@@ -51,7 +56,7 @@ class GuestError(Exception):
 
 
 class GuestTimeoutError(Exception):
-    """The command did not end in time; `output` is what it had printed until then."""
+    """The guest got no further; `output` is what the command had printed until then."""
 
     def __init__(self, message: str, output: str) -> None:
         super().__init__(message)
@@ -177,8 +182,7 @@ def run(
     machine: Machine,
     command: Sequence[str],
     *,
-    timeout: float = 120,
-    boot_timeout: float = 60,
+    silence: float = 300,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     writable: Sequence[Path] = (),
@@ -187,6 +191,8 @@ def run(
 ) -> Result:
     """Boot `machine`, run `command` in it as root, and say what became of it.
 
+    It may take as long as it likes, but must not be silent for more than so many seconds (of
+    `Patience`): print nothing, and write nothing to a file directly in a directory of `writable`.
     `cwd` is where the command starts (default: here); `env` is added to a small default
     environment; the guest may write to this machine in the directories of `writable`;
     `image` replaces the distribution's kernel; `stream` also passes output on as it comes.
@@ -201,12 +207,13 @@ def run(
             arguments += ["-pidfile", str(job.qemu_pid)]
             with _started(arguments, job) as process:
                 begin = time.monotonic()
-                if not _wait(process, job.booted, boot_timeout):
+                if not _booted(process, job):
                     if attempt < _BOOT_ATTEMPTS:
                         continue  # emulated boots do stall now and then
                     raise GuestError(f"the guest does not boot:\n{job.console_tail()}")
                 boot = time.monotonic() - begin
-                return _finish(process, job, timeout, boot, _Tee(job) if stream else None)
+                signs = [job.stdout, job.stderr, *writable]
+                return _finish(process, job, signs, silence, boot, _Tee(job) if stream else None)
     raise AssertionError("unreachable")
 
 
@@ -334,7 +341,8 @@ def _host_env(job: _Job) -> dict[str, str]:
 def _prelude(env: Mapping[str, str]) -> str:
     """Shell lines that make the guest ready for a command."""
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    exports = {"PATH": path, "LANG": "C.UTF-8", "HOME": "/root", **env}
+    # LANGUAGE keeps gettext from looking for translations, some 200 files at each start.
+    exports = {"PATH": path, "LANG": "C.UTF-8", "LANGUAGE": "C", "HOME": "/root", **env}
     return (
         "for cpu in /sys/devices/system/cpu/cpu[0-9]*/online; do echo 1 > $cpu; done\n"
         + "".join(f"export {name}={shlex.quote(value)}\n" for name, value in exports.items())
@@ -381,9 +389,9 @@ def _started(arguments: Sequence[str], job: _Job) -> Iterator[subprocess.Popen[b
 
 def _end(process: subprocess.Popen[bytes], job: _Job) -> None:
     """Kill QEMU first: virtme-run then reaps it and ends, and no zombie is left to init."""
-    with contextlib.suppress(OSError, ValueError):  # no QEMU yet, or no more
-        qemu = int(_text(job.qemu_pid))
-        if os.getpgid(qemu) == process.pid:
+    with contextlib.suppress(OSError):  # no more
+        qemu = _qemu_of(job)
+        if qemu is not None and os.getpgid(qemu) == process.pid:
             os.kill(qemu, signal.SIGKILL)
     try:
         process.wait(_KILL_SECONDS)
@@ -393,35 +401,96 @@ def _end(process: subprocess.Popen[bytes], job: _Job) -> None:
         process.wait()
 
 
+def _booted(process: subprocess.Popen[bytes], job: _Job) -> bool:
+    """Wait until the guest runs its script; false when it came to a halt, or died."""
+    with contextlib.suppress(_StuckError):
+        # The kernel's own watchdogs make a guest that hangs go on printing.
+        limits = [_Limit(_BOOT_SILENCE, [job.console]), _Limit(_BOOT_SECONDS, [])]
+        return _wait(process, job, job.booted, limits)
+    return False
+
+
+class _StuckError(Exception):
+    """Nothing new came for too long; the message says how long."""
+
+
+class _Limit:
+    """Patience with a guest, whose signs of life are that these files grow."""
+
+    def __init__(self, seconds: float, signs: Sequence[Path]) -> None:
+        self._seconds = seconds
+        self._signs = signs
+        self._patience: Patience | None = None
+        self._size = -1
+
+    def check(self, pid: int | None) -> None:
+        if self._patience is None or self._patience.pid is None:
+            self._patience = Patience(self._seconds, pid)
+        size = sum(map(_size, self._signs))
+        if size != self._size:
+            self._size = size
+            self._patience.sign()
+        if self._patience.ended():
+            raise _StuckError(f"nothing new came from it for {self._patience.since:.0f} s")
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the files in a directory."""
+    try:
+        return sum(map(_size, path.iterdir())) if path.is_dir() else path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def _wait(
     process: subprocess.Popen[bytes],
+    job: _Job,
     sign: Path,
-    timeout: float,
+    limits: Sequence[_Limit],
     every_poll: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Wait for a file that the guest makes; false when it did not in time, or died."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
+    """Wait for a file that the guest makes; false when it died. Raises `_StuckError`."""
+    while True:
         alive = process.poll() is None
         every_poll()
         if sign.exists():
             return True
         if not alive:
             return False
+        for limit in limits:
+            limit.check(_qemu_of(job))
         time.sleep(_POLL)
-    return False
+
+
+def _qemu_of(job: _Job) -> int | None:
+    """The number of the job's QEMU, once that has told it."""
+    text = _text(job.qemu_pid).strip()
+    return int(text) if text else None
 
 
 def _finish(
-    process: subprocess.Popen[bytes], job: _Job, timeout: float, boot: float, tee: _Tee | None
+    process: subprocess.Popen[bytes],
+    job: _Job,
+    signs: Sequence[Path],
+    silence: float,
+    boot: float,
+    tee: _Tee | None,
 ) -> Result:
     begin = time.monotonic()
-    ended = _wait(process, job.status, timeout, tee.copy if tee else lambda: None)
-    if tee:
-        tee.copy()
+    try:
+        limits = [_Limit(silence, signs)]
+        ended = _wait(process, job, job.status, limits, tee.copy if tee else lambda: None)
+    except _StuckError as stuck:
+        after = time.monotonic() - begin
+        raise GuestTimeoutError(
+            f"the guest is stuck: {stuck}, {after:.0f} s after the command was started; its"
+            f" console ends with:\n{job.console_tail()}",
+            _text(job.stdout) + _text(job.stderr),
+        ) from None
+    finally:
+        if tee:
+            tee.copy()
     stdout, stderr = _text(job.stdout), _text(job.stderr)
-    if not ended and process.poll() is None:
-        raise GuestTimeoutError(f"the command did not end in {timeout:g} s", stdout + stderr)
     if not ended:
         raise GuestError(f"the guest died:\n{stdout}{stderr}{job.console_tail()}")
     # Nothing of the guest is worth keeping, so it is not shut down: killing saves seconds.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from lab.guest import E1000E, bind, find
 from lab.vfio import _ACTION_TRIGGER, _DATA_EVENTFD, HeldDevice, _set_irqs
+from tests.kernel import commands
 from virtirq.control.executor import Executor
 from virtirq.control.journal import locked_journal
 from virtirq.cpuset import CpuSet
@@ -27,6 +29,7 @@ from virtirq.model import InterruptKey, Outcome, PciAddress, Pin, Reason, Status
 VIRTIRQ = os.path.join(sysconfig.get_path("scripts"), "virtirq")
 STATE = Path("/run/virtirq")
 SHOTS = 50
+NOBODY = 65534
 
 DOMAIN = """<domain><name>router</name><vcpu>{count}</vcpu><cputune>{pins}</cputune><devices>
 <hostdev mode='subsystem' type='pci'><source>
@@ -64,6 +67,9 @@ def write_domain(file: Path, bdf: str, *pins: str) -> Path:
 
 
 def virtirq(*words: object, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """What it does; started by the words `before`, it is the installed command."""
+    if not before:
+        return commands.run(*map(str, words))
     return subprocess.run(
         [*before, VIRTIRQ, *map(str, words)], capture_output=True, text=True, check=False
     )
@@ -340,13 +346,15 @@ def test_a_read_only_proc_is_a_fault_of_the_deployment(nic: HeldDevice, domain: 
 
 
 def test_an_unprivileged_user_may_look_and_not_touch(nic: HeldDevice, domain: Path) -> None:
-    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    def as_nobody(*words: str) -> subprocess.CompletedProcess[str]:
+        return commands.run_as(NOBODY, *words, "--domain", str(domain))
+
     for directory in (domain.parent, domain.parent.parent):
         directory.chmod(0o755)  # pytest keeps its directories to itself
     found = affinities(nic)
-    assert virtirq("plan", "--domain", domain, before=nobody).returncode == 0
-    assert virtirq("status", "--domain", domain, before=nobody).stdout.count("msix") == nic.vectors
-    done = virtirq("apply", "--domain", domain, before=nobody)
+    assert as_nobody("plan").returncode == 0
+    assert as_nobody("status").stdout.count("msix") == nic.vectors
+    done = as_nobody("apply")
     assert (done.returncode, done.stdout) == (5, "")
     assert done.stderr.endswith("hint: run as root\n")
     assert affinities(nic) == found
@@ -364,10 +372,10 @@ def test_killed_at_a_system_call_restore_leaves_all_as_found(
         for file in STATE.glob("*"):
             file.unlink()
         STATE.rmdir()
-    strace = ("strace", "-qq", "-o", str(tmp_path / "log"), "-e", f"trace={call}")
-    inject = ("-e", f"inject={call}:signal=KILL:when={when}")
-    killed = virtirq("-q", "apply", "--domain", domain, before=(*strace, *inject))
-    assert killed.returncode != 0, f"{death} was not reached"
+    strace = ("-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={when}")
+    words = ("-q", "apply", "--domain", str(domain))
+    status = commands.run_traced(tmp_path / "log", strace, *words)
+    assert status == -signal.SIGKILL, f"{death} was not reached"
     assert virtirq("restore").returncode == 0
     assert affinities(nic) == found
 

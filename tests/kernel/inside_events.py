@@ -15,6 +15,7 @@ import pytest
 
 from lab.guest import E1000E, bind, find
 from lab.vfio import HeldDevice
+from tests.kernel.commands import Forked
 from virtirq.daemon.kernel_events import MUTABLE, KernelEvents, open_kernel_events
 from virtirq.daemon.thread_filter import runs_of
 from virtirq.errors import UnavailableError
@@ -22,6 +23,7 @@ from virtirq.host.events import EventKind, KernelEvent
 from virtirq.host.uevents import Uevents
 
 TRACEFS = Path("/sys/kernel/tracing")
+PYTHON = (sys.executable, "-I", "-S")
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +117,7 @@ def test_threads_are_told_of_when_they_are_watched(events: KernelEvents) -> None
 def test_the_end_of_a_watched_thread_is_told(events: KernelEvents) -> None:
     script = "import threading; threading.Thread(target=input).start(); input()"
     child, other = (
-        subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) for _ in range(2)
+        subprocess.Popen([*PYTHON, "-c", script], stdin=subprocess.PIPE) for _ in range(2)
     )
     tasks = f"/proc/{child.pid}/task"
     while len(os.listdir(tasks)) < 2:
@@ -130,7 +132,7 @@ def test_the_end_of_a_watched_thread_is_told(events: KernelEvents) -> None:
 
 def test_a_thread_that_pins_itself_is_told_of(events: KernelEvents) -> None:
     script = "import os; input(); os.sched_setaffinity(0, {1})"
-    child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE)
+    child = subprocess.Popen([*PYTHON, "-c", script], stdin=subprocess.PIPE)
     events.watch_threads(runs_of([child.pid]))
     child.communicate(b"\n")
     (found,) = (each for each in gather(events) if each.kind is EventKind.REPINNED)
@@ -240,21 +242,22 @@ def test_lost_events_are_told(events: KernelEvents, bdf: str) -> None:
 
 
 def test_the_next_daemon_clears_up_after_one_that_was_killed(bdf: str) -> None:
-    script = (
-        "import sys\n"
-        "from virtirq.daemon.kernel_events import open_kernel_events\n"
-        "events = open_kernel_events()\n"
-        "print('open', flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as killed:
-        assert killed.stdout is not None
-        assert killed.stdout.readline() == "open\n"
-        with pytest.raises(UnavailableError, match="busy"):
-            open_kernel_events()
-        killed.send_signal(signal.SIGKILL)
+    reading, writing = os.pipe()
+
+    def call() -> int:
+        open_kernel_events()
+        print("open", flush=True)
+        signal.pause()
+        return 0
+
+    killed = Forked(call, writing, writing)
+    os.close(writing)
+    with open(reading) as said:
+        assert said.readline() == "open\n"
+    with pytest.raises(UnavailableError, match="busy"):
+        open_kernel_events()
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
     assert leftovers()
     stream = open_kernel_events()
     assert stream.described == "kernel probes"
