@@ -14,7 +14,7 @@ from collections import Counter
 from virtirq.cpuset import CpuSet
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
-from virtirq.host.fs import HostFs
+from virtirq.host.fs import HostFs, OpenFile
 from virtirq.model import Directive, Guest, GuestDevice, InterruptKind, PciAddress, Vcpu, VfioAction
 
 CPUS, VCPUS, DEVICES, VECTORS = 256, 16, 4, 20
@@ -145,6 +145,11 @@ class CrowdFs(HostFs):
         self.calls["write"] += 1
         self._affinity[self._irq(path.split("/")[3], path)] = text
 
+    def open(self, path: str) -> OpenFile:
+        self.calls["open"] += 1
+        self._irq(path.split("/")[3], path)
+        return _Opened(self, path)
+
     def incarnation(self, path: str) -> int | None:
         self.calls["incarnation"] += 1
         return 1
@@ -160,6 +165,22 @@ class CrowdFs(HostFs):
         if number >= self._guests * DEVICES:
             raise _absent(path)
         return number
+
+
+class _Opened(OpenFile):
+    """An affinity, opened: read and written as by its path."""
+
+    def __init__(self, fs: CrowdFs, path: str) -> None:
+        self._fs, self._path = fs, path
+
+    def read(self) -> str:
+        return self._fs.read(self._path)
+
+    def write(self, text: str) -> None:
+        self._fs.write(self._path, text)
+
+    def close(self) -> None:
+        self._fs.calls["close"] += 1
 
 
 def _absent(path: str) -> FileNotFoundError:

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import pytest
 
-from tests.daemon.running import timers
 from tests.daemon.test_reconciler import Lines
 from tests.guests.processes.test_find import (
     DEVICE,
@@ -40,6 +39,7 @@ from virtirq.daemon.log import Log, entry
 from virtirq.daemon.process_source import ProcessSource
 from virtirq.daemon.reconciler import Reconciler
 from virtirq.daemon.registry import Change
+from virtirq.daemon.timers import Timers
 from virtirq.guests.processes.find import SOURCE
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
@@ -161,19 +161,21 @@ class Stage:
         log = Log(logger)
         loop = asyncio.get_running_loop()
         self.journal = SharedJournal(self.state, "boot")
+        self.errors: list[BaseException] = []
+        self.timers = Timers(loop.call_later, loop.time, self.errors.append)
         self.reconciler = Reconciler(
             self.fs,
             self.journal,
             self.config,
             log,
             Counters(),
-            timers(),
+            self.timers,
             loop.time,
             self._known,
         )
         self.theirs: set[str] = set()
         self.processes = ProcessSource(
-            self.fs, self.reconciler, log, lambda guest: guest.name in self.theirs
+            self.fs, self.reconciler, log, self.timers, lambda guest: guest.name in self.theirs
         )
 
     def restart(self) -> None:
@@ -239,11 +241,13 @@ class Stage:
 
     @property
     def at_rest(self) -> bool:
-        return self.processes._looks.idle and self.processes._all.idle
+        kinds = {"process", "process later", "processes"}
+        return not (kinds & self.timers._due.keys() or self.timers._at_work)
 
     def forget(self, pid: int, delay: float) -> None:
         """What was asked for after so many seconds is not waited for."""
-        self.processes._looks._due.pop((pid, delay)).cancel()
+        assert delay in (module._GROWN, 60.0)
+        self.timers.cancel("process later", pid)
 
     async def rest(self) -> None:
         """Whatever was to be looked at has been."""
@@ -701,7 +705,7 @@ class TestRequested:
             await held.wait()
             for _ in range(5):
                 stage.processes.look(pid)
-                await stage.until(lambda: not stage.processes._looks._due)
+                await stage.until(lambda: "process" not in stage.timers._due)
             held.go.set()
             await stage.rest()
             assert stage.fs.calls.count(("listdir", f"/proc/{pid}/fd")) == 2
@@ -760,7 +764,7 @@ class TestRequested:
             monkeypatch.setattr(module, "_GROWN", 60.0)
             stage.processes.look(pid)
             stage.processes.requested([requested(pid)])
-            assert stage.processes._looks._due.keys() == {(pid, module._BURST), (pid, 60.0)}
+            assert stage.timers._due.keys() >= {"process", "process later"}
             stage.forget(pid, 60.0)
 
         play(act, qemu(pid))
@@ -989,9 +993,7 @@ class TestLookAtAll:
 
         play(act, other_qemu(first, C), replace(DPDK, pid=second, fds=[D]), opened=[C, D])
 
-    def test_an_error_that_nobody_expects_is_not_silent(
-        self, play: Play, child: Child, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_an_error_that_nobody_expects_is_not_silent(self, play: Play, child: Child) -> None:
         pid = child().pid
 
         def fail(_: str, path: str) -> None:
@@ -1006,7 +1008,7 @@ class TestLookAtAll:
             stage.processes.look(pid)
             await stage.rest()
             stage.fs.before = None
-            assert [each.name for each in caplog.records] == ["asyncio"] * 2
+            assert [str(each) for each in stage.errors] == ["a bug"] * 2, "they end the daemon"
             stage.change(other_qemu(pid))
             stage.processes.look_at_all()
             await stage.until(lambda: stage.names == {"next"})

@@ -1077,7 +1077,8 @@ class TestChanges:
         scene.reconciler.update(WEB)
         events = [scene.fs.allocate(103 - n, n, affinity="4-7") for n in range(4)]
         scene.reconciler.requested(events)
-        assert scene.places(100, 101, 102, 103) == {103: "4", 102: "5", 101: "6", 100: "7"}
+        # The disk's line is on CPU 4: the first vector takes the next.
+        assert scene.places(100, 101, 102, 103) == {103: "5", 102: "6", 101: "7", 100: "4"}
         scene.reconciler.restore_all()
         assert scene.places() == FOUND
 
@@ -1181,6 +1182,46 @@ class TestChanges:
 
 def strange() -> GuestDevice:
     return GuestDevice(STRANGE, "hostdev")
+
+
+class TestAgainAndAgain:
+    """A guest that sets its vectors up and lets them go as fast as it can."""
+
+    TIMES = 400
+
+    def toggle(self, scene: Scene) -> None:
+        for _ in range(self.TIMES):
+            for irq in range(100, 104):
+                scene.fs.free(irq)
+                scene.reconciler.freed(irq)
+            events = [scene.fs.allocate(100 + n, n, affinity="4-7") for n in range(4)]
+            scene.reconciler.requested(events)
+            scene.time.pass_(0.01)
+
+    def test_it_is_slowed_down_and_in_place_in_the_end(self, scene: Scene) -> None:
+        self.toggle(scene)
+        moves = sum(scene.moves().values())
+        assert 4 <= moves <= 4 * 40, "of 1600 vectors that were set up"
+        assert len(scene.lines.records) <= moves
+        scene.time.settle()
+        assert scene.places() == PLANNED
+        assert scene.reconciler.ledger.kept == frozenset(PLANNED)
+
+    def test_others_are_served_as_before(self, scene: Scene) -> None:
+        self.toggle(scene)
+        scene.fs.free(120)
+        scene.reconciler.freed(120)
+        scene.reconciler.requested([scene.fs.allocate(120, 0, OTHER)])
+        assert scene.fs.where(120) == "0"
+
+    def test_the_next_guest_of_the_device_begins_anew(self, scene: Scene) -> None:
+        self.toggle(scene)
+        scene.reconciler.gone("u-web")
+        scene.reconciler.update(replace(WEB, name="next", uuid="u-next"))
+        scene.fs.free(100)
+        scene.reconciler.freed(100)
+        scene.reconciler.requested([scene.fs.allocate(100, 0, affinity="4-7")])
+        assert scene.places() == PLANNED
 
 
 class TestCpus:

@@ -16,10 +16,16 @@ from typing import Final
 
 from virtirq.daemon.blocking import Lane
 from virtirq.daemon.log import Log
-from virtirq.daemon.looks import Looks
 from virtirq.daemon.reconciler import Reconciler
+from virtirq.daemon.timers import Key, Timers
 from virtirq.errors import NoAnswerError
-from virtirq.guests.processes.find import SOURCE, Found, find_processes, read_process
+from virtirq.guests.processes.find import (
+    SOURCE,
+    Found,
+    find_processes,
+    read_process,
+    still_there,
+)
 from virtirq.host import paths
 from virtirq.host.events import KernelEvent
 from virtirq.host.fs import HostFs
@@ -40,6 +46,10 @@ _PATIENCE: Final = 30.0
 _AT_ONCE: Final = 4
 """Processes that are looked at at the same time."""
 _ALL: Final = "all"
+_EVERYBODY: Final[Key] = ("processes",)
+_AGAIN: Final = (_PATIENCE, 10 * _PATIENCE)
+_MOST_SAID: Final = 1000
+"""Gaps that are remembered, so that each is said once: anybody can make more of them."""
 
 
 class ProcessSource:
@@ -53,18 +63,17 @@ class ProcessSource:
         fs: HostFs,
         reconciler: Reconciler,
         log: Log,
+        timers: Timers,
         theirs: Callable[[Guest], bool] = lambda _: False,
     ) -> None:
         self._fs = fs
         self._theirs = theirs
         self._reconciler = reconciler
         self._log = log
+        self._timers = timers
         self._loop = asyncio.get_running_loop()
         self._ends: dict[int, int] = {}
         """The pidfd of each guest's process, by pid."""
-        self._looks = Looks(self._look, _BURST)
-        """By the process, or one of its threads."""
-        self._all = Looks(self._look_at_all, 0.0)
         self._reads = Lane("process", at_once=_AT_ONCE, limit=_PATIENCE)
         """By pid, and all of them at once."""
         self._said: set[Gap] = set()
@@ -100,13 +109,13 @@ class ProcessSource:
         self._reconciler.note(
             guest
             for guest in found.guests
-            if guest.pid is not None and not self._holds_back(guest) and self._watch(guest.pid)
+            if guest.pid is not None and not self._holds_back(guest) and self._watch(guest)
         )
 
     def look_at_all(self) -> None:
         """Anything may have happened to processes."""
         if self.on:
-            self._all.ask(None)
+            self._timers.soon(_EVERYBODY, 0.0, self._look_at_all)
 
     def requested(self, events: Iterable[KernelEvent]) -> None:
         """These tasks have had interrupts set up."""
@@ -142,13 +151,15 @@ class ProcessSource:
 
     def look(self, pid: int, delay: float | None = None) -> None:
         """Look at the process that this is a thread of, soon or after so many seconds."""
-        if self.on:
-            self._looks.ask(pid, delay)
+        if self.on and delay is None:
+            self._timers.soon(("process", pid), _BURST, partial(self._look, pid))
+        elif self.on and delay is not None:
+            self._timers.soon(("process later", pid), delay, partial(self._look, pid))
 
     def close(self) -> None:
         self.on = False
-        self._all.stop()
-        self._looks.stop()
+        for key in (_EVERYBODY, ("process",), ("process later",)):
+            self._timers.cancel(*key)
         for descriptor in self._ends.values():
             self._loop.remove_reader(descriptor)
             os.close(descriptor)
@@ -163,7 +174,7 @@ class ProcessSource:
             self._reconciler.hidden = not self.complete
         return found
 
-    async def _look_at_all(self, _: None) -> None:
+    async def _look_at_all(self) -> None:
         if self.on:
             self._meanwhile.clear()
             before = self._guests()
@@ -171,8 +182,13 @@ class ProcessSource:
                 found = await self._find(_PATIENCE)
             except NoAnswerError as error:
                 self._say(Gap("/proc", f"processes: {error}"))
-                self._all.ask(None, _PATIENCE)  # it may be somebody who has ended by then
+                # It may be somebody who has ended by then.
+                self._timers.again(_EVERYBODY, self._look_at_all, _AGAIN)
                 return
+            self._timers.done(_EVERYBODY)
+            # Of who has ended since, nothing need be remembered.
+            here = {f"/proc/{guest.pid}" for guest in found.guests}
+            self._said = {gap for gap in self._said if gap in found.gaps or gap.path in here}
             self._take_all(before, found)
 
     def _take_all(self, before: Iterable[Guest], found: Found) -> None:
@@ -193,7 +209,7 @@ class ProcessSource:
             found = await self._reads.call(pid, read)
         except NoAnswerError as error:
             self._say(Gap(f"/proc/{pid}", str(error)))
-            self._looks.ask(pid, _PATIENCE)
+            self.look(pid, _PATIENCE)
             return
         self._meanwhile |= {guest.pid for guest in found.guests if guest.pid is not None}
         if not found.guests and self._of_process(pid):
@@ -212,7 +228,9 @@ class ProcessSource:
             self._say(gap)
 
     def _say(self, gap: Gap) -> None:
-        if gap not in self._said:  # said once: it is like that until the daemon ends
+        if gap not in self._said:  # said once: it is like that until the process ends
+            if len(self._said) >= _MOST_SAID:
+                self._said.clear()
             self._said.add(gap)
             self._log.info(f"not read: {gap.path}: {gap.error}")
 
@@ -220,7 +238,7 @@ class ProcessSource:
         """What another source has told since is the better word."""
         if guest.pid is None or self._is_others(guest) or self._holds_back(guest):
             return
-        if not self._watch(guest.pid):
+        if not self._watch(guest):
             return
         # First: what it has is nobody's in between, and is not put back.
         self._reconciler.update(guest)
@@ -239,8 +257,11 @@ class ProcessSource:
         self.alone &= not held_back
         return held_back
 
-    def _watch(self, pid: int) -> bool:
-        """Hear of its end; whether it lives."""
+    def _watch(self, guest: Guest) -> bool:
+        """Hear of the end of its process; whether that lives, and is the one that was read."""
+        pid = guest.pid
+        if pid is None:
+            return False
         if pid in self._ends:
             return True
         try:
@@ -249,6 +270,9 @@ class ProcessSource:
             return False
         except OSError as error:
             self._say(Gap(f"/proc/{pid}", f"its end cannot be heard of: {error.strerror}"))
+            return False
+        if not still_there(self._fs, guest):  # another has the number by now
+            os.close(descriptor)
             return False
         self._ends[pid] = descriptor
         self._loop.add_reader(descriptor, self._ended, pid)

@@ -46,6 +46,7 @@ from virtirq.model import (
 from virtirq.policy.config import Config
 from virtirq.policy.contention import Contentions
 from virtirq.policy.findings import contested
+from virtirq.policy.pace import SetUps
 from virtirq.policy.plan import Desired
 from virtirq.policy.restoring import SOMEONE
 
@@ -88,6 +89,7 @@ class Reconciler:
         self._appearing: dict[PciAddress, dict[str, Action]] = {}
         """What to do when an interrupt of this name appears, once that was asked; by device."""
         self._contentions: Contentions[InterruptKey] = Contentions(clock)
+        self._set_ups: SetUps[PciAddress] = SetUps(clock)
         self._contested: dict[PciAddress, set[InterruptKey]] = {}
         """By device: the interrupts of which others have moved any."""
         self._native: set[PciAddress] = set()
@@ -303,7 +305,9 @@ class Reconciler:
         self._pci.pop(address, None)
         self._make_peace(address)
         self._attempts.forget(address)
-        self._timers.cancel("look", address)
+        self._set_ups.forget(address)
+        for kind in ("look", "set up"):
+            self._timers.cancel(kind, address)
         self.ledger.remember(address, {})
 
     def _make_peace(self, address: PciAddress) -> None:
@@ -327,11 +331,15 @@ class Reconciler:
             todo = self._expected(event.name)
             if todo is None:
                 continue
+            device = todo.key.device
+            wait = self._set_ups.appeared(device, todo.key.action)
             if is_line(todo.key):
-                lines.add(todo.key.device)  # others may be on the line
+                lines.add(device)  # others may be on the line
                 continue
             self.ledger.appeared(event.irq, todo.key, kept=_is_kept(todo))
-            if isinstance(todo, Pin) and not self._contentions.wait(todo.key):
+            if wait:  # the guest sets it up again and again: not each time
+                self._timers.soon(("set up", device), wait, partial(self._look_now, device))
+            elif isinstance(todo, Pin) and not self._contentions.wait(todo.key):
                 pins.append(_at(event.irq, todo))
                 at[todo.key] = event.at
         if pins:
@@ -450,6 +458,10 @@ class Reconciler:
         for address, aim in aims:
             actions = aim.plan(found.get(address, ())).actions
             self._remember(address, actions)
+            wait = self._set_ups.wait(address)
+            if wait and trigger is not Trigger.PLAN:
+                self._timers.soon(("set up", address), wait, partial(self._look_now, address))
+                continue
             pins += (
                 each
                 for each in actions

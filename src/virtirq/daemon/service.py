@@ -175,7 +175,9 @@ class Daemon:
                 must=setup.must,
             )
         )
-        self._processes = ProcessSource(self._fs, self._reconciler, log, self._is_libvirts)
+        self._processes = ProcessSource(
+            self._fs, self._reconciler, log, self._timers, self._is_libvirts
+        )
         # With timers of its own: it answers until the very end.
         answers = Timers(self._loop.call_later, self._loop.time, self._fail)
         self._status_server = StatusServer(setup.state, self._daemon_status, answers)

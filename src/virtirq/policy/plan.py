@@ -276,12 +276,15 @@ class Desired:
 
     def _settle(self, touched: set[str], was: dict[PciAddress, _Was]) -> frozenset[PciAddress]:
         """Compute who is `touched` by a change; `was` is what the change has done away with."""
-        if self._retake():
+        if self._dependent and self._retake():
             touched |= self._dependent
         was = self._wanted_of(touched) | was
-        for address in was.keys() & (self._aimed.keys() | self._dealt.keys()):
+        for address in was:
+            if address not in self._aimed and address not in self._dealt:
+                continue
             owner = self._entries[self._owner(address)].guest if address in self._having else None
-            if owner is None or (owner.key, owner.pid) != was[address].run:
+            run = was[address].run  # None: what is known of the device was given at the beginning
+            if owner is None or run not in (None, (owner.key, owner.pid)):
                 self._aimed.pop(address, None)
                 self._dealt.pop(address, None)
         self._compute(touched)
