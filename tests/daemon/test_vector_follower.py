@@ -7,6 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -232,15 +233,18 @@ def test_a_vector_that_is_away_for_a_moment_keeps_its_place(play: Play) -> None:
 
 def test_a_vector_moves_once_in_a_while_only(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first choice is taken at once; the next has to wait, and is taken then."""
-    monkeypatch.setattr(pace, "SHORTEST", 0.2)
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(pace, "SHORTEST", 0.02)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     reader = FakeReader("peek", *[nic(2, 2, 2)] * 2, nic(0, 2, 2))
 
     async def act(stage: Stage) -> None:
         stage.follower.look("u-web")
         await stage.looked()
         stage.follower.look("u-web")
-        await stage.looked()
+        await stage.until(lambda: len(reader.asked) >= 6)
         assert stage.places() == ["6", "6", "6"]
+        clock.now = 1.0
         await stage.until(lambda: stage.places() == ["4", "6", "6"])
 
     play(act, reader)
@@ -651,6 +655,7 @@ def test_a_reader_that_does_not_close_keeps_no_other_from_it(
             await stage.follower.close()
         assert (hung.closed, well.closed) == (False, True)
         hung.go.set()
+        monkeypatch.setattr(stage.follower._closes, "limit", ENOUGH)
 
     hung, well = Hanging("hung", nic(0)), FakeReader("well", nic(0))
     play(act, hung, well)
