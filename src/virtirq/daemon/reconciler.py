@@ -90,6 +90,7 @@ class Reconciler:
         """What to do when an interrupt of this name appears, once that was asked; by device."""
         self._contentions: Contentions[InterruptKey] = Contentions(clock)
         self._set_ups: SetUps[PciAddress] = SetUps(clock)
+        """How often guests set their vectors up."""
         self._contested: dict[PciAddress, set[InterruptKey]] = {}
         """By device: the interrupts of which others have moved any."""
         self._native: set[PciAddress] = set()
@@ -306,8 +307,8 @@ class Reconciler:
         self._make_peace(address)
         self._attempts.forget(address)
         self._set_ups.forget(address)
-        for kind in ("look", "set up"):
-            self._timers.cancel(kind, address)
+        self._timers.cancel("look", address)
+        self._timers.cancel("set up", address)
         self.ledger.remember(address, {})
 
     def _make_peace(self, address: PciAddress) -> None:
@@ -331,21 +332,35 @@ class Reconciler:
             todo = self._expected(event.name)
             if todo is None:
                 continue
-            device = todo.key.device
-            wait = self._set_ups.appeared(device, todo.key.action)
+            may_be_now = self._may_be_set_up(todo.key.device, event.name)
             if is_line(todo.key):
-                lines.add(device)  # others may be on the line
+                if may_be_now:
+                    lines.add(todo.key.device)  # others may be on the line
                 continue
             self.ledger.appeared(event.irq, todo.key, kept=_is_kept(todo))
-            if wait:  # the guest sets it up again and again: not each time
-                self._timers.soon(("set up", device), wait, partial(self._look_now, device))
-            elif isinstance(todo, Pin) and not self._contentions.wait(todo.key):
+            if not may_be_now:
+                continue
+            if isinstance(todo, Pin) and not self._contentions.wait(todo.key):
                 pins.append(_at(event.irq, todo))
                 at[todo.key] = event.at
         if pins:
             self._set_up(pins, at)
         if lines:
             self.look(lines, Trigger.NEW)
+
+    def _may_be_set_up(self, address: PciAddress, name: str) -> bool:
+        """Whether what was set up may be looked at now; else the device is, as soon as it may."""
+        delay = self._set_ups.appeared(address, name)
+        key = ("set up", address)
+        if delay and not self._timers.is_due(key):
+            self._log.info(
+                f"{address}: its guest sets its interrupts up again and again: looked at in"
+                f" {delay:.0f} seconds",
+                guest=self._name_of(address),
+                device=address,
+            )
+            self._timers.soon(key, delay, partial(self._look_now, address))
+        return not delay
 
     def _set_up(self, pins: Sequence[Pin], at: Mapping[InterruptKey, float]) -> None:
         """Guests have set these up, at these times."""
@@ -437,8 +452,9 @@ class Reconciler:
     def _identify(self, irq: int) -> None:
         names = Reader(self._fs).text(paths.IRQ_ACTIONS, irq) or ""
         actions = (VfioAction.parse(name) for name in names.split(","))
-        devices = {each.device for each in actions if each is not None}
-        self.look(devices, Trigger.NEW)
+        found = {each.device for each in actions if each is not None}
+        ours = {each for each in found if self._desired.of(each) is not None}
+        self.look([each for each in ours if self._may_be_set_up(each, names)], Trigger.NEW)
 
     def look(
         self, addresses: Iterable[PciAddress], trigger: Trigger, *, only_note: bool = False
