@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 _SAMPLE_SECONDS: Final = 0.5
-_LEAST_SHARE: Final = 0.1
+_NANO: Final = 10**9
+_LEAST_SHARE: Final = 0.2
 """Who is served less than that may wait for ever: a stuck machine must be found."""
 
 
@@ -60,8 +61,12 @@ class Patience:
             before = self._served.get(thread, (0, 0))
             ran += running - before[0]
             waited += waiting - before[1]
-        share = ran / (ran + waited) if ran + waited > 0 else 1.0
-        self._used += (now - self._at) * max(share, _LEAST_SHARE)
+        wall = now - self._at
+        if waited:
+            # Little of both is a machine at rest, and much of it more threads than CPUs.
+            lost = min(waited / _NANO / wall, waited / (ran + waited)) if wall else 0.0
+            wall *= max(1 - lost, _LEAST_SHARE)
+        self._used += wall
         self._at, self._served = now, served
 
     def _books(self) -> dict[str, tuple[int, int]]:

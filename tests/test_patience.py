@@ -72,9 +72,32 @@ def test_who_gets_a_third_of_what_it_wants_has_three_times_as_long(tmp_path: Pat
 def test_who_is_hardly_served_at_all_does_not_wait_for_ever(tmp_path: Path) -> None:
     world = World(tmp_path)
     patience = world.patience(60)
-    world.passes(599, share=0.001)
+    world.passes(299, share=0.001)
     assert not patience.ended()
     world.passes(2, share=0.001)
+    assert patience.ended()
+
+
+def test_who_is_at_rest_has_no_longer_though_it_is_served_late(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    patience = world.patience(60)
+    for _ in range(7):
+        world.threads["7"][0] += SECOND // 10
+        world.threads["7"][1] += SECOND // 2
+        world.passes(10)
+    assert patience.ended()
+
+
+def test_who_has_more_threads_than_there_are_cpus_is_found_stuck(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.threads = {str(number): [0, 0] for number in range(8)}
+    world.write()
+    patience = world.patience(60)
+    for _ in range(25):
+        for times in world.threads.values():
+            times[0] += 10 * SECOND // 4
+            times[1] += 10 * SECOND * 3 // 4
+        world.passes(10)
     assert patience.ended()
 
 

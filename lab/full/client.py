@@ -14,10 +14,14 @@ import tty
 from dataclasses import dataclass
 from typing import Any
 
+from lab.patience import Patience
+
 from .errors import AgentError
 
-# What a slow, loaded machine may need beyond a command's own time limit.
-_GRACE = 15.0
+_POLL = 0.5
+_SHORT = 3.0
+# To end a command, and to tell what it had said.
+_GRACE = 30.0
 
 
 @dataclass(frozen=True)
@@ -37,26 +41,26 @@ class Agent:
     port: int
     token: str
 
-    def run(self, command: str, *, timeout: float, stdin: bytes = b"") -> Reply:
-        request = {"op": "run", "command": command, "timeout": timeout, "stdin": len(stdin)}
+    def run(self, command: str, *, patience: Patience, stdin: bytes = b"") -> Reply:
+        """Run a command; its end is what is waited for."""
+        request = {"op": "run", "command": command, "stdin": len(stdin)}
         try:
-            with self._connect(timeout + _GRACE) as line:
+            with self._connect(patience.seconds) as line:
                 line.sendall(self._head(request) + stdin)
-                return _reply(line)
+                return _reply(line, patience)
         except (OSError, ValueError) as error:
-            raise AgentError(f"the lab's agent did not answer: {error}") from error
+            raise AgentError(f"the lab's agent did not answer: {error!r}") from error
 
-    def wait(self, timeout: float) -> bool:
-        """Whether the agent answers within this time."""
-        deadline = time.monotonic() + timeout
-        request = {"op": "run", "command": "true", "timeout": 5, "stdin": 0}
-        while time.monotonic() < deadline:
+    def wait(self, patience: Patience) -> bool:
+        """Whether the agent answers in time."""
+        request = {"op": "run", "command": "true", "stdin": 0}
+        while not patience.ended():
             try:
                 # Short: a connection made before the agent listened stays silent.
                 with self._connect(2) as line:
                     line.sendall(self._head(request))
-                    _reply(line)
-                    return True
+                    if _receive(line, Patience(_SHORT, patience.pid)):
+                        return True
             except (OSError, ValueError):
                 time.sleep(0.1)
         return False
@@ -79,13 +83,35 @@ class Agent:
         return json.dumps(request | {"token": self.token}).encode() + b"\n"
 
 
-def _reply(line: socket.socket) -> Reply:
-    with line.makefile("rb") as answer:
-        head = json.loads(answer.readline() or b"no answer")
-        stdout, stderr = answer.read(head["stdout"]), answer.read(head["stderr"])
+def _reply(line: socket.socket, patience: Patience) -> Reply:
+    data = _receive(line, patience)
+    if timed_out := not data:
+        line.shutdown(socket.SHUT_WR)  # the agent ends the command, and tells what it had said
+        data = _receive(line, Patience(_GRACE, patience.pid))
+    first, found, rest = data.partition(b"\n")
+    if not found:
+        raise OSError("the answer broke off" if data else "there is none")
+    head = json.loads(first)
+    stdout, stderr = rest[: head["stdout"]], rest[head["stdout"] :]
     if len(stderr) < head["stderr"]:
         raise OSError("the answer broke off")
-    return Reply(head["returncode"], stdout, stderr, head["timed_out"])
+    return Reply(head["returncode"], stdout, stderr, timed_out)
+
+
+def _receive(line: socket.socket, patience: Patience) -> bytes:
+    """All up to the end of the connection; what came, where patience ended before."""
+    data = b""
+    line.settimeout(_POLL)
+    while not patience.ended():
+        try:
+            piece = line.recv(1 << 20)
+        except TimeoutError:
+            continue
+        if not piece:
+            break
+        patience.sign()
+        data += piece
+    return data
 
 
 def _terminal(line: socket.socket) -> None:

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
-_BOOT_SECONDS = 120.0  # it takes some 20, or 40 beside another lab
+_BOOT_SECONDS = 120.0
+"""As `Patience` counts them; it takes some 20, or 40 beside another lab."""
+_SILENCE = 180.0
+"""For an answer over the serial line."""
 _FILES = "/run/lab/guests"
 _VTD = "<iommu model='intel'><driver intremap='on' caching_mode='on'/></iommu>"
 # An emulated vCPU that QEMU asks for something else while it handles an interrupt that KVM has
@@ -150,7 +153,7 @@ class Guest:
 
     def virsh(self, verb: str, *arguments: str, check: bool = True) -> Result:
         """A virsh command on this domain."""
-        return self.host.run([*_VIRSH, verb, self.name, *arguments], timeout=120, check=check)
+        return self.host.run([*_VIRSH, verb, self.name, *arguments], check=check)
 
     def define(self) -> None:
         if self.spec.irqbalance:
@@ -178,29 +181,36 @@ class Guest:
             else:
                 return
 
-    def wait_ready(self, timeout: float = 300) -> None:
+    def wait_ready(self, timeout: float = 2 * _BOOT_SECONDS) -> None:
         """Wait until it has loaded its drivers, in a boot not yet waited for."""
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            boots = re.findall(r"^L2: ready (\S+)\s*$", self.output(), re.MULTILINE)
+        patience, said = self.host.patience(timeout), ""
+        while True:
+            before, said = said, self.output()
+            boots = re.findall(r"^L2: ready (\S+)\s*$", said, re.MULTILINE)
             if boots and boots[-1] != self._boot:
                 self._boot = boots[-1]
                 return
+            if said != before:
+                patience.sign()
+            elif patience.ended():
+                break
             time.sleep(0.5)
-        raise GuestError(f"{self.name}: not ready in {timeout:g} seconds:\n{self.output()[-2000:]}")
+        raise GuestError(
+            f"{self.name}: not ready, and silent for {patience.since:.0f} s:\n{said[-2000:]}"
+        )
 
     def output(self) -> str:
         """All that its serial line said."""
         path = self.spec.log
         return self.host.run(f"cat {path} 2>/dev/null || true").stdout.replace("\r", "")
 
-    def command(self, line: str, *, timeout: float = 60, check: bool = True) -> str:
+    def command(self, line: str, *, timeout: float = _SILENCE, check: bool = True) -> str:
         """Have the guest do something (files/l2-init says what it knows) and return its answer.
 
         `sh COMMAND` runs any shell command of the guest's busybox.
         """
         tool = ["python3", "-S", "/opt/lab/l1-serial.py", self.spec.serial, f"{timeout:g}", line]
-        done = self.host.run(tool, timeout=timeout + 15, check=False)
+        done = self.host.run(tool, timeout=2 * timeout, check=False)
         if check and done.returncode != 0:
             said = f"{done.stderr}{done.stdout}".strip()
             raise GuestError(f"{self.name}: {line!r} gave status {done.returncode}: {said}")
@@ -208,11 +218,11 @@ class Guest:
 
     def reload(self, module: str, pause: int = 1) -> None:
         """Unload a driver and load it again: the host's vectors go, and come back."""
-        self.command(f"reload {module} {pause}", timeout=120)
+        self.command(f"reload {module} {pause}")
 
     def traffic(self, rounds: int | Literal["on", "off"] = 1) -> None:
         """Use every device, so many times or until told otherwise: its interrupts fire."""
-        self.command(f"traffic {rounds}", timeout=180)
+        self.command(f"traffic {rounds}")
 
     @contextmanager
     def busy(self, pause: float = 0.1) -> Iterator[None]:
@@ -230,11 +240,11 @@ class Guest:
         """The guest's own /proc/interrupts, its devices only."""
         return self.command("ints")
 
-    def reboot(self, timeout: float = 300) -> None:
+    def reboot(self) -> None:
         """Reboot from inside, and wait until it is ready again."""
         tool = ["python3", "-S", "/opt/lab/l1-serial.py", self.spec.serial, "5", "reboot"]
         self.host.run([*tool, "--no-reply"])
-        self.wait_ready(timeout)
+        self.wait_ready()
 
     def remove(self) -> None:
         """Stop it if it runs, and forget it. The host's drivers get the devices back."""

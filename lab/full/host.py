@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lab.patience import Patience
+
 from .client import Agent
 from .errors import AgentError, CommandError, LabError
 from .guest import LIVE_GUEST, Guest, GuestSpec
@@ -45,6 +47,8 @@ until [ -s "$job/pid" ]; do sleep 0.02; done
 echo "$job" "$(cat "$job/pid")"
 """
 _WHEELS = "/opt/lab/wheels"
+PATIENCE: Final = 180.0
+"""Seconds, as `Patience` counts them, for what takes no more than ten when nothing else runs."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +92,12 @@ class Job:
         status = self.host.run(f"cat {self.directory}/status 2>/dev/null || true").stdout
         return int(status) if status.strip() else None
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """Its status, waited for."""
-        deadline = time.monotonic() + timeout
+        patience = self.host.patience(timeout)
         while (status := self.returncode()) is None:
-            if time.monotonic() > deadline:
-                raise AgentError(f"still running after {timeout:g} seconds: {self.output()}")
+            if patience.ended():
+                raise AgentError(f"runs still, after {patience.since:.0f} s: {self.output()}")
             time.sleep(0.1)
         return status
 
@@ -116,6 +120,10 @@ class Host:
         self.agent = agent
         self._qemu = qemu
 
+    def patience(self, seconds: float = PATIENCE) -> Patience:
+        """With this machine, from now on."""
+        return Patience(seconds, self._qemu.pid if self._qemu else None)
+
     @property
     def qemu(self) -> Qemu:
         """The machine itself, its monitor included."""
@@ -127,22 +135,26 @@ class Host:
         self,
         command: str | Sequence[str],
         *,
-        timeout: float = 60,
+        timeout: float = PATIENCE,
         check: bool = True,
         stdin: str | bytes = b"",
         env: Mapping[str, str] | None = None,
     ) -> Result:
-        """Run a command as root: a string goes through the shell, a sequence is taken as it is."""
+        """Run a command as root: a string goes through the shell, a sequence is taken as it is.
+
+        `timeout`: seconds of the machine's own (see `Patience`) from which on it hangs.
+        """
         line = command if isinstance(command, str) else shlex.join(command)
         if env:
             settings = " ".join(f"{key}={shlex.quote(value)}" for key, value in env.items())
             line = f"export {settings}; {line}"
         data = stdin.encode() if isinstance(stdin, str) else stdin
-        reply = self.agent.run(line, timeout=timeout, stdin=data)
+        patience = self.patience(timeout)
+        reply = self.agent.run(line, patience=patience, stdin=data)
         stdout, stderr = (text.decode(errors="replace") for text in (reply.stdout, reply.stderr))
         if reply.timed_out:
             told = _quoted(stdout + stderr) + _quoted(self._stuck())
-            raise AgentError(f"not done in {timeout:g} seconds: {line}{told}")
+            raise AgentError(f"not done after {patience.since:.0f} s: {line}{told}")
         if check and reply.returncode != 0:
             raise CommandError(
                 f"status {reply.returncode}: {line}{_quoted(stderr)}{_quoted(stdout)}"
@@ -152,7 +164,7 @@ class Host:
     def _stuck(self) -> str:
         """What the kernel waits for, and where its processors are, as far as it can still tell."""
         try:
-            reply = self.agent.run(_STUCK, timeout=20, stdin=b"")
+            reply = self.agent.run(_STUCK, patience=self.patience(20))
         except LabError as error:
             return f"and the kernel does not tell why: {error}"
         return reply.stdout.decode(errors="replace")
@@ -177,7 +189,7 @@ class Host:
 
     def read(self, remote: str) -> bytes:
         """What a file of the machine holds."""
-        reply = self.agent.run(f"cat {shlex.quote(remote)}", timeout=60)
+        reply = self.agent.run(f"cat {shlex.quote(remote)}", patience=self.patience())
         if reply.returncode != 0:
             raise CommandError(f"cannot read {remote}: {reply.stderr.decode(errors='replace')}")
         return reply.stdout
@@ -204,7 +216,7 @@ class Host:
         self.put(directory, _WHEELS)
         pip = "python3 -m pip install --no-index --no-deps --no-compile --break-system-packages"
         quiet = "--root-user-action=ignore --no-cache-dir --disable-pip-version-check"
-        return self.run(f"{pip} {quiet} {_WHEELS}/*.whl", timeout=300)
+        return self.run(f"{pip} {quiet} {_WHEELS}/*.whl", timeout=2 * PATIENCE)
 
     def python_version(self) -> str:
         """The machine's Python as `pip download --python-version` takes it, such as "3.13"."""
@@ -226,7 +238,7 @@ class Host:
     def live_guest(self) -> Guest:
         """The guest that runs in a host resumed with `start="guest"`."""
         guest = Guest(self, LIVE_GUEST)
-        guest.wait_ready(5)
+        guest.wait_ready()
         return guest
 
     def plug_nvme(self, node: int, vectors: int = 65) -> str:
@@ -243,9 +255,7 @@ class Host:
         place = {"id": name, "bus": f"n{node}p1"}
         self.qemu.execute("device_add", driver="nvme", drive=name, serial=name, **place, **queues)
         address = NVME[node]
-        self.run(
-            f"until [ -e /sys/bus/pci/devices/{address}/driver ]; do sleep 0.1; done", timeout=30
-        )
+        self.run(f"until [ -e /sys/bus/pci/devices/{address}/driver ]; do sleep 0.1; done")
         return address
 
     def _put_tree(self, local: Path, remote: str) -> None:
@@ -253,7 +263,7 @@ class Host:
         with tarfile.open(fileobj=packed, mode="w") as archive:
             archive.add(local, arcname=".", filter=_owned_by_root)
         path = shlex.quote(remote)
-        self.run(f"mkdir -p {path} && tar -x -C {path}", stdin=packed.getvalue(), timeout=120)
+        self.run(f"mkdir -p {path} && tar -x -C {path}", stdin=packed.getvalue())
 
 
 def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -12,13 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lab.patience import Patience
+
 from .errors import BootError, LabError
+
+_SILENCE = 180.0
 
 
 class Qemu:
     """A running QEMU that ends with this object, or with this process at the latest."""
 
-    def __init__(self, command: Sequence[str], log: Path, *, timeout: float = 30) -> None:
+    def __init__(self, command: Sequence[str], log: Path, *, timeout: float = 300) -> None:
         ours, theirs = socket.socketpair()
         monitor = [
             *("-chardev", f"socket,id=qmp,fd={theirs.fileno()}"),
@@ -84,24 +88,27 @@ class Qemu:
         self.execute("stop")
         self.execute("migrate-set-parameters", **{"max-bandwidth": 0})
         self.execute("migrate", uri=f"file:{target}")
-        self._migrated(120)
+        self._migrated()
 
     def load(self, source: Path) -> None:
         """Go on from what `save` wrote; for a QEMU started with `-incoming defer`."""
         self.execute("migrate-incoming", uri=f"file:{source}")
-        self._migrated(60)
+        self._migrated()
         self.execute("cont")  # it was saved while stopped
 
-    def _migrated(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
+    def _migrated(self) -> None:
+        patience, before = Patience(_SILENCE), None
+        while not patience.ended():
             state = self.execute("query-migrate")
             if state.get("status") == "completed":
                 return
             if state.get("status") == "failed":
                 raise BootError(f"snapshot: {state.get('error-desc', 'failed')}{self._tail()}")
+            if state.get("ram") != before:
+                before = state.get("ram")
+                patience.sign()
             time.sleep(0.02)
-        raise BootError(f"snapshot: not done in {timeout:g} seconds")
+        raise BootError(f"snapshot: no progress for {patience.since:.0f} s")
 
     def alive(self) -> bool:
         return self._process.poll() is None

@@ -18,6 +18,8 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lab.patience import Patience
+
 from . import cache, image, initramfs, process
 from . import guest as guest_module
 from .client import Agent
@@ -33,9 +35,9 @@ logger = logging.getLogger(__name__)
 
 _AGENT = "agent.json"
 _ATTEMPTS = 4
-_BOOT_SECONDS = 75.0
-_BOOT_SECONDS_SYSTEMD = 300.0
-_RESUME_SECONDS = 30.0
+# As `Patience` counts them: many times what it takes.
+_BOOT_SECONDS = 120.0
+_BOOT_SECONDS_SYSTEMD = 400.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def boot(parts: Parts, form: Machine, scratch: Path) -> Iterator[Host]:
     """A machine booted the long way, libvirt up."""
     host = _boot_host(parts, form, scratch)
     with closing(host.qemu):
-        host.run("/opt/lab/l1-libvirt", timeout=180)
+        host.run("/opt/lab/l1-libvirt")
         yield host
 
 
@@ -117,9 +119,9 @@ def resume(parts: Parts, form: Machine, snapshot: Snapshot, scratch: Path) -> It
     with closing(_launch(parts, form, scratch, disk, token, "-incoming", "defer")) as qemu:
         qemu.load(snapshot.memory)
         agent = Agent(qemu.forwarded_port(), token)
-        if not agent.wait(_RESUME_SECONDS):
-            raise BootError("the resumed machine does not answer")
         host = Host(agent, qemu)
+        if not agent.wait(host.patience()):
+            raise BootError("the resumed machine does not answer")
         # Its clock stood still since the snapshot was taken
         host.run(f"date --set=@{time.time():.3f}")
         yield host
@@ -158,7 +160,7 @@ def _boot_host(parts: Parts, form: Machine, scratch: Path) -> Host:
         qemu = _launch(parts, form, scratch, disk, token)
         try:
             agent = Agent(qemu.forwarded_port(), token)
-            up = agent.wait(limit)
+            up = agent.wait(Patience(limit, qemu.pid))
         except BaseException:
             qemu.close()
             raise

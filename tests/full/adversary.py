@@ -2,7 +2,7 @@
 
 usage: adversary.py SEED MOST     a random one to a random CPU each half second to two, no more than
                                   so many times in `WINDOW` seconds each: short of a fight
-       adversary.py SEED ACTION   this one, whenever it was put back, until it is not any more
+       adversary.py SEED ACTION   this one, whenever it was put back
 
 Prints what it has moved: time, IRQ, action, CPU.
 """
@@ -17,8 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 
 WINDOW = 65.0
-GIVES_UP = 5.0
-"""Seconds until what was not put back counts as left to us."""
 
 
 def interrupts() -> dict[str, int]:
@@ -63,10 +61,7 @@ def fight(name: str, chance: random.Random) -> None:
     right = affinity(irq).read_text()
     while True:
         move(irq, name, chance)
-        deadline = time.monotonic() + GIVES_UP
         while affinity(irq).read_text() != right:
-            if time.monotonic() > deadline:
-                return
             time.sleep(0.02)
 
 

@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +17,7 @@ import pytest
 from lab import full
 from lab.full import Host
 from lab.full.host import Job
-from tests.full.hosts import need_full_lab
-from tests.full.test_libvirt import wheels  # noqa: F401 - a fixture
+from tests.full.hosts import install_warm, need_full_lab, run_code
 
 pytestmark = pytest.mark.lab
 
@@ -53,7 +51,7 @@ bans = IrqbalanceClient(Path({STATE!r}), LiveFs())
 def inside(host: Host, code: str) -> Any:
     """The value of `result` after the code was run in the machine, with `SCRIPT` before it."""
     script = f"{SCRIPT}\n{code}\nprint(json.dumps(result))"
-    return json.loads(host.run(["python3", "-c", script], timeout=120).stdout)
+    return json.loads(run_code(host, script))
 
 
 @dataclass
@@ -75,10 +73,10 @@ class Irqbalance:
 
 
 @pytest.fixture(scope="module")
-def host(wheels: Path) -> Iterator[Host]:  # noqa: F811 - the fixture
+def host() -> Iterator[Host]:
     need_full_lab("the tests with irqbalance")
     with full.lab("guest") as host:
-        host.install_wheels(wheels)
+        install_warm(host)
         yield host
 
 

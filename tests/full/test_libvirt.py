@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lab import full, record_demo
+from lab import full
 from lab.full import E1000E, IGB_VFS, Guest, GuestSpec, Host
 from lab.full.host import Vector
-from tests.full.hosts import need_full_lab
+from tests.full.hosts import ask, install_warm, need_full_lab
 
 pytestmark = pytest.mark.lab
 
@@ -24,19 +23,11 @@ VF, NIC = IGB_VFS[1][0], E1000E[1]
 DISK_CPUS = "6"
 
 
-@pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """virtirq's wheel, and those of what it needs at run time, for the lab's Python."""
-    directory = tmp_path_factory.mktemp("wheels")
-    record_demo.wheels(directory, "3.13")
-    return directory
-
-
 @pytest.fixture(scope="module")
-def host(wheels: Path) -> Iterator[Host]:
+def host() -> Iterator[Host]:
     need_full_lab("the tests with libvirt")
     with full.lab() as host:
-        host.install_wheels(wheels)
+        install_warm(host)
         yield host
 
 
@@ -64,7 +55,7 @@ def guest(host: Host, disk: str) -> Iterator[Guest]:
 
 
 def virtirq(host: Host, *words: str, status: int = 0) -> str:
-    done = host.run(["virtirq", *words], timeout=120, check=False)
+    done = ask(host, *words)
     assert done.returncode == status, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -171,7 +162,7 @@ def test_settings_survive_libvirt_and_the_guest_restarting_and_virsh_edit(
     asked = {each["address"]: each["directive"] for each in expected["devices"]}
     assert asked == {VF: "local", disk: DISK_CPUS, NIC: None}
     host.run("kill $(pidof libvirtd); while pidof libvirtd; do sleep 0.1; done; libvirtd -d")
-    host.run("until virsh -q list; do sleep 0.2; done", timeout=60)
+    host.run("until virsh -q list; do sleep 0.2; done")
     assert told(host, "get", "router") == expected
     host.run("EDITOR='sed -i s/192/200/' virsh edit router")
     guest.virsh("destroy")
@@ -261,7 +252,7 @@ def test_a_wrong_setting_is_refused_in_one_line(
     host: Host, guest: Guest, words: tuple[str, ...], message: str
 ) -> None:
     before = told(host, "get", "router")
-    done = host.run(["virtirq", *words], check=False)
+    done = ask(host, *words)
     assert done.returncode == 2
     assert done.stderr.startswith("virtirq: error: ")
     assert message in done.stderr.splitlines()[0]

@@ -16,12 +16,9 @@ import pytest
 
 from lab import full
 from lab.full import E1000E, IGB_VFS, Host, Job
-from tests.full.hosts import install, need_full_lab
-from tests.full.test_daemon import CONFIG, daemon, heard, told, until
-from tests.full.test_libvirt import (
-    virtirq,
-    wheels,  # noqa: F401 - a fixture
-)
+from tests.full.hosts import install_warm, need_full_lab
+from tests.full.test_daemon import CONFIG, daemon, heard, until
+from tests.full.test_libvirt import told, virtirq
 
 pytestmark = pytest.mark.lab
 
@@ -41,10 +38,10 @@ QEMU: Final = (
 
 
 @pytest.fixture(scope="module")
-def host(wheels: Path) -> Iterator[Host]:  # noqa: F811 - the fixture
+def host() -> Iterator[Host]:
     need_full_lab("the tests of guests without libvirt")
     with full.lab("guest") as host:
-        install(host, wheels)
+        install_warm(host)
         host.put(Path(full.__file__).parents[1] / "vfio.py", HOLD)
         for device in (NIC, VF, PLANE):
             sysfs = f"/sys/bus/pci/devices/{device}"
@@ -69,7 +66,6 @@ def qemu(host: Host, name: str, device: str, cpus: str, around: str = "exec") ->
                 f" thread=$({find} 2> /dev/null) || continue;"
                 f" thread=${{thread%/comm}}; taskset -p -c {cpu} ${{thread##*/}}; exit; done;"
                 " sleep 0.1; done; exit 1",
-                timeout=120,
             )
         yield job
     finally:
@@ -140,7 +136,7 @@ def test_a_guest_by_hand_is_served_beside_libvirts(host: Host) -> None:
 
 def test_the_next_daemon_and_the_command_find_what_runs(host: Host) -> None:
     with qemu(host, "early", NIC, "0,3"):
-        host.run("until grep -q 'L2: ready' /run/lab/early.log; do sleep 0.2; done", timeout=120)
+        host.run("until grep -q 'L2: ready' /run/lab/early.log; do sleep 0.2; done")
         assert set(guests(host)) == {"live", "early"}
         virtirq(host, "apply", "early")
         assert on(host, NIC, "0", "3")
@@ -235,5 +231,5 @@ def test_without_libvirt_at_all(host: Host) -> None:
 
 def told_cold(host: Host) -> list[dict[str, Any]]:
     """The guests, by a command that starts afresh."""
-    found: list[dict[str, Any]] = json.loads(virtirq(host, "--json", "status"))["guests"]
+    found: list[dict[str, Any]] = json.loads(host.run("virtirq --json status").stdout)["guests"]
     return found

@@ -19,7 +19,7 @@ import pytest
 
 from lab import full, record_demo
 from lab.full import E1000E, GuestSpec, Host, Job
-from tests.full.hosts import need_full_lab
+from tests.full.hosts import install, need_full_lab
 from tests.needs import need_program
 
 pytestmark = pytest.mark.lab
@@ -360,13 +360,12 @@ def probe() -> str:
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Host]:
     need_program("make")
-    wheels, made = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("made")
+    made = tmp_path_factory.mktemp("made")
     need_full_lab("the tests with systemd")
-    record_demo.wheels(wheels, "3.13")
     places = [f"DESTDIR={made}", "PREFIX=/usr", "BINDIR=/usr/local/bin", "VIRTIRQ="]
     subprocess.run(["make", "-s", "-C", str(repository), "install", *places], check=True)
     with full.lab(machine=full.Machine(systemd=True)) as host:
-        host.install_wheels(wheels)
+        install(host)
         host.write(UNIT, (made / UNIT[1:]).read_text())
         host.run("systemctl daemon-reload")
         yield host
@@ -396,7 +395,7 @@ def probed_with(host: Host, stand_in: Job, *settings: str) -> dict[str, str]:
     command = f"/usr/bin/python3 {PROBE} {stand_in.pid}"
     lines = ["[Service]", "ExecStart=", f"ExecStart={command}", *settings]
     host.write("/run/systemd/system/virtirq.service.d/probe.conf", "\n".join(lines))
-    host.run(f"rm -f {RESULTS}; systemctl daemon-reload; systemctl restart virtirq", timeout=120)
+    host.run(f"rm -f {RESULTS}; systemctl daemon-reload; systemctl restart virtirq")
     found: dict[str, str] = json.loads(host.read(RESULTS))
     return found
 
@@ -485,12 +484,12 @@ PINS = ("4", "5")
 def service(host: Host, busy: Job) -> Host:
     """The host, with the daemon as its service."""
     host.run(f"systemctl stop virtirq; rm -rf {DROP_IN} /run/virtirq; systemctl daemon-reload")
-    host.run("systemctl start virtirq", timeout=120)
+    host.run("systemctl start virtirq")
     return host
 
 
-def until(host: Host, condition: str, timeout: float = 90) -> None:
-    host.run(f"until {condition}; do sleep 0.2; done", timeout=timeout)
+def until(host: Host, condition: str) -> None:
+    host.run(f"until {condition}; do sleep 0.2; done")
 
 
 def pinned(host: Host) -> bool:
@@ -502,9 +501,9 @@ def pinned(host: Host) -> bool:
 
 
 def until_pinned(host: Host, *, pinned_: bool = True) -> None:
-    deadline = time.monotonic() + 90
+    patience = host.patience()
     while pinned(host) is not pinned_:
-        assert time.monotonic() < deadline, host.run("journalctl -u virtirq -n 50").stdout
+        assert not patience.ended(), host.run("journalctl -u virtirq -n 50").stdout
         time.sleep(0.2)
 
 
@@ -558,28 +557,26 @@ def test_killed_it_is_started_again_and_forgets_nothing(service: Host) -> None:
 
 def test_the_watchdog_ends_a_daemon_that_hangs(service: Host) -> None:
     service.write(f"{DROP_IN}/watchdog.conf", "[Service]\nWatchdogSec=4")
-    service.run("systemctl daemon-reload; systemctl restart virtirq", timeout=120)
+    service.run("systemctl daemon-reload; systemctl restart virtirq")
     time.sleep(9)  # two of its intervals: it is heard
     before = int(show(service, "MainPID"))
     assert show(service, "NRestarts") == "0"
     service.run(f"kill -STOP {before}")
     until(service, f'[ "$(systemctl show --value -p MainPID virtirq)" -gt {before} ]')
     assert show(service, "NRestarts") == "1"
-    service.run(f"rm -r {DROP_IN}; systemctl daemon-reload; systemctl restart virtirq", timeout=120)
+    service.run(f"rm -r {DROP_IN}; systemctl daemon-reload; systemctl restart virtirq")
     assert show(service, "ActiveState") == "active"
 
 
 def test_an_invalid_configuration_is_no_reason_to_try_for_ever(service: Host) -> None:
     service.write(CONFIG, "defualt = 1")
-    done = service.run("systemctl restart virtirq", check=False, timeout=120)
+    done = service.run("systemctl restart virtirq", check=False)
     assert done.returncode == 1
     assert show(service, "ActiveState") == "failed"
     assert show(service, "ExecMainStatus") == "2"
     said = service.run("journalctl -u virtirq -n 20").stdout
     assert "virtirq: error: /etc/virtirq/virtirq.toml: defualt: unknown key" in said
-    service.run(
-        f"rm {CONFIG}; systemctl reset-failed virtirq; systemctl start virtirq", timeout=120
-    )
+    service.run(f"rm {CONFIG}; systemctl reset-failed virtirq; systemctl start virtirq")
 
 
 def test_a_data_plane_of_another_user_takes_what_the_documentation_says(
@@ -605,11 +602,9 @@ def test_a_data_plane_of_another_user_takes_what_the_documentation_says(
         until(service, "journalctl -u virtirq | grep -q 'not read: /proc/.*Permission denied'")
         assert {each.affinity for each in service.vectors(plane)} == {"0-3"}
         service.write(f"{DROP_IN}/processes.conf", drop_in)
-        service.run("systemctl daemon-reload; systemctl restart virtirq", timeout=120)
+        service.run("systemctl daemon-reload; systemctl restart virtirq")
         assert {each.affinity for each in service.vectors(plane)} == {"2"}
-        service.run(
-            f"rm -r {DROP_IN}; systemctl daemon-reload; systemctl restart virtirq", timeout=120
-        )
+        service.run(f"rm -r {DROP_IN}; systemctl daemon-reload; systemctl restart virtirq")
         assert {each.affinity for each in service.vectors(plane)} == {"2"}, "it is hidden, not gone"
     finally:
         hold.signal("KILL")

@@ -13,19 +13,15 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import pytest
 
 from lab import full
 from lab.full import E1000E, IGB, Guest, GuestSpec, Host
-from tests.full.hosts import install, need_full_lab
-from tests.full.test_daemon import CONFIG, daemon, findings, told, until
-from tests.full.test_libvirt import (
-    virtirq,
-    wheels,  # noqa: F401 - a fixture
-)
+from tests.full.hosts import install_warm, need_full_lab, run_code
+from tests.full.test_daemon import CONFIG, daemon, findings, until
+from tests.full.test_libvirt import told, virtirq
 
 pytestmark = pytest.mark.lab
 
@@ -44,10 +40,10 @@ Counts = dict[Place, Counter[int]]
 
 
 @pytest.fixture(scope="module")
-def host(wheels: Path) -> Iterator[Host]:  # noqa: F811 - the fixture
+def host() -> Iterator[Host]:
     need_full_lab("the tests of guest-exact vectors")
     with full.lab() as host:
-        install(host, wheels)
+        install_warm(host)
         yield host
 
 
@@ -305,7 +301,7 @@ def test_reading_disturbs_no_vcpu(guest: Guest) -> None:
             return sum(map(int, re.findall(r"hitcount: +(\d+)", text)))
 
         before = kicks()
-        host.run(["python3", "-c", READ], timeout=120)
+        run_code(host, READ)
         assert kicks() == before
         for _ in range(READINGS // 10):
             guest.virsh("qemu-monitor-command", "--hmp", "xp /1xw 0xb0000000")

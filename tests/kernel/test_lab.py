@@ -88,7 +88,8 @@ def test_on_a_running_kernel(run: Run, scenario: str) -> None:
     assert not begun, f"it did not end: {run.trouble}"
     if scenario not in run.report.failures:
         reason = next(iter(run.trouble.splitlines()), "nobody knows why")
-        pytest.fail(f"it was not run: {reason}", pytrace=False)
+        during = ", ".join(run.report.unfinished) or "no test"
+        pytest.fail(f"it was not run (during {during}: {reason})", pytrace=False)
     assert run.report.failures[scenario] == [], "\n".join(run.report.failures[scenario])
 
 

@@ -1,8 +1,9 @@
 """Runs commands inside the lab's host.
 
 One request per connection. A request is a JSON line, followed by `stdin` bytes of input:
-{"token", "op": "run", "command", "timeout", "stdin"} is answered with a JSON line
-{"returncode", "stdout", "stderr", "timed_out"} and that many bytes of output and errors;
+{"token", "op": "run", "command", "stdin"} is answered with a JSON line
+{"returncode", "stdout", "stderr"} and that many bytes of output and errors, and the command is
+killed when the other side ends its half of the connection before it is done;
 {"token", "op": "shell", "rows", "columns", "term"} turns the connection into a terminal.
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 PORT = 7000
+DIRECTORY = "/root"
 
 
 def token() -> str:
@@ -43,34 +45,35 @@ class Request(socketserver.StreamRequestHandler):
             self.shell(request)
 
     def run(self, request: dict[str, Any]) -> None:
-        stdin = self.rfile.read(request["stdin"])
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", request["command"]],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            cwd="/root",
-        )
-        timed_out = False
-        try:
-            stdout, stderr = process.communicate(stdin, request["timeout"])
-        except subprocess.TimeoutExpired:
-            timed_out = True
-            os.killpg(process.pid, signal.SIGKILL)
-            stdout, stderr = _rest(process)
-        head = {
-            "returncode": process.returncode,
-            "stdout": len(stdout),
-            "stderr": len(stderr),
-            "timed_out": timed_out,
-        }
+        # A file: communicate() does not go on giving input once it has timed out.
+        with open(os.memfd_create("stdin"), "w+b") as stdin:
+            stdin.write(self.rfile.read(request["stdin"]))
+            stdin.seek(0)
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", request["command"]],
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                cwd=DIRECTORY,
+            )
+        while True:
+            try:
+                stdout, stderr = process.communicate(timeout=0.5)
+                break
+            except subprocess.TimeoutExpired:
+                pass
+            if select.select([self.connection], [], [], 0)[0]:
+                os.killpg(process.pid, signal.SIGKILL)
+                stdout, stderr = _rest(process)
+                break
+        head = {"returncode": process.returncode, "stdout": len(stdout), "stderr": len(stderr)}
         self.wfile.write(json.dumps(head).encode() + b"\n" + stdout + stderr)
 
     def shell(self, request: dict[str, Any]) -> None:
         child, terminal = pty.fork()
         if child == 0:
-            os.chdir("/root")
+            os.chdir(DIRECTORY)
             os.environ |= {"TERM": request["term"], "HOME": "/root"}
             os.execvp("bash", ["bash", "-i"])
         size = struct.pack("HHHH", request["rows"], request["columns"], 0, 0)

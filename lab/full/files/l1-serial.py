@@ -1,6 +1,8 @@
 """Tells a nested guest one thing over its serial line, and prints what it answers.
 
-usage: l1-serial.py SOCKET TIMEOUT COMMAND [--no-reply]
+usage: l1-serial.py SOCKET SECONDS COMMAND [--no-reply]
+
+SECONDS without a word from the guest are too many.
 
 The line is a socket with nobody on it until now: unlike a terminal that no one holds open,
 it neither queues what the guest printed before nor swallows what is typed.
@@ -14,7 +16,7 @@ import time
 EX_TIMEOUT = 124
 
 
-def main(path: str, timeout: str, command: str, *flags: str) -> int:
+def main(path: str, silence: str, command: str, *flags: str) -> int:
     line = socket.socket(socket.AF_UNIX)
     line.connect(path)
     token = secrets.token_hex(4)
@@ -22,14 +24,14 @@ def main(path: str, timeout: str, command: str, *flags: str) -> int:
     if "--no-reply" in flags:
         time.sleep(0.5)  # let QEMU take it from the socket before the socket closes
         return 0
-    return _reply(line, token, time.monotonic() + float(timeout))
+    return _reply(line, token, float(silence))
 
 
-def _reply(line: socket.socket, token: str, deadline: float) -> int:
+def _reply(line: socket.socket, token: str, silence: float) -> int:
     begin, end = f"L2: begin {token}".encode(), f"L2: end {token} ".encode()
     seen = b""
+    line.settimeout(silence)
     while True:
-        line.settimeout(max(deadline - time.monotonic(), 0.01))
         try:
             data = line.recv(65536)
         except TimeoutError:
