@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.daemon.running import timers
 from tests.hostmaker import MadeFs, MadeHost, passthrough
 from tests.libvirtmaker import NIC, URI, domain_xml, held
 from tests.needs import need_libvirt
@@ -59,28 +58,45 @@ def guest(name: str, cpu: int = 2) -> Guest:
     )
 
 
+class Told(Reconciler):
+    """Counts how often it is told of guests."""
+
+    told = 0
+
+    def know(self, *args: Any, **kwargs: Any) -> None:
+        self.told += 1
+        super().know(*args, **kwargs)
+
+    def update(self, guest: Guest) -> None:
+        self.told += 1
+        super().update(guest)
+
+    def gone(self, key: str) -> None:
+        self.told += 1
+        super().gone(key)
+
+
 class Room:
     """A LibvirtSource, its Reconciler and its host; to be made inside of a loop."""
 
     def __init__(self, state: Any, uri: str = "fake:///", *, must: bool = True) -> None:
         self.fs: MadeFs = HOST.live()
         self.journal = SharedJournal(state, HOST.boot_id)
-        self.reconciler = Reconciler(
+        loop = asyncio.get_running_loop()
+        self.failed: asyncio.Future[None] = loop.create_future()
+        self.slept: list[float] = []
+        self.timers = Timers(self._later, loop.time, self.failed.set_exception)
+        self.reconciler = Told(
             self.fs,
             self.journal,
             Config(),
             Log(),
             Counters(),
-            timers(),
+            self.timers,
         )
-        self.known = 0
         self.prepared: list[list[str]] = []
-        loop = asyncio.get_running_loop()
-        self.failed: asyncio.Future[None] = loop.create_future()
-        self.slept: list[float] = []
-        self.timers = Timers(self._later, loop.time, self.failed.set_exception)
         self.source = LibvirtSource(
-            uri, self.fs, self.reconciler, Log(), self.timers, self._count, self._prepare, must=must
+            uri, self.fs, self.reconciler, Log(), self.timers, self._prepare, must=must
         )
         self.source.begin()
 
@@ -90,9 +106,6 @@ class Room:
             self.slept.append(delay)
             delay /= 1000
         return asyncio.get_running_loop().call_later(delay, call)
-
-    def _count(self) -> None:
-        self.known += 1
 
     async def _prepare(self) -> None:
         """What is known by then, and where the interrupts are."""
@@ -151,7 +164,7 @@ class TestRealLibvirt:
             assert room.source.described == f"connected to {URI}"
             assert room.names == {"web"}
             assert room.places() == ["2", "4"]
-            assert room.known == 1
+            assert room.reconciler.told == 1
             assert room.prepared == [["web", "0-7", "0-7"]], "known, and nothing moved yet"
 
         play(tmp_path, act, URI)
@@ -168,7 +181,7 @@ class TestRealLibvirt:
             domain.destroy()
             await room.until(lambda: room.names == set())
             assert room.places() == ["0-7", "0-7"]
-            assert room.known >= 3
+            assert room.reconciler.told >= 3
 
         play(tmp_path, act, URI)
 
@@ -472,7 +485,7 @@ class TestOthersGuests:
         async def act(room: Room) -> None:
             room.reconciler.note([OF_PROCESS])
             await room.until(lambda: room.names == {"qemu", "db"})
-            await room.until(lambda: room.known == 1)
+            await room.until(lambda: room.reconciler.told == 1)
             assert room.prepared == [["db", "qemu", "0-7", "0-7"]], "known, nothing moved yet"
             assert room.places() == ["6", "6"]
 
@@ -483,16 +496,16 @@ class TestOthersGuests:
 
         async def act(room: Room) -> None:
             room.reconciler.note([OF_PROCESS])
-            await room.until(lambda: room.known == 1)
+            await room.until(lambda: room.reconciler.told == 1)
             room.source.look_at_all()
             for each in room.reconciler.guests:
                 room.source.look_if_ours(each)
             await room.until(lambda: script.read == ["u-db"])
             script.watch.lost("closed")
             await room.until(lambda: len(script.watches) == 2)
-            await room.until(lambda: room.known == 3)
+            await room.until(lambda: room.reconciler.told == 3)
             room.source.look("u-db")
-            await room.until(lambda: room.known == 4)
+            await room.until(lambda: room.reconciler.told == 4)
             assert script.read == ["u-db", "u-db"]
             assert room.names == {"qemu", "db"}
 
@@ -503,7 +516,7 @@ class TestOthersGuests:
 
         async def act(room: Room) -> None:
             room.reconciler.note([replace(OF_PROCESS, uuid="u-web")])
-            await room.until(lambda: room.known == 1)
+            await room.until(lambda: room.reconciler.told == 1)
             (told,) = room.reconciler.guests
             assert (told.name, told.source) == ("web", "libvirt")
             assert room.places() == ["2", "2"]
@@ -611,9 +624,9 @@ class TestLooking:
         async def act(room: Room) -> None:
             await room.until(lambda: room.names == {"web", "db"})
             script.running["u-web"] = guest("web", 6)
-            count = room.known
+            count = room.reconciler.told
             threading.Thread(target=script.watch.changed, args=("u-web",)).start()
-            await room.until(lambda: room.known > count)
+            await room.until(lambda: room.reconciler.told > count)
             assert room.places() == ["6", "6"]
             assert script.read == ["u-web"]
 
@@ -627,7 +640,7 @@ class TestLooking:
             for _ in range(20):
                 room.source.look("u-web")
                 room.source.look("u-db")
-            await room.until(lambda: room.known == 3)
+            await room.until(lambda: room.reconciler.told == 3)
             assert script.read == ["u-web", "u-db"]
 
         play(tmp_path, act)
@@ -639,7 +652,7 @@ class TestLooking:
             await room.until(lambda: room.names == {"web", "db"})
             script.running["u-web"] = guest("web", 6)
             room.source.look_at_all()
-            await room.until(lambda: room.known == 3)
+            await room.until(lambda: room.reconciler.told == 3)
             assert sorted(script.read) == ["u-db", "u-web"]
             assert room.places() == ["6", "6"]
 
@@ -667,7 +680,7 @@ class TestLooking:
             await room.until(lambda: room.names == {"web"})
             script.gapped = {"u-web"}
             script.watch.changed("u-web")
-            await room.until(lambda: room.known == 2)
+            await room.until(lambda: warnings(caplog))
             assert room.names == {"web"}
             assert room.places() == ["2", "2"]
             assert warnings(caplog) == ["not read: u-web: makes no sense"]
@@ -733,14 +746,14 @@ class TestHanging:
         script.running = {f"u-{name}": guest(name) for name in ("web", "db", "mail")}
 
         async def act(room: Room) -> None:
-            await room.until(lambda: room.known == 1)
+            await room.until(lambda: room.reconciler.told == 1)
             script.hung["u-web"] = threading.Event()
             for uuid in script.running:
                 room.source.look(uuid)
-            await room.until(lambda: room.known == 3)
+            await room.until(lambda: room.reconciler.told == 3)
             assert script.read == ["u-web", "u-db", "u-mail"]
             script.hung["u-web"].set()
-            await room.until(lambda: room.known == 4)
+            await room.until(lambda: room.reconciler.told == 4)
             assert warnings(caplog) == []
 
         play(tmp_path, act)
@@ -852,7 +865,7 @@ class TestHanging:
 
 def left_over(room: Room) -> None:
     """A daemon before this one has moved interrupts for a guest."""
-    before = Reconciler(room.fs, room.journal, Config(), Log(), Counters(), timers())
+    before = Reconciler(room.fs, room.journal, Config(), Log(), Counters(), room.timers)
     before.update(guest("web", 7))
     assert room.places() == ["7", "7"]
 

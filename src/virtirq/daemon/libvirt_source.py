@@ -61,10 +61,9 @@ _HOPELESS: Final = (DependencyError, AccessError, UsageError)
 class LibvirtSource:
     """The guests of libvirt at `uri`, told to `reconciler`.
 
-    `known` is called after each time that what is known of guests may have changed, and `prepare`
-    when all guests are known and nothing of theirs was moved yet. While libvirt is away, its
-    guests are believed to run on as they did: they do. An error that waiting does not mend is
-    raised in a timer, if libvirt `must` be there: DependencyError, AccessError, UsageError.
+    `prepare` is called when all guests are known and nothing of theirs was moved yet. While libvirt
+    is away, its guests are believed to run on as they did: they do. An error that waiting does not
+    mend is raised in a timer, if libvirt `must` be there: DependencyError, AccessError, UsageError.
     """
 
     def __init__(
@@ -74,7 +73,6 @@ class LibvirtSource:
         reconciler: Reconciler,
         log: Log,
         timers: Timers,
-        known: Callable[[], None],
         prepare: Callable[[], Awaitable[None]],
         *,
         must: bool = True,
@@ -84,7 +82,6 @@ class LibvirtSource:
         self._reconciler = reconciler
         self._log = log
         self._timers = timers
-        self._known = known
         self._prepare = prepare
         self._must = must
         self._connects = Lane("libvirt-connect", at_once=_CONNECTS, limit=_PATIENCE)
@@ -144,8 +141,8 @@ class LibvirtSource:
 
     def look_at_all(self) -> None:
         """Every guest may have changed: what the kernel does to threads is told nobody."""
-        for guest in self._reconciler.guests:
-            self.look_if_ours(guest)
+        for guest in self._reconciler.registry.from_source(SOURCE):
+            self.look(guest.key)
 
     def look_if_ours(self, guest: Guest) -> None:
         """As `look`, for one that libvirt has told of."""
@@ -245,10 +242,9 @@ class LibvirtSource:
         meanwhile, self._meanwhile = self._meanwhile or {}, None
         for uuid in meanwhile:
             self.look(uuid)
-        for guest in self._reconciler.guests:
+        for guest in self._reconciler.registry.from_source(SOURCE):
             if guest.key not in there:
-                self.look_if_ours(guest)  # it may have stopped while libvirt was away
-        self._known()
+                self.look(guest.key)  # it may have stopped while libvirt was away
 
     def _not_connected(self, error: VirtirqError) -> None:
         text = str(error)
@@ -326,7 +322,6 @@ class LibvirtSource:
         elif self._ours(uuid) is None:
             self._missing.add(uuid)
             self._step(SourceState.PART)
-        self._known()
 
     def _not_read(self, uuid: str, error: VirtirqError, name: str = "") -> None:
         """It is told once, and tried again later and later."""
@@ -347,8 +342,8 @@ class LibvirtSource:
         self._missing.discard(uuid)
         if not self._missing:
             self._step(SourceState.ALL)
-            ours = [guest for guest in self._reconciler.guests if guest.source == SOURCE]
             # Whoever is in the journal and not among these has stopped.
+            ours = self._reconciler.registry.from_source(SOURCE)
             self._reconciler.know(ours, complete=True, apart_from=find.SOURCE)
 
     def _ours(self, uuid: str) -> Guest | None:

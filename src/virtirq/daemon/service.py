@@ -170,7 +170,6 @@ class Daemon:
                 self._reconciler,
                 log,
                 self._timers,
-                lambda: None,
                 self._follower.prepare,
                 must=setup.must,
             )
@@ -596,12 +595,12 @@ class Daemon:
 
     async def _look_at_threads(self, guests: Iterable[Guest]) -> None:
         """Look again at those of these guests whose threads may run elsewhere now."""
+        guests = tuple(guests)
         try:
-            moved = await self._reads.call("threads", partial(_moved, self._fs, tuple(guests)))
-        except NoAnswerError as error:  # what has moved is noticed the next time
+            guests = await self._reads.call("threads", partial(_moved, self._fs, guests))
+        except NoAnswerError as error:  # then each may have moved, for all that is known
             self._log.debug(f"where guests' threads may run: {error}")
-            return
-        for guest in moved:
+        for guest in guests:
             self._look_again(guest)
 
     def _hear_devices(self, uevents: Uevents) -> None:
