@@ -33,6 +33,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -162,8 +163,9 @@ class Journal:
 
     def _moved(self, key: InterruptKey, after: CpuSet) -> None:
         self._earlier.pop(key, None)
-        if key in self._known:
-            self._known[key] = replace(self._known[key], written=(after,))
+        known = self._known.get(key)
+        if known is not None and known.written != (after,):
+            self._known[key] = replace(known, written=(after,))
 
     def _take_back(self, key: InterruptKey) -> None:
         earlier = self._earlier.pop(key, None)
@@ -249,7 +251,7 @@ class Journal:
     def _replay(self, line: dict[str, Any]) -> None:
         if line["boot"] != self._boot:
             return
-        key = InterruptKey(PciAddress.parse(line["device"]), str(line["action"]))
+        key = InterruptKey(_address(line["device"]), str(line["action"]))
         match line["op"]:
             case "move":
                 after = CpuSet.parse(line["after"])
@@ -444,6 +446,10 @@ class _FullError(JournalError):
 
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+# A journal has many lines of few devices.
+_address = lru_cache(1024)(PciAddress.parse)
 
 
 def _seal(body: bytes) -> bytes:
