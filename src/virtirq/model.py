@@ -459,6 +459,7 @@ class Snapshot:
     `interrupts` are those of the guests' devices (and of devices that the caller asked for);
     `vectors_on` counts all of the host's interrupts by the CPU they are delivered to. `unread`
     are the devices of which something could not be read: what is not here may still be there.
+    `unclaimed` counts the interrupts that VFIO has of devices that no guest here has.
     `aimed` is the guests' own choice of a vCPU for each vector, as far as it is known, and
     `readers` by what it was read, by guest key.
     """
@@ -476,6 +477,7 @@ class Snapshot:
     irqbalance: Irqbalance = Irqbalance(None)
     gaps: tuple[Gap, ...] = ()
     unread: frozenset[PciAddress] = frozenset()
+    unclaimed: Mapping[PciAddress, int] = field(default_factory=dict)
     aimed: Mapping[PciAddress, Mapping[int, Aimed]] = field(default_factory=dict)
     readers: Mapping[str, str] = field(default_factory=dict)
 

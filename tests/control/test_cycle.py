@@ -246,3 +246,29 @@ def test_restore_where_the_state_is_read_only(
     assert affinities(fs) == found
     assert {each.status for each in done.outcomes} == {Status.APPLIED}
     assert all("read-only file system" in each.reason for each in done.outcomes)
+
+
+class TestUnclaimed:
+    """Whatever has interrupts by VFIO and is no guest's is told."""
+
+    @pytest.mark.parametrize("live", [False, True])
+    def test_a_device_that_no_guest_has(self, live: bool) -> None:
+        fs = HOST.live() if live else HOST.fs()
+        assert cycle.observe(fs, [WEB]).unclaimed == {}
+        without = replace(WEB, devices=())
+        gaps = cycle.observe(fs, [WEB]).gaps
+        seen = cycle.observe(fs, [without])
+        assert seen.unclaimed == {NIC: 4, DISK: 1}
+        assert seen.gaps == gaps
+        assert cycle.observe(fs, [without], also=[NIC]).unclaimed == seen.unclaimed
+
+    def test_by_what_vfio_has_and_not_by_the_drivers_name(self) -> None:
+        devices = [replace(each, driver="nvidia") for each in HOST.devices]
+        link = f"../../devices/pci0000:40/{NIC}/vfio-dev/vfio0"
+        host = replace(HOST, devices=devices)
+        without = replace(WEB, devices=())
+        assert cycle.observe(host.live(), [without]).unclaimed == {}
+        known = replace(host, links={"/sys/class/vfio-dev/vfio0": link})
+        assert cycle.observe(known.live(), [without]).unclaimed == {NIC: 4}
+        recorded = replace(host, files={f"{paths.PCI_DIR}/{NIC}/vfio-dev/vfio0/dev": "511:0"})
+        assert cycle.observe(recorded.fs(), [without]).unclaimed == {NIC: 4}

@@ -172,6 +172,12 @@ CASES: Final[dict[str, Case]] = {
         "its NUMA node is not known to the firmware",
         (snapshot(), snapshot(pci=[function(node=None)]), snapshot(ONE_NODE, [function(node=-1)])),
     ),
+    "device-unclaimed": Case(
+        snapshot(unclaimed={GPU: 2}),
+        str(GPU),
+        "2 interrupts of VFIO's, and no guest that has it",
+        (snapshot(), snapshot(pci=BOTH, guests=[guest(devices=[NIC, GPU])])),
+    ),
     "irqbalance-running": Case(
         snapshot(irqbalance=IRQBALANCE),
         "host",

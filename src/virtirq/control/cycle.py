@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.interrupts import read_interrupts, read_vector_load
 from virtirq.host.irqbalance import read_irqbalance
-from virtirq.host.pci import read_devices
+from virtirq.host.pci import read_devices, vfio_functions
 from virtirq.host.posting import read_posting
 from virtirq.host.topology import read_topology
 from virtirq.model import (
@@ -34,6 +35,7 @@ from virtirq.model import (
     Plan,
     Remembered,
     Snapshot,
+    VfioAction,
 )
 from virtirq.policy.config import Config
 from virtirq.policy.plan import plan
@@ -66,8 +68,8 @@ def observe(
     """
     reader = Reader(fs)
     topology = read_topology(reader)
-    addresses = {device.address for guest in guests for device in guest.devices} | set(also)
-    pci, interrupts, unread = observe_devices(reader, addresses, topology.possible, lines)
+    held = {device.address for guest in guests for device in guest.devices}
+    pci, interrupts, unread = observe_devices(reader, held | set(also), topology.possible, lines)
     return Snapshot(
         taken_at=time.time(),
         topology=topology,
@@ -82,7 +84,19 @@ def observe(
         irqbalance=read_irqbalance(reader),
         gaps=(*gaps, *reader.gaps),
         unread=unread,
+        unclaimed=_unclaimed(fs, held),
     )
+
+
+def _unclaimed(fs: HostFs, known: Collection[PciAddress]) -> dict[PciAddress, int]:
+    """How many interrupts VFIO has of each device that no guest has."""
+    strangers = vfio_functions(fs) - set(known)
+    found = Counter(
+        each.device
+        for each in read_interrupts(Reader(fs), strangers, CpuSet())
+        if any(map(VfioAction.parse, each.actions or ()))
+    )
+    return dict(sorted(found.items()))
 
 
 class Devices(NamedTuple):

@@ -6,15 +6,19 @@ import errno
 import re
 import stat
 from collections.abc import Iterable
+from typing import Final
 
 from virtirq.errors import InputError
 from virtirq.host import paths
-from virtirq.host.fs import Reader
+from virtirq.host.fs import HostFs, Reader
 from virtirq.host.paths import KernelPath
 from virtirq.host.topology import read_cpus
 from virtirq.model import PciAddress, PciDevice
 
 _NUMBER = re.compile(r"-?\d{1,9}|0x[0-9a-f]{1,8}", re.ASCII)
+
+# The link leads to PCI-FUNCTION/vfio-dev/vfioN; that of a mediated device has a UUID before it.
+_OF_PCI: Final = re.compile(r"/([0-9a-f]{4,8}(?::[0-9a-f]{2}){2}\.[0-7])/vfio-dev/[^/]+", re.ASCII)
 
 
 def list_addresses(reader: Reader) -> list[PciAddress]:
@@ -38,6 +42,31 @@ def read_devices(reader: Reader, addresses: Iterable[PciAddress]) -> dict[PciAdd
                 found[address] = _read_device(reader, address)
         except OSError as error:
             reader.failed(paths.PCI_VENDOR, where, error, optional=True)
+    return found
+
+
+def vfio_functions(fs: HostFs) -> set[PciAddress]:
+    """The functions that a VFIO driver has, as far as that can be told: none where it cannot."""
+    found: set[PciAddress] = set()
+    try:
+        if fs.recording is None and (names := fs.listdir(paths.VFIO_DEVICE_DIR)):
+            links = (fs.readlink(paths.VFIO_DEVICE.at(name)) for name in names)
+            return {PciAddress.parse(match[1]) for link in links if (match := _OF_PCI.search(link))}
+    except OSError:
+        pass  # a kernel before 6.1, or a device that went meanwhile
+    try:
+        names = fs.listdir(paths.PCI_DIR)
+    except OSError:
+        return found
+    for name in names:
+        address = _address(name)
+        try:
+            driver = fs.readlink(paths.PCI_DRIVER.at(name))
+        except OSError:
+            continue  # it has none
+        vfio = "vfio" in driver.rpartition("/")[2] or fs.isdir(f"{paths.PCI_DIR}/{name}/vfio-dev")
+        if address is not None and vfio:
+            found.add(address)
     return found
 
 

@@ -49,6 +49,13 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             " interrupt crosses the interconnect, wherever the interrupts are pinned.",
             "'virtirq place GUEST' shows where it could run; or give it a device on its node",
         ),
+        "device-unclaimed": Advice(
+            _WARNING,
+            "Somebody uses the device by VFIO, and which guest that is cannot be told: libvirt does"
+            " not know it, and no process was found that proves to hold the device. Its interrupts"
+            " are left where they are.",
+            "look as root, who sees what processes have open; 'virtirq status' says what is hidden",
+        ),
         "device-without-node": Advice(
             _NOTE,
             "The firmware does not say which NUMA node the device is on (numa_node is -1), so"

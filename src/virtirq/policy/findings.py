@@ -120,6 +120,9 @@ def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Finding]:
     if snapshot.posting.active:
         basis = snapshot.posting.basis
         yield _finding("interrupts-posted", "host", f"device interrupts may be posted: {basis}")
+    for address, count in snapshot.unclaimed.items():
+        text = f"{count} interrupt{'s' if count > 1 else ''} of VFIO's, and no guest that has it"
+        yield _finding("device-unclaimed", str(address), text)
     full = CpuSet(c for c in targets if snapshot.vectors_on.get(c, 0) >= VECTORS_LOW)
     if full:
         most = max(snapshot.vectors_on[cpu] for cpu in full)

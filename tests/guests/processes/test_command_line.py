@@ -291,3 +291,49 @@ def test_of_two_devices_with_one_id_the_first_is_changed() -> None:
         PciAddress(0, 0x42, 0, 0),
         PciAddress(0, 0x41, 0, 0),
     )
+
+
+class TestExecuted:
+    """Whoever starts a program chooses what it is called."""
+
+    MICROVM = (
+        "-M microvm,accel=kvm:tcg,pcie=on -name my-vm -m 512 -smp 2"
+        " -smbios type=1,uuid=33333333-2222-4333-8444-555555555555"
+        " -device vfio-pci,host=0000:41:00.0,multifunction=on"
+    )
+
+    @pytest.mark.parametrize(
+        "executed",
+        [
+            ["/nix/store/abc-qemu-9.2.3/bin/qemu-system-x86_64"],
+            ["/nix/store/abc/bin/.qemu-system-x86_64-wrapped"],
+            ["", "qemu-system-x86"],  # the program is hidden, and comm cuts
+            ["/usr/bin/qemu-kvm"],
+            ["/opt/wrapper", "kvm"],
+        ],
+    )
+    def test_qemu_by_another_name(self, executed: list[str]) -> None:
+        words = ["microvm@my-vm", *self.MICROVM.split(), "-S"]
+        assert read_command_line(words) == CommandLine()
+        assert read_command_line(words, *executed) == CommandLine(
+            "qemu",
+            "my-vm",
+            "33333333-2222-4333-8444-555555555555",
+            (PciAddress(0, 0x41, 0, 0),),
+        )
+
+    def test_others_by_another_name(self) -> None:
+        words = ["vmm", "run", "--name", "x", "--vfio", "/sys/bus/pci/devices/0000:41:00.0"]
+        assert read_command_line(words, "/usr/bin/crosvm").vmm == "crosvm"
+        words = ["vmm", "--device", "path=/sys/bus/pci/devices/0000:41:00.0"]
+        assert read_command_line(words, "", "cloud-hyperviso").vmm == "cloud-hypervisor"
+        assert read_command_line(["vmm", "--id", "x"], "/usr/bin/firecracker").name == "x"
+
+    def test_what_it_calls_itself_comes_first(self) -> None:
+        words = ["qemu-system-x86_64", "-name", "x", "-S"]
+        assert read_command_line(words, "/usr/bin/crosvm") == CommandLine("qemu", "x")
+
+    def test_other_programs(self) -> None:
+        words = ["sh", *self.MICROVM.split(), "-S"]
+        assert read_command_line(words, "/bin/dash", "sh") == CommandLine()
+        assert read_command_line([], "/usr/bin/qemu-system-x86_64") == CommandLine("qemu")

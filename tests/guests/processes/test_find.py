@@ -217,7 +217,7 @@ SCENES: Mapping[str, MadeHost] = {
     "processes": Scene(
         [replace(QEMU, fds=[*QEMU.fds, C]), DPDK, replace(QEMU, pid=300, fds=[DEVICE], login=7)],
         files={"/sys/kernel/debug/kvm/100-9/vcpu0/pid": "101"},
-        links={"/proc/self/ns/pid": "pid:[4026531836]"},
+        links={"/proc/self/ns/pid": "pid:[4026531836]", "/proc/200/exe": "/opt/dpdk/testpmd"},
     ).host(),
     "unnamed threads": Scene([replace(QEMU, threads=[("q", "0"), ("q", "1")])]).host(),
     "processes on an old kernel": Scene(
@@ -230,7 +230,13 @@ OURS = (
     *(paths.KVM_VCPU_THREAD, paths.PID_NAMESPACE),
     *(paths.PROCESS_NAME, paths.PROCESS_STAT, paths.PROCESS_ARGUMENTS),
     *(paths.PROCESS_DESCRIPTOR, paths.DESCRIPTOR_INFO, paths.CHAR_DEVICE, paths.LOGIN_USER),
-    *(paths.THREAD_NAME, paths.THREAD_STAT, paths.THREAD_STATUS, paths.THREAD_CHILDREN),
+    *(
+        paths.PROCESS_PROGRAM,
+        paths.THREAD_NAME,
+        paths.THREAD_STAT,
+        paths.THREAD_STATUS,
+        paths.THREAD_CHILDREN,
+    ),
 )
 
 
@@ -394,6 +400,31 @@ class TestWhichDevices:
     def test_in_a_container(self) -> None:
         assert self.held("/dev/vfio/12 (deleted)", DEVICE) == "D"
         assert self.held("/vfio/12", DEVICE) == "D"
+
+
+class TestPrograms:
+    RENAMED = replace(QEMU, words=["microvm@web", *QEMU.words[1:]])
+    EXE: Mapping[str, str] = {"/proc/100/exe": "/nix/store/a/bin/qemu-system-x86_64 (deleted)"}
+
+    def test_by_what_was_executed(self) -> None:
+        assert Scene([self.RENAMED], opened=[A], links=self.EXE).found() == Found((WEB,))
+
+    def test_by_its_name_where_that_is_hidden(self) -> None:
+        assert Scene([self.RENAMED], opened=[A], hidden=[100]).found() == Found((WEB,))
+        other = replace(self.RENAMED, threads=[("x", "0-7"), *QEMU.threads[1:]])
+        assert Scene([other], opened=[A], hidden=[100]).found().guests == ()
+
+    def test_what_may_not_be_looked_at(self) -> None:
+        fs = Scene([self.RENAMED], opened=[A], links=self.EXE).fs()
+        fs.faults["/proc/100/exe"] = errno.EACCES
+        assert find_processes(fs) == Found((WEB,))
+
+    def test_where_threads_cannot_be_told_and_all_may_run_alike(self) -> None:
+        unnamed = replace(QEMU, threads=[("kvm", "4-7")] * 5)
+        (guest,) = Scene([unnamed], opened=[A], hidden=[100]).found().guests
+        assert guest.vcpus == (Vcpu(0, CpuSet.parse("4-7")),)
+        (guest,) = Scene([unnamed], opened=[A]).found().guests
+        assert guest.vcpus == (Vcpu(0, CpuSet.parse("4-7")), Vcpu(1, CpuSet.parse("4-7")))
 
 
 class TestFamilies:
@@ -697,7 +728,8 @@ class TestHidden:
 
     @pytest.mark.parametrize("words", [(), ("sudo", *QEMU.words), ("dpdk-testpmd", "-a", str(A))])
     def test_others_say_nothing(self, words: Sequence[str]) -> None:
-        found = Scene([replace(QEMU, words=words)], opened=[A], hidden=[1, 30, 100]).found()
+        other = replace(QEMU, words=words, threads=[("other", "0-7"), *QEMU_THREADS[1:]])
+        found = Scene([other], opened=[A], hidden=[1, 30, 100]).found()
         assert (found.guests, found.claimed) == ((), ())
         assert len(found.gaps) == 1
 

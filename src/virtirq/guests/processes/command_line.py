@@ -35,12 +35,24 @@ from virtirq.guests.processes.values import (
 from virtirq.model import PciAddress
 
 
-def read_command_line(words: Sequence[str]) -> CommandLine:
-    """What a program that was started with these words says of its guest."""
-    program = program_of(words)
+def read_command_line(words: Sequence[str], *executed: str) -> CommandLine:
+    """What a program that was started with these words says of its guest.
+
+    Whoever starts it chooses the first word (microvm.nix has ``microvm@NAME`` there). Where that
+    tells nothing, `executed` do: names of the program that runs, such as those that
+    ``/proc/PID/exe`` and ``comm`` have, which may be cut short.
+    """
+    for program in (program_of(words), *executed):
+        told = _read(program_of([program]), [program, *words[1:]])
+        if told != CommandLine():
+            return told
+    return CommandLine()
+
+
+def _read(program: str, words: Sequence[str]) -> CommandLine:
     if "qemu" in program or program == "kvm":
         return read_qemu(words)
-    if "cloud-hypervisor" in program:
+    if "cloud-hyp" in program:
         return _cloud_hypervisor(words)
     if program.startswith("crosvm"):
         return _crosvm(words)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from heapq import heappop, heappush
@@ -32,6 +34,8 @@ _MOST_OF_USER: Final = 1_000_000
 _MOST_READ: Final = 4_000_000
 """Descriptors that are looked at in all."""
 _MOST_FAMILY: Final = 256
+# Words without which no command line gives a guest a PCI function: see `command_line`.
+_MEANT: Final = re.compile("vfio|nvme|^--device", re.ASCII)
 _PARENT: Final = 4 - 3  # of /proc/PID/stat (proc(5)), as counted after the name
 
 
@@ -205,7 +209,7 @@ class Holders:
         together = Held()
         for one in members.values():
             together |= one
-        told = read_command_line(words)
+        told = self._told(pid, words)
         if not together.any_device:
             return None
         # With vCPUs it is the one that runs them, else the first that has the devices.
@@ -239,7 +243,9 @@ class Holders:
     def _claimant(self, pid: int) -> Holder | None:
         """A process whose descriptors are not to be seen, by its command line."""
         words = self.arguments.of(pid)
-        told = read_command_line(words)
+        if not any(_MEANT.search(word) for word in words):
+            return None
+        told = self._told(pid, words)
         devices = frozenset(told.devices)
         if devices:
             devices &= self.opened
@@ -249,6 +255,17 @@ class Holders:
         proven = speaks_for_root(self._fs, pid, owner)
         holder = Holder(pid, self.started(pid), owner, told, Held(), devices, proven)
         return self._checked(holder, words)
+
+    def _told(self, pid: int, words: list[str]) -> CommandLine:
+        """What its command line says; whose program that is, its first word need not tell."""
+        told = read_command_line(words)
+        if told != CommandLine() or not words:
+            return told
+        executed = [text_of(self._fs, paths.PROCESS_NAME.at(pid)) or ""]
+        with suppress(OSError):  # hidden
+            program = self._fs.readlink(paths.PROCESS_PROGRAM.at(pid))
+            executed.insert(0, program.removesuffix(" (deleted)"))
+        return read_command_line(words, *executed)
 
     def _owner(self, pid: int) -> Owner:
         """Whose the process is. Raises ProcessLookupError."""

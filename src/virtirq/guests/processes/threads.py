@@ -200,11 +200,11 @@ def _vcpus(
         order = list(enumerate(kvm.values()))
     elif count and len(ran := [tid for tid in tids if _was_in_guest(fs, pid, tid)]) == count:
         order = list(enumerate(ran))
-    elif count:
+    elif count or len(tids) > 1:
         masks = {allowed(fs, pid, tid) for tid in tids}
         mask = masks.pop() if len(masks) == 1 else None
-        if mask is not None:
-            return tuple(Vcpu(index, mask) for index in range(count)), ""
+        if mask is not None:  # one stands for all where it is not known how many there are
+            return tuple(Vcpu(index, mask) for index in range(count or 1)), ""
     apic = {tid: each for each, tid in kvm.items()}
     vcpus = tuple(
         Vcpu(index, cpus, tid, apic.get(tid))
