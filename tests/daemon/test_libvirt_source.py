@@ -419,7 +419,6 @@ class TestNeedNotBeThere:
             said = [(each.levelname, each.getMessage()) for each in caplog.records]
             assert ("INFO", "libvirt is not asked: x") in said
             assert warnings(caplog) == []
-            assert not room.reconciler.knows
             room.source.look("u-web")
             room.source.look_at_all()
 

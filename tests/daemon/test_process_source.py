@@ -39,6 +39,7 @@ from virtirq.daemon.log import Log, entry
 from virtirq.daemon.process_source import ProcessSource
 from virtirq.daemon.reconciler import Reconciler
 from virtirq.daemon.registry import Change
+from virtirq.daemon.source_state import Sources, SourceState
 from virtirq.daemon.timers import Timers
 from virtirq.guests.processes.find import SOURCE
 from virtirq.host import paths
@@ -172,6 +173,7 @@ class Stage:
             self.timers,
             loop.time,
             self._known,
+            lambda: Sources(SourceState.ALL, self.processes.state, self.processes.holds_back),
         )
         self.theirs: set[str] = set()
         self.processes = ProcessSource(
@@ -300,10 +302,8 @@ class TestTheFirstLook:
         async def act(stage: Stage) -> None:
             await stage.processes.begin()
             assert stage.sources == {"web": SOURCE}
-            assert stage.processes.complete
-            assert not stage.reconciler.hidden
+            assert stage.processes.state is SourceState.ALL
             assert stage.places() == FOUND
-            assert not stage.reconciler.knows, "that is for who is told of all guests"
             stage.reconciler.look_at_all()
             assert stage.places() == PINNED
 
@@ -327,6 +327,7 @@ class TestTheFirstLook:
         async def act(stage: Stage) -> None:
             await stage.begin()
             stage.restart()
+            stage.processes.leave_out()
             stage.tell()
             assert stage.places() == FOUND
 
@@ -343,7 +344,7 @@ class TestTheFirstLook:
             stage.processes.look_at_all()
             await asyncio.sleep(0.2)
             assert (stage.names, stage.places()) == (set(), FOUND)
-            assert not stage.processes.alone
+            assert stage.processes.holds_back
             stage.theirs = set()  # libvirt cannot be asked
             stage.processes.look_at_all()
             await stage.until(lambda: stage.places() == PINNED)
@@ -377,8 +378,7 @@ class TestTheFirstLook:
     def test_what_cannot_be_seen(self, play: Play, child: Child) -> None:
         async def act(stage: Stage) -> None:
             await stage.begin()
-            assert not stage.processes.complete
-            assert stage.reconciler.hidden
+            assert stage.processes.state is SourceState.PART
             for _ in range(3):
                 stage.processes.look_at_all()
                 await stage.rest()
@@ -397,8 +397,7 @@ class TestTheFirstLook:
             stage.fs.faults["listdir", f"/proc/{pid}/fd"] = errno.EACCES
             stage.processes.look_at_all()
             await stage.rest()
-            assert not stage.processes.complete
-            assert stage.reconciler.hidden
+            assert stage.processes.state is SourceState.PART
             assert (stage.names, stage.places()) == ({"web"}, PINNED)
 
         play(act, qemu(pid, uid=107))
@@ -410,8 +409,7 @@ class TestTheFirstLook:
             await stage.begin()
             assert stage.names == {"web"}
             assert stage.said() != []
-            assert stage.processes.complete
-            assert not stage.reconciler.hidden
+            assert stage.processes.state is SourceState.ALL
 
         play(act, qemu(pid, threads=[("q", "0"), ("q", "1")]))
 
@@ -424,8 +422,7 @@ class TestTheFirstLook:
         async def act(stage: Stage) -> None:
             held = Held(stage.fs, f"/proc/{pid}/fd")
             await stage.begin()
-            assert (stage.names, stage.processes.complete) == (set(), False)
-            assert stage.reconciler.hidden
+            assert (stage.names, stage.processes.state) == (set(), SourceState.READING)
             (said,) = stage.said(logging.WARNING)
             assert said == "looking through all processes takes long: it is not waited for"
             held.go.set()

@@ -44,6 +44,7 @@ from virtirq.control.journal import Journal, SharedJournal, locked_journal
 from virtirq.cpuset import CpuSet
 from virtirq.daemon.log import Log
 from virtirq.daemon.reconciler import SOMEBODY, Reconciler
+from virtirq.daemon.source_state import Sources, SourceState
 from virtirq.daemon.timers import Handle, Timers
 from virtirq.errors import BusyError, JournalError
 from virtirq.host import paths
@@ -279,13 +280,21 @@ class Scene:
         self.time: Time = time or Time()
         self.config = config or Config()
         self.journal: SharedJournal | None = None
+        self.sources = Sources()
         self.start()
 
     def start(self) -> None:
         self.counters = Counters()
         self.journal = Impatient(self.state, HOST.boot_id)
         self.reconciler = Reconciler(
-            self.fs, self.journal, self.config, self.log, self.counters, self.timers(), self.time
+            self.fs,
+            self.journal,
+            self.config,
+            self.log,
+            self.counters,
+            self.timers(),
+            self.time,
+            sources=lambda: self.sources,
         )
 
     def timers(self) -> Timers:
@@ -432,17 +441,17 @@ class TestKnowing:
         """All guests are told of but those that cannot be seen; who has let go has hidden none."""
         scene.die()
         scene.start()
-        scene.reconciler.hidden = True
+        scene.sources = Sources(processes=SourceState.PART)
         scene.fs._put(paths.IRQ_ACTIONS.at(LINE), "")
         scene.reconciler.know([DB])
         assert scene.places() == PLANNED | {LINE: FOUND[LINE]}
         assert len(scene.remembered()) == 6
-        scene.reconciler.hidden = False
+        scene.sources = Sources(processes=SourceState.ALL)
         scene.reconciler.know([DB])
         assert scene.places() == FOUND | {120: "0", 121: "1"}
 
     def test_what_is_known_to_be_gone_is_put_back_all_the_same(self, scene: Scene) -> None:
-        scene.reconciler.hidden = True
+        scene.sources = Sources(processes=SourceState.PART)
         scene.reconciler.gone(WEB.key)
         assert scene.places() == FOUND | {120: "0", 121: "1"}
 
@@ -484,7 +493,6 @@ class TestOtherSources:
         bare.reconciler.note([DB])
         assert [each.name for each in bare.reconciler.guests] == ["db"]
         assert bare.fs.written() == []
-        assert not bare.reconciler.knows
         bare.reconciler.look_at_all()
         assert bare.places() == FOUND | {120: "0", 121: "1"}
 

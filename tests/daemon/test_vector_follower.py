@@ -486,7 +486,8 @@ def test_the_next_holder_of_a_device_has_not_chosen_what_the_one_before_has(play
         stage.reconciler.look_at_all()
         assert stage.places() == ["6", "5", "4"]
         stage.reconciler.know([replace(WEB, name="next", uuid="u-next")])
-        assert (stage.reconciler.aimed, stage.places()) == ({}, SPREAD)
+        assert stage.reconciler.aimed == {}
+        assert stage.places() in (["4", "5", "6"], ["5", "6", "4"], ["6", "4", "5"]), "in order"
 
     play(act, FakeReader("one", nic(2, 1, 0)))
 

@@ -258,7 +258,7 @@ class TestParts:
         assert [getattr(each, field) for each in found] == [None, None]
         assert Gap(pattern, "not in this recording") in gaps
 
-    @pytest.mark.parametrize("text", ["x", "0-", "9999"])
+    @pytest.mark.parametrize("text", ["x", "0-", "99999"])
     @pytest.mark.parametrize(("path", "field"), [part[:2] for part in PARTS[:2]])
     def test_nonsense(self, path: str, field: str, text: str) -> None:
         found, gaps = read(replace(self.HOST, files={path: text}).fs(), NIC)

@@ -17,6 +17,7 @@ from typing import Final
 from virtirq.daemon.blocking import Lane
 from virtirq.daemon.log import Log
 from virtirq.daemon.reconciler import Reconciler
+from virtirq.daemon.source_state import SourceState, guest_is_gone
 from virtirq.daemon.timers import Key, Timers
 from virtirq.errors import NoAnswerError
 from virtirq.guests.processes.find import (
@@ -80,25 +81,41 @@ class ProcessSource:
         self._meanwhile: set[int] = set()
         """Processes looked at since all are looked through: that has older news of them."""
         self.on = False
-        self.complete = False
-        """Whether the last look through all processes has seen every holder of a device."""
-        self.alone = True
-        """Whether no guest was met of which another source is to tell."""
+        self._state = SourceState.NOT_ASKED
+        self._held_back: set[int] = set()
+        """Processes of guests of which another source is to tell."""
+
+    @property
+    def state(self) -> SourceState:
+        """How much it has told: all, where every holder of a device was seen."""
+        return self._state
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether there are guests that it has met, and of which another source is to tell."""
+        return bool(self._held_back)
 
     def follow(self, *, on: bool) -> None:
         """Whether guests are looked for at all."""
         if on == self.on:
             return
-        self.on = self._reconciler.hidden = on
+        self.on = on
         if on:
+            self._step(SourceState.READING)
             self.look_at_all()
         else:
+            self._step(SourceState.NEVER)
             for guest in self._guests():
                 self._gone(guest)
 
+    def leave_out(self) -> None:
+        """Nobody is looked for, from the beginning."""
+        self._step(SourceState.NEVER)
+
     async def begin(self) -> None:
         """Look through all processes for the first time; nothing is moved yet."""
-        self.on = self._reconciler.hidden = True
+        self.on = True
+        self._step(SourceState.READING)
         try:
             found = await self._find(_START)
         except NoAnswerError:
@@ -169,15 +186,17 @@ class ProcessSource:
         """Raises NoAnswerError."""
         find = partial(find_processes, self._fs, self._reconciler.guests)
         found = await self._reads.call(_ALL, find, limit=limit)
-        self.complete = not any(map(_hides, found.gaps))
         if self.on:
-            self._reconciler.hidden = not self.complete
+            self._step(SourceState.PART if any(map(_hides, found.gaps)) else SourceState.ALL)
         return found
+
+    def _step(self, to: SourceState) -> None:
+        self._state = self._state.step(to)
 
     async def _look_at_all(self) -> None:
         if self.on:
             self._meanwhile.clear()
-            before = self._guests()
+            before, told = self._guests(), self._state.complete
             try:
                 found = await self._find(_PATIENCE)
             except NoAnswerError as error:
@@ -190,13 +209,15 @@ class ProcessSource:
             here = {f"/proc/{guest.pid}" for guest in found.guests}
             self._said = {gap for gap in self._said if gap in found.gaps or gap.path in here}
             self._take_all(before, found)
+            if self._state.complete and not told:
+                self._reconciler.put_back_left_over()
 
     def _take_all(self, before: Iterable[Guest], found: Found) -> None:
         """`before` were known when these were looked for."""
         there = {guest.pid for guest in found.guests} | self._meanwhile
         known = {guest.key for guest in self._guests()}
         for guest in before:
-            if self.complete and guest.pid not in there and guest.key in known:
+            if guest_is_gone(self._state) and guest.pid not in there and guest.key in known:
                 self._gone(guest)
         newest = tuple(guest for guest in found.guests if guest.pid not in self._meanwhile)
         self._take(found._replace(guests=newest))
@@ -254,7 +275,8 @@ class ProcessSource:
 
     def _holds_back(self, guest: Guest) -> bool:
         held_back = self._theirs(guest)
-        self.alone &= not held_back
+        if guest.pid is not None:
+            (self._held_back.add if held_back else self._held_back.discard)(guest.pid)
         return held_back
 
     def _watch(self, guest: Guest) -> bool:

@@ -19,6 +19,7 @@ from virtirq.daemon.ledger import Ledger, is_line
 from virtirq.daemon.log import Log
 from virtirq.daemon.registry import Change, Registry
 from virtirq.daemon.retries import Postponed, Retries
+from virtirq.daemon.source_state import Sources, holder_is_gone
 from virtirq.daemon.timers import Timers
 from virtirq.host import paths
 from virtirq.host.events import KernelEvent
@@ -59,7 +60,8 @@ class Reconciler:
     """The guests, what is wanted for their devices, and which interrupts those have.
 
     `timers` are how it asks to be called again; `clock` gives the seconds of CLOCK_MONOTONIC, as
-    kernel events do. `changed` is told of each guest that came, went or is another.
+    kernel events do. `changed` is told of each guest that came, went or is another; `sources` says
+    how much of the guests was told.
     """
 
     def __init__(
@@ -72,9 +74,11 @@ class Reconciler:
         timers: Timers,
         clock: Callable[[], float] = time.monotonic,
         changed: Callable[[Sequence[Change]], object] = lambda _: None,
+        sources: Callable[[], Sources] = Sources,
     ) -> None:
         self._fs = fs
         self._tell_changed = changed
+        self._sources = sources
         self._config = config
         self._log = log
         self._counters = counters
@@ -98,10 +102,6 @@ class Reconciler:
         self._retries = Retries(timers, self._again)
         self._places: dict[InterruptKey, tuple[int | None, str] | None] = {}
         """Incarnation and affinity of each interrupt after the last `poll`."""
-        self.knows = False
-        """Whether it was ever told which guests there are."""
-        self.hidden = False
-        """Whether there may be guests of which nothing can be seen."""
 
     @property
     def guests(self) -> tuple[Guest, ...]:
@@ -153,7 +153,6 @@ class Reconciler:
         `only_note` their interrupts are noted and not moved: `look_at_all` does that.
         """
         complete = not gaps if complete is None else complete
-        self.knows = True
         told = {guest.key: guest for guest in guests}
         for gap in gaps:
             self._log.warning(f"not read: {gap.path}: {gap.error}")
@@ -280,14 +279,16 @@ class Reconciler:
         if self._retries.waiting:
             self._retries.postpone(back=addresses, strangers=strangers)
             return
-        owned = self.registry.devices
+        owned, sources = self.registry.devices, self._sources()
         is_in_use = cache(self._is_in_use)  # a device has many vectors
 
         def ours(entry: Remembered) -> bool:
             device = entry.key.device
             if device in addresses:
                 return True
-            return strangers and device not in owned and not (self.hidden and is_in_use(device))
+            if not strangers or device in owned:
+                return False
+            return holder_is_gone(sources, partial(is_in_use, device))
 
         failed = self._attempts.put_back(ours, self._topology, self.registry.by_key)
         self._retries.tried(blocked=failed is None)
@@ -295,6 +296,10 @@ class Reconciler:
             self._retries.postpone(back=addresses, strangers=strangers)
         elif failed:
             self._retries.postpone(back=failed)
+
+    def put_back_left_over(self) -> None:
+        """More is known of who runs: put back what the journal has of guests that are gone."""
+        self._put_back((), strangers=True)
 
     def _is_in_use(self, address: PciAddress) -> bool:
         """Whether whoever it may be has interrupts of the device set up through VFIO."""

@@ -32,7 +32,7 @@ from virtirq.daemon.log import Log
 from virtirq.daemon.process_source import ProcessSource
 from virtirq.daemon.reconciler import Reconciler
 from virtirq.daemon.registry import Change
-from virtirq.daemon.source_state import SourceState
+from virtirq.daemon.source_state import Sources, SourceState, all_told
 from virtirq.daemon.status_server import StatusServer
 from virtirq.daemon.systemd import ServiceManager
 from virtirq.daemon.timers import Key, Timers
@@ -153,6 +153,7 @@ class Daemon:
             self._counters,
             self._timers,
             changed=self._guests_changed,
+            sources=self._sources,
         )
         self._guard = IrqbalanceGuard(IrqbalanceClient(setup.state, self._fs), log)
         peek = [] if setup.uri is None else [PeekReader(setup.uri)]
@@ -226,6 +227,8 @@ class Daemon:
             # better word, and replaces it.
             begun = asyncio.ensure_future(self._processes.begin())
             await asyncio.wait([self._stop, begun], return_when=asyncio.FIRST_COMPLETED)
+        else:
+            self._processes.leave_out()
         if self._libvirt is None:
             self._reconciler.know(self._setup.guests, apart_from=PROCESS, only_note=True)
         else:  # until libvirt has told its guests, whoever is in the journal may still run
@@ -236,7 +239,8 @@ class Daemon:
             )
             tried.cancel()
             if self._libvirt.state is SourceState.NEVER:
-                self._reconciler.know(self._reconciler.guests)
+                self._processes.look_at_all()  # libvirt will not tell of those that are its
+                self._reconciler.put_back_left_over()
         if self._libvirt is None or self._libvirt.state not in (SourceState.ALL, SourceState.PART):
             await self._follower.prepare()  # guests that libvirt has not told of
         self._reconciler.look_at_all()
@@ -292,6 +296,14 @@ class Daemon:
     def _finds(self, config: Config) -> bool:
         """Whether guests are found by their processes: whoever names files has named them all."""
         return config.processes.find and self._setup.uri is not None
+
+    def _sources(self) -> Sources:
+        """How much of the guests each source has told; whoever names files has named them all."""
+        return Sources(
+            libvirt=SourceState.NEVER if self._libvirt is None else self._libvirt.state,
+            processes=self._processes.state,
+            held_back=self._processes.holds_back,
+        )
 
     def _is_libvirts(self, guest: Guest) -> bool:
         """Whether libvirt is to tell of this guest, of whom it knows what is asked for it."""
@@ -461,7 +473,7 @@ class Daemon:
     def _spare_now(self) -> None:
         if not self._reconciler.config.irqbalance.cooperate:
             self._guard.want(None)
-        elif self._reconciler.knows or (self._processes.complete and self._processes.alone):
+        elif all_told(self._sources()):
             # Until all guests are known, a list would let go of what the daemon before has kept.
             self._guard.want(self._kept)
             if self._spared_at != self._reconciler.ledger.changes:
