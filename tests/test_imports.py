@@ -161,7 +161,17 @@ def one_door_to_the_kernel(module: str, tree: ast.AST) -> Iterator[str]:
                     yield f"{module}:{node.lineno} opens {text}"
 
 
+def asyncio_in_the_daemon(module: str, tree: ast.AST) -> Iterator[str]:
+    """The daemon has a loop, and the QMP reader a short one of its own; nobody else has."""
+    if room_of(module) == "daemon" or module == "virtirq.guests.vectors.by_qmp":
+        return
+    for target, line, _ in imports_of(tree):
+        if target.split(".")[0] == "asyncio":
+            yield f"{module}:{line} imports {target}"
+
+
 RULES: tuple[Rule, ...] = (
+    asyncio_in_the_daemon,
     direction,
     plain_words,
     libvirt_behind_one_door,
@@ -235,7 +245,13 @@ BAD = [
     (one_door_to_the_kernel, "virtirq.ui.cli", "Path('/sys/bus/pci').iterdir()"),
     (one_door_to_the_kernel, "virtirq.cpuset", "io.open(file='/sys/x')"),
 ]
+BAD += [
+    (asyncio_in_the_daemon, "virtirq.control.executor", "import asyncio"),
+    (asyncio_in_the_daemon, "virtirq.guests.libvirt.watch", "def f():\n  from asyncio import run"),
+]
 FINE = [
+    (asyncio_in_the_daemon, "virtirq.daemon.service", "import asyncio"),
+    (asyncio_in_the_daemon, "virtirq.guests.vectors.by_qmp", "import asyncio"),
     (direction, "virtirq.guests.libvirt.domainxml", "from virtirq.host import paths"),
     (direction, "virtirq.guests.libvirt.domainxml", "from virtirq.host.fs import HostFs, Reader"),
     (direction, "virtirq.host.recording", "from virtirq import __version__"),

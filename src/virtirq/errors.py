@@ -37,10 +37,12 @@ EXIT_UNAVAILABLE = 6
 class VirtirqError(Exception):
     """Base of every error that virtirq raises on purpose.
 
-    ``str(error)`` is one line; ``hint`` is what the person can do, or None.
+    ``str(error)`` is one line; ``hint`` is what the person can do, or None. `retryable`: it may go
+    by itself, so that the same is worth trying again later.
     """
 
     exit_code = EXIT_FAILED
+    retryable = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -92,13 +94,19 @@ class JournalError(VirtirqError):
 class BusyError(VirtirqError):
     """Another virtirq holds the lock."""
 
+    retryable = True
+
 
 class LibvirtError(VirtirqError):
     """libvirt was asked for something and refused; the message is its own."""
 
+    retryable = True
+
 
 class NoAnswerError(VirtirqError):
     """Someone who was asked for something does not answer in time."""
+
+    retryable = True
 
 
 class NoRoomError(VirtirqError):
@@ -127,6 +135,8 @@ class DependencyError(UnavailableError):
 
 class ConnectionFailedError(UnavailableError):
     """libvirt cannot be reached; the message names the URI."""
+
+    retryable = True
 
 
 def of_file(file: object, error: OSError, otherwise: type[VirtirqError]) -> VirtirqError:

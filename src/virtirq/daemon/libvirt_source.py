@@ -18,11 +18,8 @@ from virtirq.daemon.reconciler import Reconciler
 from virtirq.daemon.source_state import SourceState, guest_is_gone
 from virtirq.daemon.timers import Timers
 from virtirq.errors import (
-    AccessError,
     ConnectionFailedError,
-    DependencyError,
     NoAnswerError,
-    UsageError,
     VirtirqError,
 )
 from virtirq.guests.libvirt.connection import SOURCE
@@ -54,8 +51,6 @@ then not what keeps the connection alive, either.
 """
 _CONNECTS: Final = 2
 """Connections that are made at the same time: one that hangs leaves room for another."""
-_HOPELESS: Final = (DependencyError, AccessError, UsageError)
-"""What no waiting mends."""
 
 
 class LibvirtSource:
@@ -254,7 +249,7 @@ class LibvirtSource:
         if isinstance(error, NoAnswerError) or self._why_silent:
             self._why_silent = f"{text}; its guests are kept as they were"
         first = not self._tried.is_set()
-        if isinstance(error, _HOPELESS) and first:
+        if not error.retryable and first:
             if self._must:
                 raise error
             self._step(SourceState.NEVER)

@@ -34,7 +34,6 @@ class Fields(TypedDict, total=False):
     """What a record may tell beside its message; see `FIELDS`."""
 
     guest: str | None
-    guest_uuid: str | None
     device: object
     irq: int | None
     vector: int | None
@@ -48,7 +47,6 @@ class Fields(TypedDict, total=False):
 
 FIELDS: Final[Mapping[str, str]] = {
     "guest": "VIRTIRQ_GUEST",  # its name
-    "guest_uuid": "VIRTIRQ_GUEST_UUID",
     "device": "VIRTIRQ_DEVICE",  # PCI address, 0000:82:00.0
     "irq": "VIRTIRQ_IRQ",
     "vector": "VIRTIRQ_VECTOR",
