@@ -90,6 +90,8 @@ class RecordingError(VirtirqError):
 class JournalError(VirtirqError):
     """The journal cannot be read or written."""
 
+    retryable = True
+
 
 class BusyError(VirtirqError):
     """Another virtirq holds the lock."""
