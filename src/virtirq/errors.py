@@ -56,7 +56,11 @@ class UsageError(VirtirqError):
 
 
 class UnknownGuestError(UsageError):
-    """No guest, or nothing of a guest's, is called so."""
+    """No guest, or nothing of a guest's, is called `name`."""
+
+    def __init__(self, message: str, *, hint: str | None = None, name: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.name = name
 
 
 class InputError(VirtirqError):

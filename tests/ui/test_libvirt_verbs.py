@@ -6,7 +6,9 @@ import json
 import shlex
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +17,9 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.hostmaker import MadeHost
 from tests.libvirtmaker import CONFIG, LIVE, NIC, URI, VF, domain_xml, held, ours
-from virtirq.control import sources
+from virtirq.control import cycle, sources
 from virtirq.ui.cli import main
+from virtirq.ui.verbs import place
 
 DEMO = REPOSITORY / "src/virtirq/demo/two-node.tar.xz"
 NOWHERE = "qemu+unix:///system?socket=/nonexistent"
@@ -422,3 +425,95 @@ def test_a_recording_does_not_import_libvirt() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+GAMING = NIC.replace("bus='0x82'", "bus='0x86'")
+
+
+@pytest.fixture
+def gaming(host: Any) -> Any:
+    """A guest that is defined and does not run, with a device that no other has."""
+    return host.defineXML(domain_xml("gaming", devices=GAMING))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("plan gaming", "apply gaming", "apply -n gaming", "restore -n gaming", "check gaming"),
+        *("status gaming", "explain gaming"),
+    ],
+)
+def test_a_guest_that_does_not_run_is_known(
+    line: str, gaming: Any, capsys: pytest.CaptureFixture[str], state: Path
+) -> None:
+    code, out, error = run(line, capsys)
+    assert (code, out) == (2, "")
+    told, hint = error.splitlines()
+    assert told == "virtirq: error: gaming is defined but does not run"
+    assert hint.startswith("hint: start it: virsh start gaming; ")
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sources, "state_dir", lambda _: tmp_path)
+    return tmp_path
+
+
+def test_its_uuid_and_its_device_are_known_too(
+    gaming: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = "virtirq: error: gaming is defined but does not run\n"
+    assert run(f"plan {gaming.UUIDString()}", capsys)[2].startswith(told)
+    for name in ("0000:86:00.0", "pci_0000_86_00_0"):
+        assert run(f"explain {name}", capsys)[2].startswith(
+            f"virtirq: error: {name} is of gaming, which is defined but does not run\n"
+        )
+    assert run("plan gamin", capsys)[2].startswith("virtirq: error: no guest is called 'gamin'\n")
+
+
+def test_status_all_shows_guests_that_do_not_run(
+    gaming: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("set gaming 86:00.0 3", capsys)[0] == 0
+    code, out, error = run("status --all gaming", capsys)
+    assert (code, error) == (0, "")
+    assert (
+        "gaming  is defined but does not run, 2 vCPUs on CPUs 2,4\n"
+        "  0000:86:00.0  3 (device metadata)\n"
+    ) in out.replace(" (node 0)", "")
+    assert "web" not in out
+    assert "gaming" not in run("status", capsys)[1]
+    told = json.loads(run("status --all -J", capsys)[1])
+    assert [each["name"] for each in told["defined"]] == ["db", "gaming"]
+    assert told["defined"][1]["devices"] == [
+        {"address": "0000:86:00.0", "directive": "3", "directive_from": "device metadata"}
+    ]
+    assert "defined" not in json.loads(run("status -J", capsys)[1])
+    assert run("status --all --summary 'gam*'", capsys)[1].count("does not run") == 1
+
+
+def test_hints_go_to_the_same_libvirt(host: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    host.defineXML(domain_xml("my vm", devices=NIC)).create()
+    shown = run(f"-c {URI} set 'my vm' auto --live", capsys)[1]
+    assert f"hint: run 'virtirq -c {URI} apply 'my vm'' to move its interrupts now" in shown
+
+
+@pytest.mark.parametrize(
+    ("source", "domain_id", "done", "told"),
+    [
+        ("libvirt", 3, ("live", "config"), "hint: run 'virtirq apply web', unless a daemon runs"),
+        ("libvirt", 3, ("config",), "it counts from the guest's next start on"),
+        ("libvirt", None, ("config",), "web does not run: it counts from its next start on"),
+        ("libvirt", None, (), "hint: 'virtirq place web --apply' pins it so, through libvirt"),
+    ],
+)
+def test_no_hint_of_place_leads_into_an_error(
+    source: str, domain_id: int | None, done: tuple[str, ...], told: str
+) -> None:
+    fs = sources.open_fs(DEMO)
+    snapshot = cycle.observe(fs, sources.load_guests(fs, ()))
+    placement = place.propose(snapshot, "web", None)
+    guest = replace(placement.guest, source=source, domain_id=domain_id)
+    args = Namespace(connect=None, node=None, cpus=None)
+    shown = place.shown(args, replace(placement, guest=guest), (), done, ())
+    assert shown.document.plain().splitlines()[-1] == told

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -42,6 +43,8 @@ from virtirq.policy.plan import plan
 from virtirq.policy.restoring import remembered_guest, restore_plan, settled
 
 STATE_DIR: Final = Path("/run/virtirq")
+_NAMED: Final = 20
+"""So many guests are named where one is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ def observe_devices(
 
 
 def chosen(whole: Plan, names: Sequence[str], known: Iterable[Guest] = ()) -> Plan:
-    """The part of a plan that concerns the named guests (name, UUID or id); all for no names.
+    """The part of a plan that concerns these guests (name, glob, UUID or id); all for no names.
 
     The whole is planned first, so that a part of it comes out the same. Raises
     UnknownGuestError for a name that neither the plan nor `known` has.
@@ -136,7 +139,7 @@ def chosen(whole: Plan, names: Sequence[str], known: Iterable[Guest] = ()) -> Pl
     if not names:
         return whole
     guests = [*(each.guest for each in whole.guests), *known]
-    keys = {guest.key for name in names for guest in called(name, guests)}
+    keys = {guest.key for name in names for guest in called(name, guests, globs=True)}
     return Plan(tuple(each for each in whole.guests if each.guest.key in keys))
 
 
@@ -145,21 +148,35 @@ def named(name: str, guests: Sequence[Guest]) -> Guest:
     return called(name, guests)[0]
 
 
-def called(name: str, guests: Sequence[Guest]) -> list[Guest]:
+def called(name: str, guests: Sequence[Guest], *, globs: bool = False) -> list[Guest]:
     """The guests that virsh would take `name` for: by id, else by UUID, else by name.
 
-    libvirt: tools/virsh-util.c, virshLookupDomainInternal(). Raises UnknownGuestError.
+    With `globs`, else those whose name it fits as a shell's pattern. libvirt:
+    tools/virsh-util.c, virshLookupDomainInternal(). Raises UnknownGuestError.
     """
     uuids = {name, uuid_of_text(name)} - {None}
     found = (
         [guest for guest in guests if guest.domain_id is not None and name == str(guest.domain_id)]
         or [guest for guest in guests if guest.uuid in uuids]
         or [guest for guest in guests if name == guest.name]
+        or [guest for guest in guests if globs and fnmatchcase(guest.name, name)]
     )
     if found:
         return found
-    there = ", ".join(dict.fromkeys(guest.name for guest in guests)) or "none"
-    raise UnknownGuestError(f"no guest is called {name!r}", hint=f"guests here: {there}")
+    raise UnknownGuestError(
+        f"no guest is called {name!r}", hint=_guests_here(name, guests), name=name
+    )
+
+
+def _guests_here(name: str, guests: Iterable[Guest]) -> str:
+    from difflib import get_close_matches
+
+    names = list(dict.fromkeys(guest.name for guest in guests))
+    alike = get_close_matches(name, names, n=1)
+    if alike:
+        return f"did you mean {alike[0]}?"
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"guests here: {', '.join(names[:_NAMED]) or 'none'}{more}"
 
 
 def apply(

@@ -171,6 +171,17 @@ def find_guests(
     return Found(guests, tuple(gaps), claimed, stopped, unread, failed)
 
 
+def defined_guests(fs: HostFs, uri: str | None, default: str = "") -> tuple[Guest, ...]:
+    """The guests that libvirt here has a definition of, and that do not run; none if it fails."""
+    if fs.recording is not None:
+        return ()
+    try:
+        with _this_machines(uri, default) as connection:
+            return connection.stopped().guests
+    except VirtirqError:
+        return ()
+
+
 def refuse_recording(fs: HostFs, uri: str | None) -> None:
     """Raises UsageError for a URI beside a recording."""
     if uri is not None and fs.recording is not None:

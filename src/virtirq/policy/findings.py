@@ -23,6 +23,7 @@ from virtirq.policy.advice import ADVICE
 from virtirq.policy.contention import Contention
 from virtirq.policy.target import (
     Taken,
+    anywhere,
     is_far,
     local_to,
     one_node,
@@ -136,13 +137,14 @@ def _of_guest(snapshot: Snapshot, planned: GuestPlan) -> Iterator[Finding]:
         yield _finding("setting-not-understood", guest.name, problem)
     yield from _pools_on_isolated(snapshot, guest)
     directives = [each.directive for each in planned.devices if each.directive is not None]
+    where = anywhere(snapshot.topology)
     loose = {vcpu for each in directives for vcpu in _unpinned_vcpus(each, guest, snapshot)}
     if loose:
         some = "" if len(loose) == len(guest.vcpus) else f"{len(loose)} of "
-        text = f"{some}its {len(guest.vcpus)} {guest.unit}s may run on every CPU"
+        text = f"{some}its {len(guest.vcpus)} {guest.unit}s may run on {where}"
         yield _finding("vcpus-not-pinned", guest.name, text)
     if any(_unpinned_emulator(each, guest, snapshot) for each in directives):
-        yield _finding("emulator-not-pinned", guest.name, "its emulator may run on every CPU")
+        yield _finding("emulator-not-pinned", guest.name, f"its emulator may run on {where}")
 
 
 def _drivers(snapshot: Snapshot, plan: Plan) -> set[str]:

@@ -101,6 +101,13 @@ def wide(cpus: CpuSet | None, topology: Topology) -> bool:
     return cpus is None or topology.online <= cpus
 
 
+def anywhere(topology: Topology) -> str:
+    """Where a thread that nobody pinned may run, in words."""
+    if topology.general == topology.online:
+        return "every CPU"
+    return f"every CPU that is not isolated, {topology.general}"
+
+
 def runs_on(cpus: CpuSet | None, topology: Topology) -> CpuSet | None:
     """The online CPUs where a thread with this mask runs; None for all of them.
 
@@ -244,6 +251,8 @@ def _auto(
         return Target(None, f"the {guest.unit}s' CPUs {wanted} are offline", code="target-offline")
     near = _near(seats, device, topology)
     note = f"CPUs {cpus} of its {guest.unit}s{kept_off}"
+    if all(wide(vcpu.cpus, topology) for vcpu in guest.vcpus):
+        note = f"{guest.unit}s are not pinned: {anywhere(topology)}{kept_off}"
     nearest = union(seat.cpus for seat in near)
     if nearest != cpus:
         local = local_to(device, topology)

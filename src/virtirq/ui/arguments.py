@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -116,6 +117,12 @@ def affect_of(args: argparse.Namespace) -> Affect | None:
     return affect or None
 
 
+def again(args: argparse.Namespace, *words: str) -> str:
+    """A command line that goes to the same libvirt, for a hint."""
+    connect = [] if args.connect is None else ["-c", args.connect]
+    return shlex.join(["virtirq", *connect, *words])
+
+
 def force(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force",
@@ -125,7 +132,9 @@ def force(parser: argparse.ArgumentParser) -> None:
 
 
 def guests(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("guests", metavar="GUEST", nargs="*", help="name, UUID or id; all for none")
+    parser.add_argument(
+        "guests", metavar="GUEST", nargs="*", help="name, glob, UUID or id; all for none"
+    )
 
 
 def dry_run(parser: argparse.ArgumentParser) -> None:

@@ -95,10 +95,51 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     meant = [name for name in verbs.NAMES if name in words]
     if not _LISTS_VERBS.intersection(words):
         with suppress(UsageError):
-            return make_parser(meant).parse_args(words)
+            return _with_verb(make_parser(meant), words)
     whole = make_parser()
     _refuse_unknown_options(whole, words)
-    return whole.parse_args(words)
+    _refuse_unknown_verb(whole, words)
+    return _with_verb(whole, words)
+
+
+def _with_verb(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Where no verb is typed, the default one, with its own defaults."""
+    args = parser.parse_args(words)
+    if args.verb is None and not args.print_completion:
+        return make_parser([_DEFAULT]).parse_args([*words, _DEFAULT])
+    return args
+
+
+def _refuse_unknown_verb(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Raises UsageError for the first word that is no option, nor an option's, and no verb."""
+    taking = {
+        option
+        for action in parser._actions
+        if action.nargs is None and action.option_strings
+        for option in action.option_strings
+    }
+    before = ""
+    for word in words:
+        if not word.startswith("-") and before not in taking:
+            if word not in verbs.NAMES:
+                raise no_such_verb(word)
+            return
+        before = word
+
+
+def no_such_verb(name: str) -> UsageError:
+    """The error, with the verb that may be meant."""
+    from difflib import get_close_matches
+
+    alike = get_close_matches(name, verbs.NAMES, n=1)
+    hint = f"did you mean {alike[0]}?" if alike else f"verbs: {', '.join(verbs.NAMES)}"
+    return UsageError(f"there is no verb {name[:60]!r}", hint=hint)
+
+
+def parser_of(name: str | None) -> argparse.ArgumentParser:
+    """A verb's parser; without one, the whole."""
+    whole = make_parser()
+    return whole if name is None else _meant(whole, [name])
 
 
 def _refuse_unknown_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
@@ -148,7 +189,7 @@ def make_parser(names: Sequence[str] = verbs.NAMES) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"virtirq {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"virtirq {__version__}")
     parser.add_argument(
         "--print-completion",
         choices=_SHELLS,
@@ -177,4 +218,4 @@ def _run(args: argparse.Namespace) -> int:
         print(shtab.complete(make_parser(), shell=args.print_completion))
         return 0
     args.domains = [*args.domains, *getattr(args, "more_domains", [])]
-    return verbs.load(args.verb or _DEFAULT).run(args)
+    return verbs.load(args.verb).run(args)

@@ -65,6 +65,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     indent: int = 0
     right: frozenset[int] = frozenset()
+    headed: bool = True
 
 
 @dataclass(slots=True)
@@ -97,7 +98,8 @@ class Document:
             if isinstance(block, Line):
                 lines.append(pad + "".join(cell.text for cell in block.cells))
                 continue
-            cells = [tuple(Cell(each) for each in block.headings), *block.rows]
+            head = [tuple(Cell(each) for each in block.headings)] if block.headed else []
+            cells = [*head, *block.rows]
             width = widths[block.headings]
             lines += [pad + _aligned(row, width, block.right) for row in cells]
         return "".join(f"{line.rstrip()}\n" for line in lines)
@@ -148,7 +150,13 @@ def _print_rich(document: Document, out: TextIO) -> None:
                 for piece in _wrapped(line, console.width, block.indent + _HANGING):
                     console.print(Text(piece, overflow="fold"))
             continue
-        table = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        table = RichTable(
+            box=None,
+            padding=(0, 2, 0, 0),
+            pad_edge=False,
+            header_style="dim",
+            show_header=block.headed,
+        )
         last = len(block.headings) - 1
         for place, heading in enumerate(block.headings):
             table.add_column(

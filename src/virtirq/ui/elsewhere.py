@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from virtirq.control import cycle
 from virtirq.errors import EXIT_OK
 from virtirq.guests.libvirt import connection as libvirt
 from virtirq.model import Gap, Guest
@@ -16,8 +17,12 @@ def status(args: argparse.Namespace, uri: str) -> int:
     """The guests of another host: what they ask for, without that host's interrupts."""
     with libvirt.connected(uri) as connection:
         live = connection.guests(None)
+    there = live.guests
+    if args.guests:
+        keys = {g.key for name in args.guests for g in cycle.called(name, there, globs=True)}
+        there = tuple(guest for guest in there if guest.key in keys)
     document = Document()
-    for guest in live.guests:
+    for guest in there:
         document.line(Cell(guest.name, "bold"), f"  {_vcpus(guest)}")
         document.table(settings_table.table(settings_table.rows_of(guest)))
         document.line()
@@ -34,7 +39,7 @@ def status(args: argparse.Namespace, uri: str) -> int:
             "directive_from": guest.directive_from,
             "devices": [row._asdict() for row in settings_table.rows_of(guest)],
         }
-        for guest in live.guests
+        for guest in there
     ]
     gaps = report.gaps_json([*live.gaps, Gap("interrupts", f"on another host: {uri}")])
     data = {"schema": report.SCHEMA, "guests": guests, "findings": [], "gaps": gaps}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtirq.control import cycle, sources
@@ -13,6 +15,7 @@ from virtirq.control.cycle import STATE_DIR
 from virtirq.control.journal import examine
 from virtirq.control.sources import Found
 from virtirq.errors import BusyError, ConfigError, UnknownGuestError, UsageError, VirtirqError
+from virtirq.guests.libvirt.devices import Selector
 from virtirq.host.fs import HostFs
 from virtirq.model import NATIVE, Finding, Gap, Guest, Plan, Snapshot
 from virtirq.policy.config import Config
@@ -25,12 +28,16 @@ if TYPE_CHECKING:
 
 
 class Inputs(NamedTuple):
-    """`guests` are those that were `found`, and those that are claimed, to be left alone."""
+    """`guests` are those that were `found`, and those that are claimed, to be left alone.
+
+    `defined` asks libvirt for those that do not run.
+    """
 
     fs: HostFs
     guests: tuple[Guest, ...]
     config: Config
     found: Found
+    defined: Callable[[], tuple[Guest, ...]] = tuple
 
 
 class View(NamedTuple):
@@ -42,13 +49,59 @@ class View(NamedTuple):
 
 @contextmanager
 def naming(inputs: Inputs) -> Iterator[None]:
-    """A guest that is not there may be one that libvirt was not asked for: then that is said."""
+    """A guest that is not there may be one that does not run, or that libvirt was not asked for.
+
+    Then that is said.
+    """
     try:
         yield
     except UnknownGuestError as error:
         if inputs.found.failed is not None:
             raise inputs.found.failed from error
+        for guest in inputs.found.stopped or inputs.defined():
+            if _concerns(error.name, guest):
+                what = "" if error.name in (guest.name, guest.uuid) else f"{error.name} is of "
+                raise UnknownGuestError(
+                    f"{what}{guest.name}{',' if what else ''}"
+                    f"{' which' if what else ''} is defined but does not run",
+                    hint=f"start it: virsh start {shlex.quote(guest.name)}; until then, only"
+                    " get, set, unset, place and 'status --all' have to do with it",
+                    name=error.name,
+                ) from error
         raise
+
+
+def _concerns(name: str, guest: Guest) -> bool:
+    """Whether the name is this guest's, or one of its devices'."""
+    try:
+        return bool(cycle.called(name, [guest]))
+    except UnknownGuestError:
+        address = Selector.parse("address", name)
+        return address is not None and any(
+            address.name == str(device.address) for device in guest.devices
+        )
+
+
+def only(view: View, names: Sequence[str], stopped: Sequence[Guest] = ()) -> View:
+    """The part that concerns these guests, all for no names. Raises UnknownGuestError."""
+    if not names:
+        return view
+    part = cycle.chosen(view.plan, names, stopped)
+    concerned = subjects(part)
+    found = tuple(each for each in view.findings if each.subject in concerned)
+    return view._replace(plan=part, findings=found)
+
+
+def subjects(plan: Plan) -> set[str]:
+    """What findings about the plan's guests and devices call them."""
+    return {
+        subject
+        for guest in plan.guests
+        for subject in (
+            guest.guest.name,
+            *(f"{guest.guest.name} {device.device.address}" for device in guest.devices),
+        )
+    }
 
 
 def uri_of(args: argparse.Namespace) -> str:
@@ -104,7 +157,10 @@ def gather(
         replace(guest, directive=NATIVE, directive_from="its command line alone tells of it")
         for guest in (found.claimed if claims else ())
     )
-    return Inputs(fs, (*found.guests, *claimed), config, found)
+    ask = partial(sources.defined_guests, fs, args.connect, config.libvirt.uri)
+    return Inputs(
+        fs, (*found.guests, *claimed), config, found, ask if asks_libvirt(args) else tuple
+    )
 
 
 def look(inputs: Inputs, args: argparse.Namespace) -> View:

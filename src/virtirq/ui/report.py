@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from virtirq.cpuset import CpuSet
 from virtirq.model import (
     Action,
+    Directive,
     Finding,
     Follows,
     Gap,
+    Guest,
     Interrupt,
     InterruptKey,
     Outcome,
@@ -107,7 +109,7 @@ def as_json(
                 "devices": [
                     {
                         "address": str(device.device.address),
-                        "directive": str(device.directive) if device.directive else None,
+                        "directive": _directive(device.directive),
                         "directive_from": device.directive_from,
                         "target": _text(device.target),
                         "node": device.node,
@@ -122,6 +124,29 @@ def as_json(
         "findings": [each.as_json() for each in findings],
         "gaps": gaps_json(snapshot.gaps),
     }
+
+
+def defined_json(guest: Guest) -> dict[str, Any]:
+    """A guest that is defined and does not run, with its own settings."""
+    return {
+        "name": guest.name,
+        "uuid": guest.uuid,
+        "source": guest.source,
+        "directive": _directive(guest.directive),
+        "directive_from": guest.directive_from,
+        "devices": [
+            {
+                "address": str(device.address),
+                "directive": _directive(device.directive or guest.directive),
+                "directive_from": device.directive_from or guest.directive_from,
+            }
+            for device in guest.devices
+        ],
+    }
+
+
+def _directive(directive: Directive | None) -> str | None:
+    return None if directive is None else str(directive)
 
 
 def gaps_json(gaps: Iterable[Gap]) -> list[dict[str, str]]:

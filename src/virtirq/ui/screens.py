@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -11,18 +12,20 @@ from virtirq.control.cycle import Done
 from virtirq.control.executor import THERE
 from virtirq.cpuset import CpuSet, union
 from virtirq.model import (
+    Action,
     DevicePlan,
     Finding,
     Gap,
     Guest,
     GuestPlan,
     Outcome,
+    Pin,
     Plan,
     Severity,
     Snapshot,
     Status,
 )
-from virtirq.policy.target import wide
+from virtirq.policy.target import anywhere, wide
 from virtirq.ui.document import Cell, Document, Style, Table
 from virtirq.ui.report import Row, Rows, count_outcomes
 
@@ -71,8 +74,13 @@ def status_screen(
     daemon: DaemonStatus | None,
     *,
     short: bool,
+    stopped: Sequence[Guest] = (),
+    whole: Plan | None = None,
 ) -> Document:
-    """Guests, devices, vectors: where each is and where it should be. `short` for terminals."""
+    """Guests, devices, vectors: where each is and where it should be. `short` for terminals.
+
+    `stopped` are guests that are defined and do not run; `whole` is what `plan` is a part of.
+    """
     document = Document()
     _host(document, snapshot)
     if snapshot.recording is None:
@@ -83,8 +91,81 @@ def status_screen(
         for device in guest.devices:
             _device(document, snapshot, device)
             _vectors(document, [rows.of(action) for action in device.actions], short=short)
+    for each in stopped:
+        document.line()
+        count = _vcpus(snapshot, each)
+        document.line(Cell(each.name, "bold"), f"  is defined but does not run, {count}")
+        for held in each.devices:
+            asked = held.directive or each.directive
+            told = f"{asked} ({held.directive_from or each.directive_from})" if asked else ""
+            document.line(Cell(str(held.address), "bold"), f"  {told}".rstrip(), indent=2)
+    _endnotes(document, snapshot, whole or plan, findings)
+    return document
+
+
+def summary_screen(
+    snapshot: Snapshot,
+    plan: Plan,
+    findings: Sequence[Finding],
+    daemon: DaemonStatus | None,
+    *,
+    stopped: Sequence[Guest] = (),
+) -> Document:
+    """A line for each guest."""
+    document = Document()
+    _host(document, snapshot)
+    if snapshot.recording is None:
+        _daemon(document, daemon)
+    document.line()
+    rows = [_summary(snapshot, each, findings) for each in plan.guests]
+    rows += [(Cell(each.name, "bold"), Cell("does not run"), *[Cell("-")] * 4) for each in stopped]
+    document.table(
+        Table(
+            ("GUEST", "VCPUS", "DEVICES", "INTERRUPTS", "TO PIN", "FINDINGS"),
+            tuple(rows),
+            right=frozenset({2, 3, 4, 5}),
+        )
+    )
     _endnotes(document, snapshot, plan, findings)
     return document
+
+
+def _summary(
+    snapshot: Snapshot, planned: GuestPlan, findings: Sequence[Finding]
+) -> tuple[Cell, ...]:
+    actions = [action for device in planned.devices for action in device.actions]
+    pins = sum(isinstance(action, Pin) for action in actions)
+    name = planned.guest.name
+    its = {name, *(f"{name} {device.device.address}" for device in planned.devices)}
+    found = [each for each in findings if each.subject in its]
+    worst = max((each.severity for each in found), key=lambda each: each.rank, default=None)
+    return (
+        Cell(name, "bold"),
+        Cell(_vcpus(snapshot, planned.guest)),
+        Cell(str(len(planned.devices))),
+        Cell(str(len(actions))),
+        Cell(str(pins), "warn" if pins else "good"),
+        Cell(str(len(found)), _SEVERITY[worst] if worst else "good"),
+    )
+
+
+def problems_of(plan: Plan, findings: Sequence[Finding]) -> Plan:
+    """What is to be pinned, cannot be, or has a finding that is a warning or worse."""
+    subjects = {each.subject for each in findings if each.severity.rank}
+    guests = []
+    for guest in plan.guests:
+        devices = []
+        for device in guest.devices:
+            wrong = tuple(each for each in device.actions if _is_problem(each))
+            if wrong or f"{guest.guest.name} {device.device.address}" in subjects:
+                devices.append(replace(device, actions=wrong))
+        if devices or guest.guest.name in subjects:
+            guests.append(replace(guest, devices=tuple(devices)))
+    return Plan(tuple(guests))
+
+
+def _is_problem(action: Action) -> bool:
+    return isinstance(action, Pin) or _STYLES.get(action.reason.code) in ("warn", "bad")
 
 
 def plan_screen(snapshot: Snapshot, plan: Plan) -> Document:
@@ -189,7 +270,8 @@ def _vcpus(snapshot: Snapshot, guest: Guest) -> str:
     topology = snapshot.topology
     pinned = union(vcpu.cpus for vcpu in guest.vcpus if vcpu.cpus and not wide(vcpu.cpus, topology))
     if not pinned:
-        return f"{count}, not pinned"
+        isolated = topology.general != topology.online
+        return f"{count}, not pinned" + (f": on {anywhere(topology)}" if isolated else "")
     nodes = sorted({str(snapshot.topology.node_of(cpu)) for cpu in pinned})
     where = f" (node {', '.join(nodes)})" if "None" not in nodes else ""
     return f"{count} on CPUs {pinned}{where}"

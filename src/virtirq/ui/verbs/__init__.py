@@ -14,7 +14,7 @@ from typing import Final
 NAMES: Final = (
     *("status", "plan", "apply", "restore", "check", "explain", "place"),
     *("get", "set", "unset", "define", "dumpxml"),
-    *("daemon", "metrics", "record", "config", "demo"),
+    *("daemon", "metrics", "record", "config", "demo", "help"),
 )
 """In the order in which the help lists them."""
 

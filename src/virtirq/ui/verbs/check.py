@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 
 from virtirq.errors import EXIT_FINDINGS, EXIT_OK
-from virtirq.ui import inputs, report, screens
+from virtirq.ui import arguments, inputs, report, screens
 from virtirq.ui.output import show
 from virtirq.ui.verbs import Verb
 
 
 def run(args: argparse.Namespace) -> int:
-    view = inputs.look(inputs.gather(args), args)
+    given = inputs.gather(args)
+    view = inputs.look(given, args)
+    with inputs.naming(given):
+        view = inputs.only(view, args.guests)
     show(
         args,
         lambda: {
@@ -24,4 +27,9 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_FINDINGS if any(each.severity.rank for each in view.findings) else EXIT_OK
 
 
-VERB = Verb(run, "report findings", "Exits 3 if any is a warning or worse.")
+VERB = Verb(
+    run,
+    "report findings",
+    "Exits 3 if any is a warning or worse. Those about the host are told where no GUEST is named.",
+    arguments.guests,
+)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from virtirq.control import cycle
+from virtirq.cpuset import CpuSet
 from virtirq.errors import InputError, UnknownGuestError
 from virtirq.model import (
     DevicePlan,
@@ -19,6 +20,7 @@ from virtirq.model import (
     Snapshot,
 )
 from virtirq.policy.advice import ADVICE
+from virtirq.policy.target import anywhere, wide
 from virtirq.ui import inputs, report, screens
 from virtirq.ui.document import Cell, Document
 from virtirq.ui.output import Shown, show_all
@@ -61,19 +63,23 @@ def of_object(name: str, snapshot: Snapshot, plan: Plan, findings: Sequence[Find
     if not part.guests:
         raise UnknownGuestError(
             f"{name!r} is no guest, guest's device, IRQ of one, or code of a finding",
-            hint="see 'virtirq status' for guests, devices and IRQs; codes: "
-            + ", ".join(sorted(ADVICE)),
+            hint=_meant(name, plan),
+            name=name,
         )
-    subjects = {
-        subject
-        for guest in part.guests
-        for subject in (
-            guest.guest.name,
-            *(f"{guest.guest.name} {device.device.address}" for device in guest.devices),
-        )
-    }
+    subjects = inputs.subjects(part)
     concerned = [each for each in findings if each.subject in subjects]
     return Shown(report.as_json(snapshot, part, concerned), _document(snapshot, part, concerned))
+
+
+def _meant(name: str, plan: Plan) -> str:
+    from difflib import get_close_matches
+
+    guests = [each.guest.name for each in plan.guests]
+    devices = [str(device.device.address) for each in plan.guests for device in each.devices]
+    alike = get_close_matches(name, [*guests, *devices, *ADVICE], n=1)
+    if alike:
+        return f"did you mean {alike[0]}?"
+    return "see 'virtirq status' for guests, devices and IRQs; codes: " + ", ".join(sorted(ADVICE))
 
 
 def _part(name: str, plan: Plan) -> Plan:
@@ -126,7 +132,7 @@ def _document(snapshot: Snapshot, part: Plan, findings: Sequence[Finding]) -> Do
     rows = Rows(snapshot)
     interrupts = {(each.irq, each.key): each for each in snapshot.interrupts}
     for planned in part.guests:
-        _guest(document, planned.guest, snapshot.readers.get(planned.guest.key))
+        _guest(document, planned.guest, snapshot)
         for device in planned.devices:
             _device(document, snapshot, device)
             for action in device.actions:
@@ -140,15 +146,21 @@ def _document(snapshot: Snapshot, part: Plan, findings: Sequence[Finding]) -> Do
     return document
 
 
-def _guest(document: Document, guest: Guest, reader: str | None) -> None:
+def _guest(document: Document, guest: Guest, snapshot: Snapshot) -> None:
     document.line(Cell(f"guest {guest.name}", "bold"), f", known from {guest.source}")
     for vcpu in guest.vcpus:
-        cpus = "every CPU: not pinned" if vcpu.cpus is None else screens.named(vcpu.cpus)
+        topology = snapshot.topology
+        cpus = (
+            f"{anywhere(topology)}: not pinned"
+            if wide(vcpu.cpus, topology)
+            else screens.named(vcpu.cpus or CpuSet())
+        )
         # A thread was looked at, or else it is what the guest's definition says.
         thread = "" if vcpu.tid is None else f" (thread {vcpu.tid})"
         document.line(f"{guest.unit} {vcpu.index}{thread} may run on {cpus}", indent=2)
     if guest.emulator is not None:
         document.line(f"its emulator may run on {screens.named(guest.emulator)}", indent=2)
+    reader = snapshot.readers.get(guest.key)
     if reader is not None:
         document.line(f"where it aims its vectors is read by {reader}", indent=2)
 

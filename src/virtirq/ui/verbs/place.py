@@ -31,13 +31,13 @@ def run(args: argparse.Namespace) -> int:
     # Its definition may say something else than where it runs.
     todo = args.apply and (proposal.changes or args.config_)
     done, notes = carry_out(uri, proposal, args) if todo else ([], [])
-    return show_all(args, shown(proposal, given.found.gaps, done, notes, _options(args)))
+    return show_all(args, shown(args, proposal, given.found.gaps, done, notes))
 
 
-def _options(args: argparse.Namespace) -> str:
+def _options(args: argparse.Namespace) -> list[str]:
     """What narrows the choice, as it is written on the command line."""
-    node = "" if args.node is None else f" --node {args.node}"
-    return node + ("" if args.cpus is None else f" --cpus {args.cpus}")
+    node = [] if args.node is None else ["--node", str(args.node)]
+    return node + ([] if args.cpus is None else ["--cpus", str(args.cpus)])
 
 
 def propose(
@@ -68,16 +68,13 @@ def carry_out(
 
 
 def shown(
+    args: argparse.Namespace,
     placement: Placement,
     gaps: Iterable[Gap],
     done: Sequence[str],
     notes: Sequence[str],
-    options: str = "",
 ) -> Shown:
-    """The proposal, and where it was carried out (nowhere: it was not).
-
-    `options` is what has narrowed the choice.
-    """
+    """The proposal, and where it was carried out (nowhere: it was not)."""
     guest = placement.guest
     told = (*placement.notes, *notes)
     document = Document()
@@ -109,11 +106,17 @@ def shown(
         document.line(Cell(f"note: {note}", "warn"), indent=2)
     if done:
         document.line(f"pinned so: {', '.join(done)}")
-        document.line(Cell(f"hint: run 'virtirq apply {guest.name}', unless a daemon runs", "dim"))
+    if "live" in done:
+        command = arguments.again(args, "apply", guest.name)
+        document.line(Cell(f"hint: run '{command}', unless a daemon runs", "dim"))
+    elif done and guest.domain_id is None:
+        document.line(f"{guest.name} does not run: it counts from its next start on")
+    elif done:
+        document.line("it counts from the guest's next start on")
     elif not placement.changes:
         document.line("nothing to change")
     elif guest.source == libvirt.SOURCE:
-        command = f"virtirq place {guest.name}{options} --apply"
+        command = arguments.again(args, "place", guest.name, *_options(args), "--apply")
         document.line(Cell(f"hint: '{command}' pins it so, through libvirt", "dim"))
     screens.gap_lines(document, gaps)
     data = {

@@ -22,7 +22,8 @@ def run(args: argparse.Namespace) -> int:
         )
     given = inputs.gather(args, claims=False, undoing=True)
     state = sources.state_dir(args.sysroot)
-    done = cycle.restore(given.fs, given.guests, state, args.guests, dry_run=args.dry_run)
+    with inputs.naming(given):
+        done = cycle.restore(given.fs, given.guests, state, args.guests, dry_run=args.dry_run)
     if args.dry_run:
         show(
             args,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from virtirq.control import libvirt_settings
-from virtirq.control.libvirt_settings import Changed
 from virtirq.guests.libvirt import connection as libvirt
 from virtirq.model import Directive
 from virtirq.ui import arguments, inputs, report
@@ -38,13 +37,10 @@ def change(uri: str, args: argparse.Namespace, directive: Directive | None) -> S
         before = "unchanged" if each.before == each.after else f"was {each.before or NOT_SET}"
         document.line(f"{subject} ({each.where}): {each.after or NOT_SET}, {before}")
     if hint:
-        document.line(Cell(f"hint: {_apply(changed)}", "dim"))
+        command = arguments.again(args, "apply", changed.guest)
+        document.line(Cell(f"hint: run '{command}' to move its interrupts now", "dim"))
     changes = [each._asdict() for each in changed.changes]
     return Shown({"schema": report.SCHEMA, "guest": changed.guest, "changes": changes}, document)
-
-
-def _apply(changed: Changed) -> str:
-    return f"run 'virtirq apply {changed.guest}' to move its interrupts now"
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

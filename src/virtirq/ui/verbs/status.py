@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
-from virtirq.errors import EXIT_OK
-from virtirq.ui import inputs, report, screens
+from virtirq.control import cycle
+from virtirq.errors import EXIT_OK, UnknownGuestError
+from virtirq.model import Guest, Plan
+from virtirq.ui import arguments, inputs, report, screens
+from virtirq.ui.document import Document
+from virtirq.ui.inputs import View
 from virtirq.ui.output import show
 from virtirq.ui.verbs import Verb
 
@@ -20,16 +25,98 @@ def run(args: argparse.Namespace) -> int:
             from virtirq.ui import elsewhere
 
             return elsewhere.status(args, uri)
-    view = inputs.look(inputs.gather(args), args)
+    names = args.guests
+    given = inputs.gather(args, defined=args.all)
+    view = inputs.look(given, args)
+    stopped = given.found.stopped
+    with inputs.naming(given):
+        view = inputs.only(view, names, stopped)
+    if names:
+        named = [guest for name in names for guest in _called(name, stopped)]
+        stopped = tuple(guest for guest in stopped if guest in named)
+    whole = view.plan
+    if args.problems:
+        view = view._replace(plan=screens.problems_of(view.plan, view.findings))
     show(
         args,
         lambda: {
             **report.as_json(view.snapshot, view.plan, view.findings),
+            **({"defined": [report.defined_json(each) for each in stopped]} if args.all else {}),
             "daemon": report.daemon_json(view.daemon),
         },
-        lambda: screens.status_screen(*view, short=sys.stdout.isatty()),
+        lambda: _screen(args, view, stopped, whole),
     )
     return EXIT_OK
 
 
-VERB = Verb(run, "show guests, devices and vectors, and where each should be (the default)")
+def _called(name: str, guests: tuple[Guest, ...]) -> list[Guest]:
+    try:
+        return cycle.called(name, guests, globs=True)
+    except UnknownGuestError:
+        return []
+
+
+def _screen(
+    args: argparse.Namespace, view: View, stopped: tuple[Guest, ...], whole: Plan
+) -> Document:
+    if args.output or args.noheadings or args.pairs or args.sort:
+        from virtirq.ui import listing
+
+        return listing.document(args, view)
+    if not args.summary:
+        document = screens.status_screen(
+            *view, short=sys.stdout.isatty(), stopped=stopped, whole=whole
+        )
+        if args.guests or args.problems or len(view.plan.guests) < 2 or not _is_beyond(document):
+            return document
+    document = screens.summary_screen(*view, stopped=stopped)
+    if not args.summary:
+        document.line(
+            "'virtirq status GUEST' shows one of them, 'virtirq status --problems' what is not as"
+            " it should be, 'virtirq status | less' all"
+        )
+    return document
+
+
+def _is_beyond(document: Document) -> bool:
+    """Whether it is more than a screenful of the terminal that it goes to."""
+    try:
+        lines = os.get_terminal_size(sys.stdout.fileno()).lines
+    except (OSError, ValueError):
+        return False
+    return 0 < lines < len(document.plain().splitlines())
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.guests(parser)
+    parser.add_argument(
+        "-a", "--all", action="store_true", help="with guests that are defined and do not run"
+    )
+    parser.add_argument("--problems", action="store_true", help="only what is not as it should be")
+    parser.add_argument("--summary", action="store_true", help="a line for each guest")
+    _listing(parser)
+
+
+def _listing(parser: argparse.ArgumentParser) -> None:
+    """As lsirq(1) has them."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="COLUMNS",
+        help="a list of interrupts with these columns; +COLUMNS adds to the usual ones; a wrong"
+        " name tells which there are",
+    )
+    parser.add_argument(
+        "-n", "--noheadings", action="store_true", help="that list without its head"
+    )
+    parser.add_argument("-P", "--pairs", action="store_true", help='that list as COLUMN="value"')
+    parser.add_argument("--sort", metavar="COLUMN", help="that list in the order of this column")
+
+
+VERB = Verb(
+    run,
+    "show guests, devices and vectors, and where each should be (the default)",
+    "On a terminal, more than a screenful becomes --summary. With --output and its like, a list of"
+    " interrupts, a line each.",
+    _arguments,
+)
