@@ -249,3 +249,9 @@ class TestFilesThatMayNotBeRead:
             read(closed)
         assert "Permission denied" in str(caught.value)
         assert str(closed.parent) in str(caught.value)
+
+
+def test_what_its_process_holds_is_a_known_guests(libvirt: Libvirt) -> None:
+    libvirt.guests = [replace(WEB, source="libvirt", devices=())]
+    (guest,) = find_guests(Scene([QEMU], opened=[A]).fs(), [], None).guests
+    assert (guest.source, [each.address for each in guest.devices]) == ("libvirt", [A])

@@ -161,7 +161,9 @@ def find_guests(
         from virtirq.guests.processes.find import find_processes
 
         found = find_processes(fs, guests)
-        guests, claimed = (*guests, *found.guests), found.claimed
+        completed = {guest.key: guest for guest in found.completed}
+        guests = (*(completed.get(each.key, each) for each in guests), *found.guests)
+        claimed = found.claimed
         gaps += found.gaps
     if failed is not None and must and not guests:
         if not processes:

@@ -608,9 +608,22 @@ class TestKnown:
         assert Scene([QEMU], opened=[A]).found([known]) == Found()
         assert read_process(Scene([QEMU], opened=[A]).fs(), 100, [known]) == Found()
 
-    def test_by_process_id_though_libvirt_does_not_know_the_device(self) -> None:
+    def test_what_libvirt_does_not_know_that_its_guest_has(self) -> None:
+        known = Guest("web", "libvirt", pid=100, devices=(GuestDevice(C, "hostdev"),))
+        both = replace(known, devices=(*known.devices, GuestDevice(A, "vfio")))
+        fds = [*QEMU.fds, "/dev/vfio/9", DEVICE]
+        scene = Scene([replace(QEMU, fds=fds)], opened=[A, C])
+        assert scene.found([known]) == Found(completed=(both,))
+        assert read_process(scene.fs(), 100, [known]) == Found(completed=(both,))
+        assert scene.found([both]) == Found()
+
+    def test_what_a_guest_of_libvirts_only_says_it_has_is_not_its_own(self) -> None:
         known = Guest("web", "libvirt", pid=100)
-        assert Scene([QEMU], opened=[A]).found([known]) == Found()
+        for scene in (
+            Scene([replace(QEMU, fds=[*KVM, Forged("/dev/vfio/7"), DEVICE])], opened=[A]),
+            Scene([QEMU], opened=[A], hidden=[100]),
+        ):
+            assert scene.found([known]).completed == ()
 
     def test_by_uuid_where_its_process_was_not_found(self) -> None:
         known = Guest("web", "libvirt", uuid=UUID)

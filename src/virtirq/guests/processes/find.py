@@ -28,6 +28,7 @@ import errno
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from typing import Final, NamedTuple
@@ -53,12 +54,15 @@ _INITIAL_NAMESPACE: Final = "pid:[4026531836]"
 class Found(NamedTuple):
     """`guests` hold their devices for certain; `claimed` are there to be shown, not to act on.
 
-    `gaps` say what could not be seen, and which devices that concerns.
+    `gaps` say what could not be seen, and which devices that concerns. `completed` are guests of
+    other sources whose processes hold more than those know of, with all of it: libvirt knows
+    nothing of what is plugged in behind its back.
     """
 
     guests: tuple[Guest, ...] = ()
     gaps: tuple[Gap, ...] = ()
     claimed: tuple[Guest, ...] = ()
+    completed: tuple[Guest, ...] = ()
 
 
 def find_processes(fs: HostFs, known: Iterable[Guest] = ()) -> Found:
@@ -94,7 +98,7 @@ class _Look:
         self._fs = fs
         self._reader = Reader(fs)
         known = tuple(known)
-        others = tuple(guest for guest in known if guest.source != SOURCE)
+        self._others = others = tuple(guest for guest in known if guest.source != SOURCE)
         self._before = {guest.pid: guest for guest in known if guest.source == SOURCE}
         self._taken = {name for guest in others for name in (guest.name, guest.uuid) if name}
         self._holders = Holders(
@@ -107,6 +111,7 @@ class _Look:
             fair=everyone,
         )
         self._gaps: list[Gap] = []
+        self._completed: list[Guest] = []
 
     @cached_property
     def _machines(self) -> dict[int, list[str]]:
@@ -116,6 +121,8 @@ class _Look:
         if self._fs.recording is not None:
             return Found()  # processes are not recorded
         missing = self._holders.opened
+        if missing:
+            missing -= self._complete(self._others)
         holders: list[Holder] = []
         pids = numbers(self._fs, paths.PROC_DIR) if missing else []
         doubtful = missing
@@ -137,7 +144,9 @@ class _Look:
         if self._fs.recording is not None:
             return Found()
         match = _LEADER.search(text_of(self._fs, paths.THREAD_STATUS.at(pid, pid)) or "")
-        holder = self._holders.of(int(match[1]) if match else pid)
+        leader = int(match[1]) if match else pid
+        self._complete(guest for guest in self._others if guest.pid == leader)
+        holder = self._holders.of(leader)
         if holder is None:
             where = paths.PROCESS_DESCRIPTOR.at(pid, "*")
             if self._holders.hidden:
@@ -157,6 +166,17 @@ class _Look:
             if theirs & holder.devices and (rival := self._holders.of(guest.pid)) is not None:
                 holders.append(rival)
         return self._found(holders, holder.pid)
+
+    def _complete(self, guests: Iterable[Guest]) -> set[PciAddress]:
+        """What the processes of these known guests hold and nobody knew of is theirs."""
+        found: set[PciAddress] = set()
+        for guest in guests:
+            more = self._holders.beside(guest.pid) - found if guest.pid is not None else None
+            if more:
+                devices = (GuestDevice(each, source="vfio") for each in sorted(more))
+                self._completed.append(replace(guest, devices=(*guest.devices, *devices)))
+                found |= more
+        return found
 
     def _in_order(self, pids: list[int]) -> Iterator[int]:
         """The likely ones first: it may be that no others need to be looked at."""
@@ -218,6 +238,7 @@ class _Look:
             tuple(guest for guest in named if guest.pid in proven),
             (*self._reader.gaps, *self._gaps),
             tuple(guest for guest in named if guest.pid not in proven),
+            tuple(self._completed),
         )
 
     def _disputed(self, holders: Iterable[Holder]) -> set[PciAddress]:

@@ -150,6 +150,19 @@ class Holders:
         except ProcessLookupError:
             return None
 
+    def beside(self, pid: int) -> frozenset[PciAddress]:
+        """What the process of a known guest proves to hold beside all that is known of."""
+        fair, self._fair = self._fair, False  # it is known whose these are
+        try:
+            held = self._held(pid)
+        except PermissionError:
+            return frozenset()
+        finally:
+            self._fair = fair
+        if not held.any_device:
+            return frozenset()
+        return self._devices_of(held, self._told(pid, self.arguments.of(pid)))[0]
+
     def rest(self) -> Iterator[int]:
         """The processes that were put off, those of whoever has had least first."""
         self._fair = False
