@@ -131,7 +131,9 @@ class TestClaim:
             assert (code, error) == (0, ""), line
             assert "web" in shown, line
             assert "its command line alone tells of it" in shown, line
-        assert it.run("check")[0] == 0
+        found = json.loads(it.run("check -J")[1])["findings"]
+        assert {each["code"] for each in found} <= {"device-unclaimed"}
+        assert all(each["subject"] != str(A) for each in found), "of others, whom nobody has"
         guests = json.loads(it.run("status -J")[1])["guests"]
         assert [each["name"] for each in guests] == ["web"]
         gap = f"not read: /proc/*/fd/*: Permission denied: whose {A} is cannot be told"
