@@ -111,7 +111,8 @@ CASES = {
     ),
     "auto, not pinned, isolcpus": Case(
         AUTO, RT, guest(pins=UNPINNED), function(), "0-1,4",
-        "CPUs 0-1,4 of its vCPUs, 0-1 of them on the device's node", "0-1/0-1",
+        "vCPUs are not pinned: every CPU that is not isolated, 0-1,4,"
+        " 0-1 of them on the device's node", "0-1/0-1",
     ),
     "auto, housekeeping affinity, isolcpus": Case(
         AUTO, RT, guest(pins=("0-1,4", "0-1,4")), function(node=1), "0-1,4",
@@ -119,7 +120,7 @@ CASES = {
     ),
     "auto, not pinned, local CPUs all isolated": Case(
         AUTO, host(isolated="4-7"), guest(pins=UNPINNED), function(node=1), "0-3",
-        "CPUs 0-3 of its vCPUs", "0-3/0-3",
+        "vCPUs are not pinned: every CPU that is not isolated, 0-3", "0-3/0-3",
     ),
     "auto, not pinned, nohz_full": Case(
         AUTO, host(nohz_full="1-3"), guest(pins=UNPINNED), function(), "0",
