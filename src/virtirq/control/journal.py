@@ -30,7 +30,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -68,7 +68,7 @@ class Journal:
         self._directory = directory
         self._path = directory.path / _NAME
         self._boot = boot_id
-        self._known: dict[InterruptKey, Remembered] = {}
+        self._known = _Known()
         self._earlier: dict[InterruptKey, Remembered | None] = {}
         """What was known before the last move, for when the kernel refuses it."""
         self._reading = reading
@@ -103,6 +103,10 @@ class Journal:
     def remembered(self) -> tuple[Remembered, ...]:
         """Every interrupt that virtirq moved in this boot and has not put back."""
         return tuple(self._known.values())
+
+    def remembered_of(self, devices: Iterable[PciAddress]) -> tuple[Remembered, ...]:
+        """As `remembered`, of these devices; what others have costs nothing."""
+        return tuple(each for device in devices for each in self._known.of(device))
 
     def known(self, key: InterruptKey) -> Remembered | None:
         """What is remembered of one interrupt."""
@@ -149,12 +153,15 @@ class Journal:
             self._append([self._line("forget", key) for key in over])
         except _FullError:
             before = self._known
-            self._known = {key: each for key, each in before.items() if key not in over}
+            self._known = _Known()
+            for key, each in before.items():
+                if key not in over:
+                    self._known[key] = each
             if not self._compact():
                 self._known = before
                 raise
         for key in over:
-            self._known.pop(key, None)
+            self._known.discard(key)
 
     def _move(self, found: Remembered) -> None:
         known = self._known.get(found.key)
@@ -172,7 +179,7 @@ class Journal:
         if earlier is not None:
             self._known[key] = earlier
         else:
-            self._known.pop(key, None)
+            self._known.discard(key)
 
     def _line(self, op: str, key: InterruptKey, more: str = "") -> bytes:
         """A whole line; `more` are fields, each with a comma before it."""
@@ -261,7 +268,7 @@ class Journal:
             case "refused":
                 self._take_back(key)
             case "forget":
-                self._known.pop(key, None)
+                self._known.discard(key)
             case "known":
                 written = tuple(CpuSet.parse(each) for each in line["written"])
                 self._known[key] = _remembered(key, line, line["original"], written)
@@ -435,6 +442,29 @@ def _take(lock: int, directory: Path, wait: float) -> None:
                     f"{directory}: another virtirq is at work", hint="try again when it is done"
                 ) from None
             time.sleep(0.05)
+
+
+class _Known(dict[InterruptKey, Remembered]):
+    """What is remembered of each interrupt, found by device, too."""
+
+    def __init__(self) -> None:
+        self._keys: dict[PciAddress, dict[InterruptKey, None]] = {}
+
+    def of(self, device: PciAddress) -> list[Remembered]:
+        return [self[key] for key in self._keys.get(device, ())]
+
+    def __setitem__(self, key: InterruptKey, value: Remembered) -> None:
+        super().__setitem__(key, value)
+        self._keys.setdefault(key.device, {})[key] = None
+
+    def discard(self, key: InterruptKey) -> None:
+        """Forget it, if it is known."""
+        if super().pop(key, None) is None:
+            return
+        keys = self._keys[key.device]
+        del keys[key]
+        if not keys:
+            del self._keys[key.device]
 
 
 # RecursionError: a line of nothing but brackets.

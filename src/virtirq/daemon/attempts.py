@@ -4,7 +4,7 @@ thing once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from virtirq.control.counters import Counters, Trigger
@@ -88,13 +88,16 @@ class Attempts:
 
     def put_back(
         self,
+        devices: Collection[PciAddress] | None,
         ours: Callable[[Remembered], bool],
         topology: Topology,
         guests: Mapping[str, Guest],
         *,
         last: bool = False,
     ) -> frozenset[PciAddress] | None:
-        """Put back what the journal knows and `ours` holds of. `guests`: by key.
+        """Put back what the journal knows of `devices`, all if None, and `ours` holds of.
+
+        `guests`: by key.
 
         The devices of which something could not be put back; None when nothing could be tried.
         `last`: there will be no other time.
@@ -104,7 +107,8 @@ class Attempts:
         failed: frozenset[PciAddress] = frozenset()
         try:
             with self._journal.held(_LAST_WAIT if last else _WAIT) as journal:
-                entries = [each for each in journal.remembered() if ours(each)]
+                known = journal.remembered() if devices is None else journal.remembered_of(devices)
+                entries = [each for each in known if ours(each)]
                 if entries:
                     failed = self._put_back(journal, entries, topology, guests)
         except VirtirqError as error:

@@ -290,7 +290,8 @@ class Reconciler:
                 return False
             return holder_is_gone(sources, partial(is_in_use, device))
 
-        failed = self._attempts.put_back(ours, self._topology, self.registry.by_key)
+        devices = None if strangers else addresses
+        failed = self._attempts.put_back(devices, ours, self._topology, self.registry.by_key)
         self._retries.tried(blocked=failed is None)
         if failed is None:
             self._retries.postpone(back=addresses, strangers=strangers)
@@ -530,7 +531,7 @@ class Reconciler:
     def restore_all(self) -> None:
         """Put back everything that is not as virtirq found it: the last that is done."""
         guests = self.registry.by_key
-        self._attempts.put_back(lambda _: True, self._topology, guests, last=True)
+        self._attempts.put_back(None, lambda _: True, self._topology, guests, last=True)
 
     def flush(self) -> None:
         """Tell what was done and not told yet."""
