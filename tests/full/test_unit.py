@@ -145,7 +145,10 @@ def may_see_where_threads_of_other_users_run() -> None:
 
     seen = {}
     for process in Path("/proc").glob("[0-9]*"):
-        arguments = (process / "cmdline").read_text()
+        try:
+            arguments = (process / "cmdline").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
         if process.name == sys.argv[1] or "qemu-system" in arguments:
             for task in (process / "task").iterdir():
                 status = (task / "status").read_text()
