@@ -205,7 +205,7 @@ def test_a_guest_is_placed_next_to_its_devices(host: Host, guest: Guest) -> None
 
 def test_a_place_is_not_one_that_another_guest_will_want(host: Host, guest: Guest) -> None:
     """One that does not run now, too; and such a one can be placed."""
-    # With a device of its own: whoever has one of the same is an alternative, and never runs beside.
+    # With a device of its own: who has one of the same is an alternative, and never runs beside.
     host.write("/tmp/parked.xml", GuestSpec("parked", pins=("6", "7"), hostdevs=(OTHER,)).xml())
     host.run("virsh define /tmp/parked.xml")
     guest.virsh("vcpupin", "--live", "1", "6")
