@@ -4,7 +4,8 @@
 #             its image once (lab/full/README.md); make quick-lab is smaller: one kernel, one NIC
 # make demo-host  records the host that the demo shows anew, in the lab
 # make corpus every domain XML that Debian's libvirt ships, through the parser
-# make bench  time per interrupt for read, plan and write, beside a floor; make bench-lab  how soon
+# make bench  time per interrupt for read, plan and write, beside a floor; what one guest costs the
+#             daemon among 10 to 400; the status socket with hostile clients; make bench-lab  how soon
 #             the daemon moves a new vector, beside a floor, what it costs when idle, and what
 #             reading a guest's choices costs, in the lab
 # make golden writes the tests' golden outputs again; look at the difference before you commit
@@ -46,6 +47,8 @@ corpus: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m bench.per_interrupt
+	$(BIN)/python -m bench.scale
+	$(BIN)/python -m bench.status_socket
 
 bench-lab: $(VENV)/test.stamp
 	$(BIN)/python -m bench.reaction

@@ -38,10 +38,6 @@ def address_of(guest: int, device: int) -> PciAddress:
     return PciAddress(number >> 13, number >> 5 & 0xFF, number & 0x1F, 0)
 
 
-def _number_of(address: PciAddress) -> int:
-    return (address.domain << 8 | address.bus) << 5 | address.slot
-
-
 def irq_of(guest: int, device: int, vector: int) -> int:
     return FIRST_IRQ + (guest * DEVICES + device) * VECTORS + vector
 
@@ -77,14 +73,44 @@ def requested(irq: int, at: float) -> KernelEvent:
 
 
 class CrowdFs(HostFs):
-    """The host of the first `guests` guests. `calls` counts what was asked, by kind of call."""
+    """The host of the first `guests` guests. `calls` counts what was asked, by kind of call.
+
+    All paths are made beforehand: who measures its reader does not measure it.
+    """
 
     writable = True
 
     def __init__(self, guests: int) -> None:
-        self._guests = guests
         self._affinity: dict[int, str] = {}
+        self._files = dict(_FILES)
+        self._affinities: dict[str, int] = {}
+        self._effective: dict[str, int] = {}
+        self._modes: dict[str, int] = {}
+        self._names = {"/sys/devices/system/node": ["node0", "node1"]}
+        self._drivers: set[str] = set()
+        for guest in range(guests):
+            for device in range(DEVICES):
+                self._make(guest, device)
         self.calls: Counter[str] = Counter()
+
+    def _make(self, guest: int, device: int) -> None:
+        home = f"{paths.PCI_DIR}/{address_of(guest, device)}"
+        irqs = range(irq_of(guest, device, 0), irq_of(guest, device, VECTORS))
+        self._names[f"{home}/msi_irqs"] = [str(irq) for irq in irqs]
+        self._files |= {f"{home}/{name}": text for name, text in _FUNCTION.items()}
+        self._drivers.add(f"{home}/driver")
+        self._modes |= dict.fromkeys((home, f"{home}/msi_irqs"), stat.S_IFDIR | 0o755)
+        for irq in irqs:
+            name = action_of(irq)
+            self._files[f"{home}/msi_irqs/{irq}"] = "msix"
+            self._files[paths.IRQ_ACTIONS.at(irq)] = name
+            self._affinities[paths.IRQ_AFFINITY.at(irq)] = irq
+            self._effective[paths.IRQ_EFFECTIVE.at(irq)] = irq
+            self._modes[f"{home}/msi_irqs/{irq}"] = stat.S_IFREG | 0o444
+            self._modes[paths.IRQ_AFFINITY.at(irq)] = stat.S_IFREG | 0o644
+            places = (paths.IRQ_DIR, paths.IRQ_SYSFS_DIR)
+            self._modes |= {f"{place}/{irq}": stat.S_IFDIR | 0o555 for place in places}
+            self._modes[f"{paths.IRQ_DIR}/{irq}/{name}"] = stat.S_IFDIR | 0o555
 
     def reset(self, irq: int) -> None:
         """The guest sets the interrupt up anew: it is as the kernel makes it."""
@@ -95,76 +121,50 @@ class CrowdFs(HostFs):
 
     def read(self, path: str) -> str:
         self.calls["read"] += 1
-        known = _FILES.get(path)
-        if known is not None:
-            return known
-        parts = path.split("/")
-        if path.startswith("/proc/irq/") and len(parts) == 5:
-            irq = self._irq(parts[3], path)
-            where = self.where(irq)
-            return where if parts[4] == "smp_affinity_list" else where.partition("-")[0]
-        if path.startswith("/sys/kernel/irq/") and parts[-1] == "actions":
-            return action_of(self._irq(parts[4], path))
-        if path.startswith("/sys/bus/pci/devices/"):
-            self._device(parts[5], path)
-            if parts[6] == "msi_irqs":
-                return "msix"
-            if parts[6] in _FUNCTION:
-                return _FUNCTION[parts[6]]
+        text = self._files.get(path)
+        if text is not None:
+            return text
+        irq = self._affinities.get(path)
+        if irq is not None:
+            return self.where(irq)
+        irq = self._effective.get(path)
+        if irq is not None:
+            return self.where(irq).partition("-")[0]
         raise _absent(path)
 
     def listdir(self, path: str) -> list[str]:
         self.calls["listdir"] += 1
-        parts = path.split("/")
-        if path.startswith("/sys/bus/pci/devices/") and parts[-1] == "msi_irqs":
-            first = FIRST_IRQ + self._device(parts[5], path) * VECTORS
-            return [str(irq) for irq in range(first, first + VECTORS)]
-        if path == "/sys/devices/system/node":
-            return ["node0", "node1"]
-        raise _absent(path)
+        names = self._names.get(path)
+        if names is None:
+            raise _absent(path)
+        return names
 
     def readlink(self, path: str) -> str:
         self.calls["readlink"] += 1
-        if path.endswith("/driver"):
-            return "../../bus/pci/drivers/vfio-pci"
-        raise _absent(path)
+        if path not in self._drivers:
+            raise _absent(path)
+        return "../../bus/pci/drivers/vfio-pci"
 
     def mode(self, path: str) -> int:
         self.calls["mode"] += 1
-        if path.endswith("smp_affinity_list"):
-            return stat.S_IFREG | 0o644
-        if path.startswith(("/proc/irq/", "/sys/kernel/irq/")):
-            self._irq(path.rpartition("/")[2], path)
-            return stat.S_IFDIR | 0o555
-        if path.startswith("/sys/bus/pci/devices/"):
-            self._device(path.split("/")[5], path)
-            return stat.S_IFDIR | 0o755
-        raise _absent(path)
+        mode = self._modes.get(path)
+        if mode is None:
+            raise _absent(path)
+        return mode
 
     def write(self, path: str, text: str) -> None:
         self.calls["write"] += 1
-        self._affinity[self._irq(path.split("/")[3], path)] = text
+        self._affinity[self._affinities[path]] = text
 
     def open(self, path: str) -> OpenFile:
         self.calls["open"] += 1
-        self._irq(path.split("/")[3], path)
+        if path not in self._affinities:
+            raise _absent(path)
         return _Opened(self, path)
 
     def incarnation(self, path: str) -> int | None:
         self.calls["incarnation"] += 1
         return 1
-
-    def _irq(self, name: str, path: str) -> int:
-        irq = int(name) if name.isdecimal() else -1
-        if not 0 <= irq - FIRST_IRQ < self._guests * DEVICES * VECTORS:
-            raise _absent(path)
-        return irq
-
-    def _device(self, name: str, path: str) -> int:
-        number = _number_of(PciAddress.parse(name))
-        if number >= self._guests * DEVICES:
-            raise _absent(path)
-        return number
 
 
 class _Opened(OpenFile):

@@ -212,6 +212,7 @@ class Daemon:
 
     async def work(self) -> None:
         """Until it is told to stop. Raises what `run` does."""
+        gc.disable()  # all that is made now stays: looking through it again and again finds nothing
         self._loop.set_exception_handler(self._on_failure)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._end)
@@ -251,6 +252,7 @@ class Daemon:
             self._timers.soon(_POLLING, _POLL[0], self._poll)
         gc.collect()
         gc.freeze()  # what is there now stays: no later collection need look at it
+        gc.enable()
         if not self._stop.done():
             self._log.info(f"virtirq {__version__} at work: {self._status()}")
             self._manager.ready(self._status())
