@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
     with inputs.naming(given):
         proposal = propose(snapshot, args.guest, args.node, args.cpus)
     # Its definition may say something else than where it runs.
-    todo = args.apply and (proposal.changes or args.config_)
+    # Asked for one of the two by name, libvirt is asked: it may not run, or be defined otherwise.
+    todo = args.apply and (proposal.changes or args.config_ or args.live)
     done, notes = carry_out(uri, proposal, args) if todo else ([], [])
     return show_all(args, shown(args, proposal, given.found.gaps, done, notes))
 
