@@ -919,7 +919,7 @@ HOSTILE: dict[str, tuple[Callable[[], str], str | None]] = {
 def test_hostile_input_is_quick(name: str) -> None:
     make, message = HOSTILE[name]
     text = make()
-    began = time.monotonic()
+    began = time.process_time()
     if message is None:
         parse_domain(text)
     else:
@@ -927,7 +927,7 @@ def test_hostile_input_is_quick(name: str) -> None:
             parse_domain(text, where="x")
         assert str(caught.value) == f"x: {message}"
     # Linear work takes up to 3 s on a busy machine; quadratic work takes minutes.
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
 
 
 def test_the_most_vcpus() -> None:
@@ -1196,8 +1196,8 @@ def test_a_corpus_of_domain_xml() -> None:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
-        began = time.monotonic()
+        began = time.process_time()
         guest = parses_or_says_why(text)
-        assert time.monotonic() - began < 5, file
+        assert time.process_time() - began < 5, file
         if guest is not None:
             assert anonymous(parse_domain(redact(text))) == anonymous(guest), file
