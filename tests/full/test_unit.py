@@ -29,9 +29,10 @@ PROBE = "/opt/lab/probe.py"
 HOLD = "/opt/lab/vfio.py"
 RESULTS = "/run/virtirq/probe.json"
 HOSTILE = "web\nVIRTIRQ_IRQ=666\n\x1b[31m"
-EXPOSURE = 20
+EXPOSURE = 22
 """Tenths of what `systemd-analyze security` finds. It counts root (0.4), a network for metrics
-(0.5 + 0.3 + 0.2), /proc as it is (0.3) and kernel tunables (0.2): the daemon's work."""
+(0.5 + 0.3 + 0.2), /proc as it is (0.3) and kernel tunables (0.2): the daemon's work. And it counts
+ProtectControlGroups= (0.2), though the probe shows that they cannot be written."""
 
 
 # What the probe does. Each is sent to the machine by its source, so it imports what it needs.
@@ -237,6 +238,7 @@ def may_not_turn_the_kernels_knobs() -> None:
         "/sys/devices/system/cpu/cpu1/online",
         "/sys/devices/system/cpu/cpu1/uevent",
         "/sys/kernel/debug/clear_warn_once",
+        "/sys/fs/cgroup/cgroup.subtree_control",
     ]
     found = {}
     for place in places:
