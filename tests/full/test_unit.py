@@ -342,7 +342,7 @@ def serve(attempts: list[Callable[[], None]], hostile: str, results: str) -> Non
         elif got.si_signo == signal.SIGHUP:
             manager.reloading()
             log.warning("reloading")
-            manager.ready("reloaded")
+            manager.reloaded("reloaded")
         else:
             manager.stopping("stopping")
             break
