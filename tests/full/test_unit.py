@@ -498,7 +498,7 @@ def until(host: Host, condition: str) -> None:
 
 
 def pinned(host: Host) -> bool:
-    """Whether the vectors of the guest's NIC are on its vCPUs' CPUs in order, wherever it begins."""
+    """Whether its NIC's vectors are on the guest's CPUs in order, wherever that begins."""
     there = {
         int(each.actions[len("vfio-msix[")]): each.affinity for each in host.vectors(E1000E[1])
     }
