@@ -19,6 +19,7 @@ import pytest
 
 from lab import full, record_demo
 from lab.full import E1000E, GuestSpec, Host, Job
+from lab.full.errors import CommandError
 from tests.full.hosts import install, need_full_lab
 from tests.needs import need_program
 
@@ -349,6 +350,8 @@ def serve(attempts: list[Callable[[], None]], hostile: str, results: str) -> Non
 
 
 HEAR = "may_hear_of_vectors_from_the_kernel"
+EXIT_NAMESPACE = "226"
+"""systemd.exec(5): a path that the unit names could not be set up for it."""
 SOCKETS = ("may_manage_libvirt", "may_talk_to_irqbalance")
 OUTCOMES = ("done", "refused")
 ATTEMPTS = {name: each for name, each in globals().items() if name.startswith("may_")}
@@ -466,7 +469,6 @@ def test_the_journal_has_the_fields(host: Host, probed: dict[str, str]) -> None:
     ("setting", "broken"),
     [
         ("ProtectKernelTunables=yes", {"may_move_interrupts", HEAR}),
-        ("ProcSubset=pid", {"may_move_interrupts", HEAR, "may_see_all_that_a_plan_needs"}),
         ("User=nobody", {"may_move_interrupts", HEAR, *SOCKETS}),
     ],
 )
@@ -476,6 +478,15 @@ def test_what_the_unit_leaves_out_would_break_it(
     """The unit's own reasons hold, and the probe can tell."""
     found = probed_with(host, busy, setting)
     assert broken <= {name for name in ATTEMPTS if found[name] not in OUTCOMES}
+
+
+def test_without_interrupts_to_write_the_unit_does_not_start(host: Host, busy: Job) -> None:
+    """`ProcSubset=pid` takes away what is named in ReadWritePaths=, and systemd says so."""
+    with pytest.raises(CommandError):
+        probed_with(host, busy, "ProcSubset=pid")
+    started = show(host, "ExecMainStatus")
+    host.run("systemctl stop virtirq")
+    assert started == EXIT_NAMESPACE, host.run("journalctl -n 50 -u virtirq").stdout
 
 
 # The daemon itself.
