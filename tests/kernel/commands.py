@@ -30,6 +30,19 @@ from virtirq.ui import cli
 _OTHERS: Final = ("cattrs", "defusedxml.ElementTree", "libvirt", "prometheus_client", "rich.table")
 """What virtirq imports only where it is needed, as it does most of its own modules."""
 
+_ASKED: Final = 4800
+"""How often what must happen is looked for, at least 240 seconds: a hundred times what it takes."""
+_PAUSE: Final = 0.05
+
+
+def until(condition: Callable[[], bool], why: Callable[[], str] = str) -> None:
+    """Asks again and again. By count: asking takes a slow machine longer, so it gets longer."""
+    for _ in range(_ASKED):
+        if condition():
+            return
+        time.sleep(_PAUSE)
+    raise AssertionError(f"waited for in vain: {why()}")
+
 
 class Forked:
     """A child that makes a call; what of `subprocess.Popen` a test needs."""

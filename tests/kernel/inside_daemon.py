@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import pytest
 from lab.guest import E1000E, bind, find
 from lab.vfio import HeldDevice
 from tests.kernel import commands
+from tests.kernel.commands import until
 from tests.kernel.inside import (
     SHOTS,
     STATE,
@@ -30,10 +31,6 @@ from tests.kernel.inside import (
     write_domain,
 )
 from tests.kernel.inside_events import TRACEFS, leftovers
-
-PATIENCE = 240.0
-"""Seconds until something that must happen has not: a hundred times what it takes, for the machine
-may be slow and busy, but less than the lab's patience with us (`test_lab.py`)."""
 
 
 class Daemon:
@@ -54,13 +51,6 @@ class Daemon:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait()
-
-
-def until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.05)
 
 
 @contextmanager

@@ -14,8 +14,7 @@ import signal
 import struct
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import pytest
 
 from lab.guest import E1000E, bind, find
 from lab.vfio import HeldDevice
-from tests.kernel.commands import Forked
+from tests.kernel.commands import Forked, until
 from virtirq.errors import UnavailableError
 from virtirq.guests.vectors.msi import Message
 from virtirq.host import kvm_routes as routes_module
@@ -247,13 +246,6 @@ def test_it_prints_when_it_is_asked_and_at_no_other_time(reader: Routes, nic: He
     assert [each.irq for each in reader._answers(PATIENT)] == [irqs[0]]
 
 
-def eventually(what: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def ended(pid: int) -> bool:
     """Whether it is no more; nobody here waits for those whose parent has died."""
     with suppress(FileNotFoundError):
@@ -282,7 +274,7 @@ def test_when_virtirq_is_killed_bpftrace_ends(reader: Routes) -> None:
     assert not ended(int(pid))
     killed.kill()
     killed.wait()
-    eventually(lambda: ended(int(pid)))
+    until(lambda: ended(int(pid)))
 
 
 def test_kvm_that_was_loaded_anew_is_another(reader: Routes) -> None:
