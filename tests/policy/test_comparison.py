@@ -16,8 +16,8 @@ from virtirq.policy.comparison import (
     RATE,
     Block,
     Figure,
+    Part,
     Says,
-    Taken,
     best,
     figures,
     least_rounds,
@@ -32,10 +32,17 @@ def blocks(
     rounds: int,
     policies: Sequence[str],
     measured: Callable[[str], float],
-    taken: Taken = Taken(1000, 500, 500),  # noqa: B008
+    interrupts: int = 1000,
 ) -> list[Block]:
     return [
-        Block(policy, number, 10.0, taken, {PING: measured(policy)})
+        Block(
+            policy,
+            number,
+            10.0,
+            interrupts,
+            {OWN: Part(interrupts // 2, interrupts)},
+            {PING: measured(policy)},
+        )
         for number, policy in turns(policies, rounds, 1)
     ]
 
@@ -54,9 +61,10 @@ def test_the_order_is_not_always_the_same() -> None:
 
 
 def test_shares_and_rate() -> None:
-    block = Block("auto", 0, 4.0, Taken(100, 90, 80, exact=70, near=None), {PING: 3.0})
-    assert block.measures() == {RATE: 25.0, PLANNED: 0.9, OWN: 0.8, EXACT: 0.7, PING: 3.0}
-    idle = Block("auto", 0, 4.0, Taken(0, 0, 0, 0, 0))
+    parts = {PLANNED: Part(90, 100), EXACT: Part(30, 60), NEAR: Part(0, 0)}
+    block = Block("auto", 0, 4.0, 100, parts, {PING: 3.0})
+    assert block.measures() == {RATE: 25.0, PLANNED: 0.9, EXACT: 0.5, PING: 3.0}
+    idle = Block("auto", 0, 4.0, 0)
     assert idle.measures() == {RATE: 0.0}
 
 
@@ -111,7 +119,7 @@ def test_what_is_not_above_zero_has_no_ratio() -> None:
 
 def test_what_was_measured_of_one_only_is_not_compared() -> None:
     made = [
-        Block(policy, number, 1.0, Taken(1, 1, 1), {PING: 1.0} if policy == "a" else {})
+        Block(policy, number, 1.0, 1, {}, {PING: 1.0} if policy == "a" else {})
         for number, policy in turns("ab", 8, 1)
     ]
     (ping,) = [each for each in verdicts(made, "ab") if each.measure == PING]
@@ -122,7 +130,7 @@ def test_200_comparisons_of_three_alike_find_no_more_than_they_may() -> None:
     chance = random.Random(5)
     found = 0
     for _ in range(200):
-        made = blocks(8, "abc", lambda _: chance.lognormvariate(3, 0.4), Taken(0, 0, 0))
+        made = blocks(8, "abc", lambda _: chance.lognormvariate(3, 0.4), 0)
         found += any(each.says in (Says.MORE, Says.LESS) for each in verdicts(made, "abc"))
     assert 0 < found <= 10
 

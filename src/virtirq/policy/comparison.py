@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import exp, log
 from statistics import median, quantiles
-from typing import Final
+from typing import Final, NamedTuple
 
 from virtirq.policy import paired
 
@@ -28,36 +28,32 @@ PLANNED, OWN, EXACT, NEAR = (
 SHARES: Final = (PLANNED, OWN, EXACT, NEAR)
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """Interrupts that were taken while one policy held; None for what could not be told."""
+class Part(NamedTuple):
+    """So many of so many interrupts."""
 
-    total: int
-    planned: int
-    own: int
-    exact: int | None = None
-    near: int | None = None
+    some: int
+    of: int
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One policy's part of one round. `figures` are more that was measured, by name."""
+    """One policy's part of one round, and what was counted and measured while it held.
+
+    `parts`: by name of `SHARES`, without those that could not be told. `figures` are more that was
+    measured, by name.
+    """
 
     policy: str
     round: int
     seconds: float
-    taken: Taken
+    interrupts: int
+    parts: Mapping[str, Part] = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
 
     def measures(self) -> dict[str, float]:
         """Every measure by its name; a share is 0 to 1, and missing where nothing was taken."""
-        taken = self.taken
-        found = {RATE: taken.total / self.seconds}
-        parts = (taken.planned, taken.own, taken.exact, taken.near)
-        for name, part in zip(SHARES, parts, strict=True):
-            if part is not None and taken.total:
-                found[name] = part / taken.total
-        return found | dict(self.figures)
+        shares = {name: each.some / each.of for name, each in self.parts.items() if each.of}
+        return {RATE: self.interrupts / self.seconds, **shares, **self.figures}
 
 
 class Says(Enum):

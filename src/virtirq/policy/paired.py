@@ -34,7 +34,7 @@ def estimate(differences: Sequence[float]) -> float:
 def p_value(differences: Sequence[float]) -> float:
     """How likely it is to see so much, or more, if there is no difference; both sides count."""
     sums = _Sums(differences, 0.0)
-    return min(1.0, 2 * min(sums.at_most_zero, sums.at_least_zero) / 2 ** len(differences))
+    return min(1.0, 2 * min(sums.at_most_zero, sums.at_least_zero) / (1 << len(differences)))
 
 
 def interval(differences: Sequence[float], level: float) -> tuple[float, float] | None:
@@ -42,7 +42,7 @@ def interval(differences: Sequence[float], level: float) -> tuple[float, float] 
 
     None where so few cannot refuse anything.
     """
-    allowed = int(level / 2 * 2 ** len(differences))
+    allowed = int(level / 2 * (1 << len(differences)))
     if allowed < 1:
         return None
     return _lower(differences, allowed), -_lower([-each for each in differences], allowed)
