@@ -1613,6 +1613,72 @@ GUESTS_IRQS = st.sampled_from([LINE, *range(100, 104), 120, 121, *range(300, 306
 ONLINE = ["0-7", "0-4,6-7", "0-6", "1-7"]
 
 
+class TestHeld:
+    """Somebody tries out where a guest's interrupts should be."""
+
+    def test_moved_by_others_it_is_left(self, scene: Scene) -> None:
+        assert scene.reconciler.hold("u-web")
+        scene.move(101, "0-3")
+        assert scene.fs.where(101) == "0-3"
+        assert (scene.counters.drift, scene.fs.written()) == ({}, [])
+
+    def test_of_another_guest_nothing_changes(self, scene: Scene) -> None:
+        scene.reconciler.hold("u-web")
+        scene.move(120, "5")
+        assert scene.fs.where(120) == "0"
+
+    def test_what_appears_is_left(self, scene: Scene) -> None:
+        scene.reconciler.hold("u-web")
+        scene.fs.free(102)
+        scene.reconciler.freed(102)
+        scene.reconciler.requested([scene.fs.allocate(130, 2)])
+        scene.reconciler.look_at_all()
+        scene.time.settle()
+        assert scene.fs.where(130) == "0-7"
+
+    def test_aimed_anew_it_is_left_and_known(self, scene: Scene) -> None:
+        scene.reconciler.hold("u-web")
+        scene.reconciler.aim(NIC, {1: Aimed(3)})
+        assert scene.fs.written() == []
+        assert scene.reconciler.aimed[NIC] == {1: Aimed(3)}
+        scene.reconciler.release("u-web")
+        assert scene.fs.where(101) == "7"
+
+    def test_released_all_is_put_right(self, scene: Scene) -> None:
+        scene.reconciler.hold("u-web")
+        for irq in (100, 101, LINE):
+            scene.move(irq, "0-3")
+        scene.reconciler.release("u-web")
+        assert scene.places() == PLANNED
+
+    def test_without_events_it_is_left_too(self, scene: Scene) -> None:
+        scene.reconciler.poll()
+        scene.reconciler.hold("u-web")
+        scene.fs.other_moves(101, "0-3")
+        scene.reconciler.poll()
+        assert scene.fs.where(101) == "0-3"
+
+    def test_gone_meanwhile_it_is_put_back(self, scene: Scene) -> None:
+        scene.reconciler.hold("u-web")
+        scene.reconciler.gone("u-web")
+        assert scene.fs.where(101) == FOUND[101]
+        scene.reconciler.release("u-web")
+        assert scene.places() == FOUND | {120: "0", 121: "1"}
+
+    def test_no_such_guest(self, scene: Scene) -> None:
+        assert not scene.reconciler.hold("u-none")
+        scene.reconciler.release("u-none")
+
+    def test_said(self, scene: Scene) -> None:
+        scene.reconciler.hold("u-web")
+        scene.reconciler.release("u-web")
+        said = [each.getMessage() for each in scene.records]
+        assert said == [
+            "web: left alone, as somebody tries something",
+            "web: looked after again",
+        ]
+
+
 class Death(BaseException):
     """The daemon is killed."""
 

@@ -52,6 +52,7 @@ from virtirq.policy.findings import (
     guests_not_read,
     irqbalance_untold,
     journal_unusable,
+    left_alone,
     libvirt_silent,
     not_followed,
 )
@@ -346,6 +347,7 @@ DAEMONS = {
         "host",
         "irqbalance (pid 7) was not told: it does not answer",
     ),
+    "guest-left-alone": (left_alone("vm"), "vm", "its interrupts are left alone for a while"),
     "guests-not-read": (guests_not_read("no socket"), "host", "no socket"),
     "journal-unusable": (journal_unusable("line 1 is malformed"), "host", "line 1 is malformed"),
     "libvirt-silent": (libvirt_silent("no answer"), "host", "no answer"),

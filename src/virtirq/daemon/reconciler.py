@@ -100,6 +100,8 @@ class Reconciler:
         self._native: set[PciAddress] = set()
         """Devices that are left alone because somebody said so."""
         self._retries = Retries(timers, self._again)
+        self._held: set[str] = set()
+        """Guests that are left alone for a while: see `hold`."""
         self._places: dict[InterruptKey, tuple[int | None, str] | None] = {}
         """Incarnation and affinity of each interrupt after the last `poll`."""
 
@@ -134,6 +136,23 @@ class Reconciler:
             contested(self._name_of(key.device), key, contention)
             for key, contention in self._contentions.ongoing()
         )
+
+    def hold(self, key: str) -> bool:
+        """Leave the interrupts of this guest alone until `release`; False where there is none."""
+        guest = self.registry.get(key)
+        if guest is None:
+            return False
+        self._held.add(key)
+        self._log.info(f"{guest.name}: left alone, as somebody tries something", guest=guest.name)
+        return True
+
+    def release(self, key: str) -> None:
+        """Look after this guest again, if it is still there."""
+        self._held.discard(key)
+        guest = self.registry.get(key)
+        if guest is not None:
+            self._log.info(f"{guest.name}: looked after again", guest=guest.name)
+            self.look(_addresses([guest]), Trigger.PLAN)
 
     # What is wanted has changed.
 
@@ -426,6 +445,8 @@ class Reconciler:
 
     def _undo(self, pin: Pin, who: str, pid: int | None) -> None:
         """Put the interrupt where it belongs, after `who` has moved it."""
+        if pin.guest in self._held:
+            return
         irq, key = pin.irq, pin.key
         self._counters.drifted(who)
         delay = self._contentions.moved(key, who)
@@ -574,6 +595,10 @@ class Reconciler:
     def _carry_out(
         self, pins: Sequence[Pin], trigger: Trigger, mover: str = SOMEONE
     ) -> tuple[Outcome, ...]:
+        if self._held:
+            pins = [pin for pin in pins if pin.guest not in self._held]
+            if not pins:
+                return ()
         devices = {pin.key.device for pin in pins}
         if self._retries.waiting:
             self._retries.postpone(look=devices)

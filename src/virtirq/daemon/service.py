@@ -25,6 +25,7 @@ from virtirq.control.irqbalance import IrqbalanceClient
 from virtirq.control.journal import SharedJournal, boot_id
 from virtirq.daemon.blocking import Lane, Part, close_each
 from virtirq.daemon.floods import Floods
+from virtirq.daemon.holds import Holds
 from virtirq.daemon.irqbalance_guard import IrqbalanceGuard
 from virtirq.daemon.kernel_events import KernelEvents, open_kernel_events
 from virtirq.daemon.libvirt_source import LibvirtSource
@@ -48,7 +49,7 @@ from virtirq.host.fs import HostFs, LiveFs
 from virtirq.host.uevents import Uevents
 from virtirq.model import Guest, VfioAction
 from virtirq.policy.config import Config
-from virtirq.policy.findings import events_polled
+from virtirq.policy.findings import events_polled, left_alone
 from virtirq.policy.pace import Pace
 
 _AT_ONCE: Final = 0.0
@@ -181,6 +182,8 @@ class Daemon:
         # With timers of its own: it answers until the very end.
         answers = Timers(self._loop.call_later, self._loop.time, self._fail)
         self._status_server = StatusServer(setup.state, self._daemon_status, answers)
+        reconciler = self._reconciler
+        self._holds = Holds(setup.state, reconciler.hold, reconciler.release, log)
         self._events: KernelEvents | None = None
         self._floods = Floods(
             {
@@ -245,6 +248,7 @@ class Daemon:
         if self._libvirt is None or self._libvirt.state not in (SourceState.ALL, SourceState.PART):
             await self._follower.prepare()  # guests that libvirt has not told of
         self._reconciler.look_at_all()
+        self._holds.start()
         self._begun = True
         self._known()
         self._spare()
@@ -264,6 +268,7 @@ class Daemon:
         self._manager.stopping()
         self._loop.remove_signal_handler(signal.SIGHUP)
         # First: nothing is to be pinned anew while it is put back.
+        self._holds.close()
         self._timers.close()
         self._processes.close()
         self._follower.stop()
@@ -416,6 +421,8 @@ class Daemon:
             findings += (events_polled(self._no_events),)
         if self._libvirt is not None:
             findings += self._libvirt.findings()
+        held = (self._reconciler.registry.get(key) for key in sorted(self._holds.held))
+        findings += tuple(left_alone(guest.name) for guest in held if guest is not None)
         return DaemonStatus(
             pid=os.getpid(),
             since=self._since,

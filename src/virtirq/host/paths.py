@@ -127,6 +127,10 @@ PID_NAMESPACE: Final = KernelPath("/proc/self/ns/pid", optional=True, recorded=F
 KVM_VCPU_THREAD: Final = KernelPath(
     "/sys/kernel/debug/kvm/{vm}/{vcpu}/pid", optional=True, recorded=False
 )
+# virt/kvm/kvm_main.c, kvm_vcpu_stats_desc[] of the architecture
+KVM_VCPU_STATISTIC: Final = KernelPath(
+    "/sys/kernel/debug/kvm/{vm}/{vcpu}/{statistic}", optional=True, recorded=False
+)
 BOOT_ID: Final = KernelPath("/proc/sys/kernel/random/boot_id")
 OS_RELEASE: Final = KernelPath("/proc/sys/kernel/osrelease")
 

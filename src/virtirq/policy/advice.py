@@ -81,6 +81,12 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             "stop whoever moves it, or leave the device to them: 'native', by a [[rule]] or by"
             " 'virtirq set' for a guest of libvirt's",
         ),
+        "guest-left-alone": Advice(
+            _NOTE,
+            "Somebody tries out where the guest's interrupts should be ('virtirq compare'), so the"
+            " daemon leaves them alone meanwhile. It looks after them again as soon as that ends.",
+            "nothing to do",
+        ),
         "journal-unusable": Advice(
             _WARNING,
             "What interrupts had before virtirq moved them is kept in /run/virtirq, and that cannot"

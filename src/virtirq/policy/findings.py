@@ -73,6 +73,11 @@ def irqbalance_untold(pid: int, why: str) -> Finding:
     return _finding("irqbalance-untold", "host", f"irqbalance (pid {pid}) was not told: {why}")
 
 
+def left_alone(guest: str) -> Finding:
+    """Policies are compared for it, or the like."""
+    return _finding("guest-left-alone", guest, "its interrupts are left alone for a while")
+
+
 def journal_unusable(why: str) -> Finding:
     """Nothing can be moved, or put back."""
     return _finding("journal-unusable", "host", why)

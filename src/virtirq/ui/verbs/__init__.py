@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Final
 
 NAMES: Final = (
-    *("status", "plan", "apply", "restore", "check", "explain", "place"),
+    *("status", "plan", "apply", "restore", "check", "explain", "place", "compare"),
     *("get", "set", "unset", "define", "dumpxml"),
     *("daemon", "metrics", "record", "config", "demo", "help"),
 )

@@ -1,0 +1,122 @@
+"""The daemon's side of `virtirq.control.holding`: who asks for it has a guest left alone.
+
+The socket is root's alone. A guest is held for as long as the connection is open, so that whatever
+becomes of who asked, it is looked after again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from virtirq.control.holding import HELD, LONGEST, SOCKET
+from virtirq.daemon.log import Log
+from virtirq.errors import DeploymentError
+
+_MOST: Final = 16
+"""Connections at once; who else asks is turned away."""
+
+
+class Holds:
+    """Lets root hold guests, by key. `hold` says whether there is such a guest."""
+
+    def __init__(
+        self,
+        directory: Path,
+        hold: Callable[[str], bool],
+        release: Callable[[str], object],
+        log: Log,
+    ) -> None:
+        self._path = directory / SOCKET
+        self._hold = hold
+        self._release = release
+        self._log = log
+        self._listening: socket.socket | None = None
+        self._holders: dict[socket.socket, str] = {}
+        """What each connection holds; nothing until it has asked."""
+        self._held = Counter[str]()
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The keys of the guests that are left alone."""
+        return frozenset(self._held)
+
+    def start(self) -> None:
+        """Raises DeploymentError."""
+        self._loop = asyncio.get_running_loop()
+        listening = socket.socket(
+            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
+        try:
+            self._path.unlink(missing_ok=True)  # of a daemon that was killed: we have the lock
+            listening.bind(str(self._path))
+            self._path.chmod(0o600)  # before anybody can connect
+            listening.listen()
+        except OSError as error:
+            listening.close()
+            raise DeploymentError(f"{self._path}: {error.strerror}") from error
+        self._listening = listening
+        self._loop.add_reader(listening, self._let_in, listening)
+
+    def close(self) -> None:
+        for holder in tuple(self._holders):
+            self._hang_up(holder)
+        if self._listening is not None:
+            self._loop.remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
+        with suppress(OSError):
+            self._path.unlink()
+
+    def _let_in(self, listening: socket.socket) -> None:
+        try:
+            holder, _ = listening.accept()
+        except OSError:  # it has hung up, or there is no room: it asks again
+            return
+        if len(self._holders) >= _MOST:
+            holder.close()
+            return
+        holder.setblocking(False)
+        self._holders[holder] = ""
+        self._loop.add_reader(holder, self._heard, holder)
+
+    def _heard(self, holder: socket.socket) -> None:
+        """It asks, which is one line in one piece, or it has gone."""
+        try:
+            said = holder.recv(LONGEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            said = b""
+        key = said.decode(errors="replace").removesuffix("\n")
+        if not key or self._holders[holder]:
+            self._hang_up(holder)
+            return
+        known = bool(self._held[key]) or self._hold(key)
+        if known:
+            self._holders[holder] = key
+            self._held[key] += 1
+        else:
+            del self._held[key]
+        try:
+            holder.send(HELD if known else b"it knows no such guest\n")
+        except OSError:
+            known = False
+        if not known:
+            self._hang_up(holder)
+
+    def _hang_up(self, holder: socket.socket) -> None:
+        key = self._holders.pop(holder)
+        self._loop.remove_reader(holder)
+        holder.close()
+        if not key:
+            return
+        self._held[key] -= 1
+        if not self._held[key]:
+            del self._held[key]
+            self._release(key)
