@@ -84,7 +84,8 @@ class Comparison:
     """One guest's interrupts, and where they were at first.
 
     `aims` says where the guest aims its vectors now, as far as that can be learned. Raises
-    UnavailableError where the guest has none, or where `exact` is asked for and not known.
+    UnavailableError where the guest has none, or where `exact` is asked for and not known, and
+    UsageError for a recording.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Comparison:
         self._fs, self._guest, self._state = fs, guest, state
         self._sleep, self._clock = sleep, clock
         self._ask_aims = aims
+        cycle.check_writable(fs)
         self._boot_id = boot_id(fs)
         self._devices = frozenset(device.address for device in guest.devices)
         self._own = union(each.cpus for each in guest.vcpus if each.cpus is not None)
@@ -261,6 +263,8 @@ class Comparison:
         try:
             while True:
                 left = began + seconds - self._clock()
+                if command is not None:
+                    command.check()
                 if left <= 0 and (command is None or command.ended):
                     break
                 self._sleep(min(_LOOK, left) if left > 0 else 0.05)
@@ -367,11 +371,15 @@ class _Command:
     def ended(self) -> bool:
         return self._process.poll() is not None
 
+    def check(self) -> None:
+        """Raises InputError where it has failed."""
+        if self._process.poll():
+            raise InputError(f"--metric {self._line!r} ended with {self._process.returncode}")
+
     def figure(self) -> float:
         """Raises InputError."""
         said, _ = self._process.communicate()
-        if self._process.returncode:
-            raise InputError(f"--metric {self._line!r} ended with {self._process.returncode}")
+        self.check()
         numbers = _NUMBER.findall(said)
         if not numbers:
             raise InputError(

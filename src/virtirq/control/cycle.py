@@ -242,13 +242,18 @@ def put_back(
     return done
 
 
-@contextmanager
-def _journal(fs: HostFs, state: Path, *, undoing: bool = False) -> Iterator[Journal]:
+def check_writable(fs: HostFs) -> None:
+    """Raises UsageError for a host where nothing can be moved."""
     if not fs.writable:
         raise UsageError(
             f"{fs.recording} is a recording: nothing can be moved there",
             hint="'virtirq plan' says what would be; 'virtirq demo DIR' makes a host to try it on",
         )
+
+
+@contextmanager
+def _journal(fs: HostFs, state: Path, *, undoing: bool = False) -> Iterator[Journal]:
+    check_writable(fs)
     with locked_journal(state, boot_id(fs), undoing=undoing) as journal:
         fs.refresh()  # until now another virtirq may have been at work
         yield journal
