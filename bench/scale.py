@@ -53,7 +53,7 @@ class Crowd:
         )
         begin = time.process_time()
         self.reconciler.know([guest_of(number) for number in range(guests)], only_note=True)
-        self.reconciler.look_at_all()
+        self.reconciler.act_on_noted()
         self.reconciler.flush()
         self.start = time.process_time() - begin
         for number in range(0, guests, 7):

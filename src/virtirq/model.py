@@ -83,7 +83,7 @@ class VfioAction(NamedTuple):
         return f"vfio-{self.kind.value}{index}({self.device})"
 
 
-@lru_cache(4096)
+@lru_cache(32768)
 def _vfio_action(name: str) -> VfioAction | None:
     """Each name is asked for again and again."""
     match = _VFIO_ACTION.fullmatch(name)

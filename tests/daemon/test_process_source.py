@@ -196,7 +196,7 @@ class Stage:
     def tell(self, *guests: Guest, complete: bool = True) -> None:
         """Libvirt tells of these, and all is looked at."""
         self.reconciler.know(guests, complete=complete, only_note=True, apart_from=SOURCE)
-        self.reconciler.look_at_all()
+        self.reconciler.act_on_noted()
 
     async def begin(self) -> None:
         """As far as when libvirt, which has no guests, was asked."""

@@ -493,7 +493,7 @@ class TestOtherSources:
         bare.reconciler.note([DB])
         assert [each.name for each in bare.reconciler.guests] == ["db"]
         assert bare.fs.written() == []
-        bare.reconciler.look_at_all()
+        bare.reconciler.act_on_noted()
         assert bare.places() == FOUND | {120: "0", 121: "1"}
 
     def test_noted_ones_are_kept_track_of(self, bare: Scene) -> None:
@@ -512,7 +512,7 @@ class TestOtherSources:
     def test_noted_anew(self, bare: Scene) -> None:
         bare.reconciler.note([self.DPDK])
         bare.reconciler.note([replace(self.DPDK, vcpus=pinned(2, 3))])
-        bare.reconciler.look_at_all()
+        bare.reconciler.act_on_noted()
         assert bare.places() == FOUND | {120: "2", 121: "3"}
 
     def test_what_a_noted_one_has_is_not_left_over(self, scene: Scene) -> None:
@@ -812,7 +812,7 @@ class TestAimed:
         assert scene.places() == FOUND
         assert scene.reconciler.ledger.kept == frozenset(PLANNED)
         scene.reconciler.aim(NIC, aimed(3, 3, 2, 0))
-        scene.reconciler.look_at_all()
+        scene.reconciler.act_on_noted()
         assert scene.places() == PLANNED | {100: "7", 101: "7", 102: "6", 103: "4"}
         assert scene.fs.written().count((100,)) == 1
         scene.die()

@@ -355,7 +355,7 @@ def test_running_guests_are_read_before_anything_of_theirs_is_moved(play: Play) 
         stage.reconciler.know([WEB], only_note=True)
         assert stage.places() == ["0-7"] * 3
         await aiming.prepare()
-        stage.reconciler.look_at_all()
+        stage.reconciler.act_on_noted()
         assert stage.places() == ["6", "6", "4"]
         assert [stage.moves(irq) for irq in (100, 101, 102)] == [1, 1, 1]
 

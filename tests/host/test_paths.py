@@ -177,7 +177,7 @@ class TestKernelPath:
 
     @pytest.mark.parametrize("names", [(), ("x",), ("x", "y", "z")])
     def test_every_field_must_be_filled(self, names: tuple[str, ...]) -> None:
-        with pytest.raises(ValueError, match="argument"):
+        with pytest.raises(TypeError, match="argument"):
             KernelPath("/a/{one}/b/{two}").at(*names)
 
     def test_the_manifest_is_whole(self) -> None:

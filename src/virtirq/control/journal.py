@@ -68,6 +68,7 @@ class Journal:
         self._directory = directory
         self._path = directory.path / _NAME
         self._boot = boot_id
+        self._of_boot = f'", "boot": {_quoted(boot_id)}, "at": '
         self._known = _Known()
         self._earlier: dict[InterruptKey, Remembered | None] = {}
         """What was known before the last move, for when the kernel refuses it."""
@@ -183,7 +184,7 @@ class Journal:
 
     def _line(self, op: str, key: InterruptKey, more: str = "") -> bytes:
         """A whole line; `more` are fields, each with a comma before it."""
-        head = f'{{"op": "{op}", "boot": {_quoted(self._boot)}, "at": {time.time():.3f}'
+        head = f'{{"op": "{op}{self._of_boot}{time.time():.3f}'
         body = f'{head}, "device": "{key.device}", "action": {_quoted(key.action)}{more}'.encode()
         return b"%b%b\n" % (body, _seal(body))
 

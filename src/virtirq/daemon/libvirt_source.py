@@ -233,7 +233,7 @@ class LibvirtSource:
             apart_from=find.SOURCE,
         )
         await self._prepare()
-        self._reconciler.look_at_all()
+        self._reconciler.act_on_noted()
         meanwhile, self._meanwhile = self._meanwhile or {}, None
         for uuid in meanwhile:
             self.look(uuid)

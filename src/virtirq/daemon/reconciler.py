@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from functools import cache, partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from virtirq.control.counters import Counters, Trigger
 from virtirq.control.journal import SharedJournal
@@ -56,6 +56,13 @@ _SOON: Final = (0.01, 0.2)
 """Seconds until a look at what was announced and is not there yet."""
 
 
+class _Noted(NamedTuple):
+    """A device as it was read, and what to put right once that may be done."""
+
+    interrupts: tuple[Interrupt, ...]
+    pins: tuple[Pin, ...]
+
+
 class Reconciler:
     """The guests, what is wanted for their devices, and which interrupts those have.
 
@@ -90,6 +97,8 @@ class Reconciler:
         self._topology = read_topology(Reader(fs))
         self._pci: dict[PciAddress, PciDevice] = {}
         self._desired = Desired(self._topology, config)
+        self._noted: dict[PciAddress, _Noted | None] = {}
+        """Devices that are not acted on yet; None where what was read may be so no more."""
         self._appearing: dict[PciAddress, dict[str, Action]] = {}
         """What to do when an interrupt of this name appears, once that was asked; by device."""
         self._contentions: Contentions[InterruptKey] = Contentions(clock)
@@ -169,7 +178,7 @@ class Reconciler:
 
         Otherwise whoever is missing is believed to run on as before. `gaps` are what could not be
         read; where nothing else is said, any of them may be of a guest that is missing. With
-        `only_note` their interrupts are noted and not moved: `look_at_all` does that.
+        `only_note` their interrupts are noted and not moved: `act_on_noted` does that.
         """
         complete = not gaps if complete is None else complete
         told = {guest.key: guest for guest in guests}
@@ -191,7 +200,7 @@ class Reconciler:
         self._change(told.values(), gone, strangers=complete, only_note=only_note)
 
     def note(self, guests: Iterable[Guest]) -> None:
-        """These run for certain, but nothing of theirs is moved yet: `look_at_all` does that."""
+        """These run for certain, but nothing of theirs is moved yet: `act_on_noted` does that."""
         self._change(guests, only_note=True)
 
     def update(self, guest: Guest) -> None:
@@ -277,6 +286,7 @@ class Reconciler:
         let_go = native - self._native
         for address in concerned:
             self._appearing.pop(address, None)
+            self._read_anew(address)
         shared = self.ledger.on_lines_with(let_go)
         for address in departed:
             self._forget(address)
@@ -285,7 +295,10 @@ class Reconciler:
         self._native -= concerned
         self._native |= native
         self._put_back(departed | shared, strangers=strangers)
-        self.look((look | shared) & owned, Trigger.PLAN, only_note=only_note)
+        if only_note:
+            self._note((look | shared) & owned)
+        else:
+            self.look((look | shared) & owned, Trigger.PLAN)
 
     def _is_native(self, address: PciAddress) -> bool:
         desired = self._desired.of(address)
@@ -332,6 +345,7 @@ class Reconciler:
         self._make_peace(address)
         self._attempts.forget(address)
         self._set_ups.forget(address)
+        self._noted.pop(address, None)
         self._timers.cancel("look", address)
         self._timers.cancel("set up", address)
         self.ledger.remember(address, {})
@@ -362,6 +376,7 @@ class Reconciler:
                 if may_be_now:
                     lines.add(todo.key.device)  # others may be on the line
                 continue
+            self._read_anew(todo.key.device)
             self.ledger.appeared(event.irq, todo.key, kept=_is_kept(todo))
             if not may_be_now:
                 continue
@@ -420,6 +435,8 @@ class Reconciler:
     def freed(self, irq: int) -> None:
         """A driver gives the interrupt up."""
         keys = self.ledger.at(irq)
+        for key in keys:
+            self._read_anew(key.device)
         lines = {key.device for key in keys if is_line(key)}
         if lines:
             # Others may be on the line, and it may be one of them that lets go.
@@ -433,7 +450,11 @@ class Reconciler:
             return
         self._desired.follow(address, aimed)
         self._appearing.pop(address, None)
-        self.look([address], Trigger.GUEST)
+        noted = self._noted.pop(address, None)
+        if noted is None:
+            self.look([address], Trigger.GUEST)
+        else:
+            self._act(self._plan({address: noted.interrupts}), Trigger.GUEST)
 
     def moved(self, irq: int, who: str = "", pid: int | None = None) -> None:
         """The task `who` has set the affinity of an interrupt, maybe one of ours."""
@@ -483,36 +504,69 @@ class Reconciler:
         ours = {each for each in found if self._desired.of(each) is not None}
         self.look([each for each in ours if self._may_be_set_up(each, names)], Trigger.NEW)
 
-    def look(
-        self, addresses: Iterable[PciAddress], trigger: Trigger, *, only_note: bool = False
-    ) -> int:
-        """Read the interrupts of these devices and put right what is not; how many were.
-
-        With `only_note` nothing is put right.
-        """
-        aims = [(each, aim) for each in sorted(addresses) if (aim := self._desired.of(each))]
-        if not aims:
-            return 0
+    def look(self, addresses: Iterable[PciAddress], trigger: Trigger) -> int:
+        """Read the interrupts of these devices and put right what is not; how many were."""
         began = self._clock()
-        addresses = [address for address, _ in aims]
-        found = by_device(read_interrupts(Reader(self._fs), addresses, CpuSet()))
+        found = self._read(addresses)
+        if not found:
+            return 0
+        for address in found:
+            self._noted.pop(address, None)
+        acted = self._act(self._plan(found), trigger)
+        self._counters.cycles.observe(self._clock() - began)
+        return acted
+
+    def act_on_noted(self) -> None:
+        """Put right what is not of what was only noted.
+
+        It is not read again, but where something was told of it since.
+        """
+        noted, self._noted = self._noted, {}
+        self._act({each: them.pins for each, them in noted.items() if them}, Trigger.PLAN)
+        self.look([each for each, them in noted.items() if not them], Trigger.PLAN)
+
+    def _note(self, addresses: Iterable[PciAddress]) -> None:
+        """Read the interrupts of these devices, and put right later what is not."""
+        found = self._read(addresses)
+        planned = self._plan(found)
+        self._noted |= {each: _Noted(them, planned[each]) for each, them in found.items()}
+
+    def _read_anew(self, address: PciAddress) -> None:
+        """Something has happened to the device: what was noted of it may be so no more."""
+        if address in self._noted:
+            self._noted[address] = None
+
+    def _read(self, addresses: Iterable[PciAddress]) -> dict[PciAddress, tuple[Interrupt, ...]]:
+        """The interrupts of those of these devices of which something is wanted."""
+        wanted = [each for each in sorted(addresses) if self._desired.of(each) is not None]
+        found = by_device(read_interrupts(Reader(self._fs), wanted, CpuSet()))
+        return {each: found.get(each, ()) for each in wanted}
+
+    def _plan(
+        self, found: Mapping[PciAddress, tuple[Interrupt, ...]]
+    ) -> dict[PciAddress, tuple[Pin, ...]]:
+        """What to put right of these devices, whose interrupts these are."""
         self._desired.deal(found)
+        planned = {}
+        for address, interrupts in found.items():
+            desired = self._desired.of(address)
+            if desired is not None:
+                actions = desired.plan(interrupts).actions
+                self._remember(address, actions)
+                planned[address] = tuple(each for each in actions if isinstance(each, Pin))
+        return planned
+
+    def _act(self, planned: Mapping[PciAddress, Sequence[Pin]], trigger: Trigger) -> int:
+        """Put this right, but for what has to wait; how much it was."""
         pins: list[Pin] = []
-        for address, aim in aims:
-            actions = aim.plan(found.get(address, ())).actions
-            self._remember(address, actions)
+        for address, them in planned.items():
             wait = self._set_ups.wait(address)
             if wait and trigger is not Trigger.PLAN:
                 self._timers.soon(("set up", address), wait, partial(self._look_now, address))
-                continue
-            pins += (
-                each
-                for each in actions
-                if isinstance(each, Pin) and not self._contentions.wait(each.key)
-            )
-        if pins and not only_note:
+            else:
+                pins += (each for each in them if not self._contentions.wait(each.key))
+        if pins:
             self._carry_out(pins, trigger)
-        self._counters.cycles.observe(self._clock() - began)
         return len(pins)
 
     def poll(self) -> bool:

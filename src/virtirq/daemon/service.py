@@ -247,7 +247,7 @@ class Daemon:
                 self._reconciler.put_back_left_over()
         if self._libvirt is None or self._libvirt.state not in (SourceState.ALL, SourceState.PART):
             await self._follower.prepare()  # guests that libvirt has not told of
-        self._reconciler.look_at_all()
+        self._reconciler.act_on_noted()
         self._holds.start()
         self._begun = True
         self._known()

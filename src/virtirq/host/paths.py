@@ -28,19 +28,16 @@ class KernelPath:
 
     def at(self, *names: object) -> str:
         """The path with its fields filled in, in order."""
-        path = self._pieces[0]
-        for name, piece in zip(names, self._pieces[1:], strict=True):
-            path += f"{name}{piece}"
-        return path
+        return self._format % names
 
     @cached_property
-    def _pieces(self) -> tuple[str, ...]:
-        return tuple(_FIELD.split(self.pattern)[::2])
+    def _format(self) -> str:
+        return _FIELD.sub("%s", self.pattern)
 
     @cached_property
     def glob(self) -> str:
         """The pattern with ``*`` for each field."""
-        return "*".join(self._pieces)
+        return _FIELD.sub("*", self.pattern)
 
 
 # Documentation/ABI/testing/sysfs-devices-system-cpu

@@ -82,17 +82,19 @@ def read_vectors(reader: Reader, address: PciAddress) -> dict[int, str | None]:
         if not name.isdecimal():
             continue
         path = paths.PCI_MSI_IRQ
+        where = path.at(address, name)
         try:
-            if stat.S_ISDIR(reader.fs.mode(path.at(address, name))):
+            if stat.S_ISDIR(reader.fs.mode(where)):
                 path = paths.PCI_MSI_MODE
-            mode = reader.fs.read(path.at(address, name))
+                where = path.at(address, name)
+            mode = reader.fs.read(where)
             modes[int(name)] = mode if mode in ("msi", "msix") else None
         except OSError as error:
             # ENOENT or ENODEV (fs/kernfs/file.c, kernfs_seq_start()) of a vector freed meanwhile;
             # in a recording of a kernel before 3.14 only the name may be left.
             if reader.fs.recording is None and error.errno in (errno.ENOENT, errno.ENODEV):
                 continue
-            reader.failed(path, path.at(address, name), error)
+            reader.failed(path, where, error)
             modes[int(name)] = None
     return modes
 

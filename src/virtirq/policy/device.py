@@ -279,14 +279,14 @@ class DesiredDevice:
             return Reason("loose", f"{where}: affinity {now} lets it be elsewhere")
         if self.target.cpus is not None and now & self.target.cpus:
             return Reason("wrong-cpu", f"{where}, from CPU {now}")
-        node = self._node(now)
-        if None not in (self.node, node) and self._is_far(now) and node != self._node(place.cpus):
+        node = self._node(now) if self.node is not None and self._is_far(now) else None
+        if node is not None and node != self._node(place.cpus):
             return Reason("wrong-node", f"{where}, from CPU {now} on node {node}")
         return Reason("wrong-cpu", f"{where}, from CPU {now} outside the target")
 
     def _off_node(self, cpus: CpuSet) -> str:
-        node = self._node(cpus)
-        if self.node is None or node is None or not self._is_far(cpus):
+        node = self._node(cpus) if self.node is not None and self._is_far(cpus) else None
+        if node is None:
             return ""
         return f", on the wrong node: {node}, its device is on {self.node}"
 
