@@ -496,6 +496,65 @@ class TestOtherSources:
         bare.reconciler.act_on_noted()
         assert bare.places() == FOUND | {120: "0", 121: "1"}
 
+    def test_noted_and_not_read_again(self, bare: Scene) -> None:
+        bare.reconciler.note([DB])
+        bare.fs.calls.clear()
+        bare.reconciler.act_on_noted()
+        assert bare.fs.written() == [(120,), (121,)]
+        names = [path for what, path in bare.fs.calls if path.endswith("/msi_irqs")]
+        assert names == [], "as it was read"
+        bare.fs.calls.clear()
+        bare.reconciler.act_on_noted()
+        assert bare.fs.calls == [], "once"
+
+    def test_where_it_is_aimed_meanwhile_it_goes_at_once(self, bare: Scene) -> None:
+        bare.reconciler.note([WEB])
+        bare.fs.calls.clear()
+        bare.reconciler.aim(NIC, aimed(3, 3, 2, 0))
+        assert LINE not in bare.fs.touched()
+        assert bare.places(100, 101, 102, 103) == {100: "7", 101: "7", 102: "6", 103: "4"}
+        assert not [path for what, path in bare.fs.calls if path.endswith("/msi_irqs")]
+        bare.reconciler.act_on_noted()
+        assert bare.fs.written().count((100,)) == 1
+        assert bare.places(LINE) == {LINE: "4"}
+
+    @pytest.mark.parametrize("told", [True, False])
+    def test_set_up_anew_meanwhile(self, bare: Scene, told: bool) -> None:
+        """What has happened since is in the ledger, and what was read before must not undo it."""
+        bare.reconciler.note([DB])
+        bare.fs.free(121)
+        bare.reconciler.freed(121)
+        event = bare.fs.allocate(130, 1, OTHER)
+        if told:
+            bare.reconciler.requested([event])
+        bare.reconciler.act_on_noted()
+        assert bare.fs.where(130) == "1"
+        assert bare.reconciler.ledger.kept == {120, 130}
+        by_event = {("new", "applied"): 1} if told else {}
+        assert bare.moves() == by_event | {("plan", "applied"): 2 - told}
+
+    def test_other_cpus_meanwhile(self, bare: Scene) -> None:
+        bare.reconciler.note([DB])
+        bare.fs.online("1-7")
+        bare.reconciler.cpus_changed()
+        assert bare.places(120, 121) == {120: "1", 121: "1"}
+        bare.reconciler.act_on_noted()
+        assert bare.places(120, 121) == {120: "1", 121: "1"}
+
+    def test_gone_meanwhile(self, bare: Scene) -> None:
+        bare.reconciler.note([DB])
+        bare.reconciler.gone(DB.key)
+        bare.reconciler.act_on_noted()
+        assert bare.fs.written() == []
+
+    def test_another_has_the_device_meanwhile(self, bare: Scene) -> None:
+        bare.reconciler.note([self.DPDK])
+        bare.reconciler.know([replace(DB, vcpus=pinned(2, 3))], only_note=True)
+        bare.reconciler.act_on_noted()
+        assert bare.places(120, 121) == {120: "2", 121: "3"}
+        bare.reconciler.flush()
+        assert [each.__dict__["virtirq_fields"]["guest"] for each in bare.records] == ["db", "db"]
+
     def test_noted_ones_are_kept_track_of(self, bare: Scene) -> None:
         bare.reconciler.note([DB])
         assert bare.reconciler.ledger.kept == {120, 121}

@@ -43,11 +43,13 @@ class Crowd:
 
 
 @contextmanager
-def crowd(state: Path, guests: int, targets: list[str]) -> Iterator[Crowd]:
+def crowd(state: Path, guests: int, targets: list[str], *, host: int = 0) -> Iterator[Crowd]:
+    """`host`: how many guests could be there at all, if more."""
+
     def failed(error: BaseException) -> None:
         raise error
 
-    fs = CrowdFs(guests + 1)
+    fs = CrowdFs(max(guests + 1, host))
     journal = SharedJournal(state, "boot")
     loop = asyncio.new_event_loop()
     timers = Timers(loop.call_later, loop.time, failed)
@@ -140,6 +142,24 @@ def test_the_counts_would_tell(tmp_path: Path, targets: list[str]) -> None:
             assert not names
             found.append(calls["read"])
     assert found[1] == pytest.approx(2 * found[0], rel=0.1)
+
+
+def test_a_start_reads_and_computes_once(tmp_path: Path, targets: list[str]) -> None:
+    """Nothing is moved before all are known, and what was read by then is not read again."""
+    with crowd(tmp_path, 0, targets, host=FEW) as made:
+        calls, names = made.count(start)
+        assert names == {f"guest{number}": 4 for number in range(FEW)}, "once for each device"
+        interrupts = FEW * 4 * VECTORS
+        # Of each interrupt: that it is a vector, names, affinity, effective affinity; where it is
+        # before the write and after it, and where it goes then. Of each device six more.
+        assert calls["read"] == 7 * interrupts + 6 * FEW * 4
+        assert calls["open"] == calls["write"] == calls["close"] == interrupts
+
+
+def start(crowd: Crowd) -> None:
+    crowd.reconciler.know([guest_of(number) for number in range(FEW)], only_note=True)
+    assert not crowd.fs.calls["write"]
+    crowd.reconciler.act_on_noted()
 
 
 def test_all_are_in_place_and_each_was_looked_at_once(tmp_path: Path, targets: list[str]) -> None:
