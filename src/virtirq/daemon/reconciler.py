@@ -391,16 +391,21 @@ class Reconciler:
     def _may_be_set_up(self, address: PciAddress, name: str) -> bool:
         """Whether what was set up may be looked at now; else the device is, as soon as it may."""
         delay = self._set_ups.appeared(address, name)
-        key = ("set up", address)
-        if delay and not self._timers.is_due(key):
+        if delay and self._look_later(address, delay):
             self._log.info(
                 f"{address}: its guest sets its interrupts up again and again: looked at in"
                 f" {delay:.0f} seconds",
                 guest=self._name_of(address),
                 device=address,
             )
-            self._timers.soon(key, delay, partial(self._look_now, address))
         return not delay
+
+    def _look_later(self, address: PciAddress, delay: float) -> bool:
+        """Look at the device when its guest may set it up again; whether that was not due yet."""
+        key = ("set up", address)
+        new = not self._timers.is_due(key)
+        self._timers.soon(key, delay, partial(self._look_now, address))
+        return new
 
     def _set_up(self, pins: Sequence[Pin], at: Mapping[InterruptKey, float]) -> None:
         """Guests have set these up, at these times."""
@@ -562,7 +567,7 @@ class Reconciler:
         for address, them in planned.items():
             wait = self._set_ups.wait(address)
             if wait and trigger is not Trigger.PLAN:
-                self._timers.soon(("set up", address), wait, partial(self._look_now, address))
+                self._look_later(address, wait)
             else:
                 pins += (each for each in them if not self._contentions.wait(each.key))
         if pins:
