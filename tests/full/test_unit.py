@@ -343,7 +343,7 @@ def serve(attempts: list[Callable[[], None]], hostile: str, results: str) -> Non
         elif got.si_signo == signal.SIGHUP:
             manager.reloading()
             log.warning("reloading")
-            manager.reloaded("reloaded")
+            manager.ready("reloaded")
         else:
             manager.stopping("stopping")
             break

@@ -32,6 +32,11 @@ class Change(NamedTuple):
         """Whether it has threads that it had not."""
         return self.after is not None and not threads_of(self.after) <= threads_of(self.before)
 
+    @property
+    def other_threads(self) -> bool:
+        """Whether its threads are not those that they were."""
+        return threads_of(self.after) != threads_of(self.before)
+
 
 def threads_of(guest: Guest | None) -> frozenset[int]:
     """The ids of the threads on whose affinity it depends what is wanted of the guest."""

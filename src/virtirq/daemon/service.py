@@ -70,6 +70,7 @@ _START: Final = 10.0
 """Seconds that libvirt may take until we count as started without it: systemd waits for 90."""
 _PATIENCE: Final = 10.0
 """Seconds that reading where guests' threads may run may take."""
+_FIRST: Final = asyncio.FIRST_COMPLETED
 _FAREWELL: Final = 5.0
 """Seconds that each part may take to close at the end; they do so at the same time."""
 
@@ -204,6 +205,8 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
         """Whether the start is over."""
+        self._reload_asked = False
+        """Whether the configuration is to be read again as soon as it is."""
         self._spared_at = 0
         """How often it had changed what is ours when that was last to be told to irqbalance."""
         self._changes: list[Change] = []
@@ -229,44 +232,57 @@ class Daemon:
         if self._finds(self._reconciler.config):
             # First, so that nothing of theirs is taken for left over; what libvirt tells is the
             # better word, and replaces it.
-            begun = asyncio.ensure_future(self._processes.begin())
-            await asyncio.wait([self._stop, begun], return_when=asyncio.FIRST_COMPLETED)
+            await self._or_stop(self._processes.begin())
         else:
             self._processes.leave_out()
         if self._libvirt is None:
             self._reconciler.know(self._setup.guests, apart_from=PROCESS, only_note=True)
         else:  # until libvirt has told its guests, whoever is in the journal may still run
             self._libvirt.begin()
-            tried = asyncio.ensure_future(self._libvirt.tried())
-            await asyncio.wait(
-                [self._stop, tried], timeout=_START, return_when=asyncio.FIRST_COMPLETED
-            )
-            tried.cancel()
+            await self._or_stop(self._libvirt.tried(), _START)
             if self._libvirt.state is SourceState.NEVER:
                 self._processes.look_at_all()  # libvirt will not tell of those that are its
                 self._reconciler.put_back_left_over()
         if self._libvirt is None or self._libvirt.state not in (SourceState.ALL, SourceState.PART):
-            await self._follower.prepare()  # guests that libvirt has not told of
+            await self._or_stop(self._follower.prepare())  # guests that libvirt has not told of
+        if self._stop.done():  # nothing is to be moved any more
+            await self._stop
+            return
         self._reconciler.act_on_noted()
         self._holds.start()
         self._begun = True
         self._known()
-        self._spare()
         if self._events is None:
             self._timers.soon(_POLLING, _POLL[0], self._poll)
         gc.collect()
         gc.freeze()  # what is there now stays: no later collection need look at it
         gc.enable()
-        if not self._stop.done():
-            self._log.info(f"virtirq {__version__} at work: {self._status()}")
-            self._manager.ready(self._status())
-            self._ping()
+        self._log.info(f"virtirq {__version__} at work: {self._status()}")
+        self._manager.ready(self._status())
+        self._ping()
+        if self._reload_asked:
+            self._reload()
         await self._stop
+
+    async def _or_stop(
+        self, work: Coroutine[Any, Any, None], patience: float | None = None
+    ) -> None:
+        """Until this part of the start is over, or waited for so many seconds, or all is to stop.
+
+        Raises what it raises.
+        """
+        task = asyncio.ensure_future(work)
+        await asyncio.wait([self._stop, task], timeout=patience, return_when=_FIRST)
+        if not task.done():
+            task.cancel()
+        else:
+            task.result()
 
     async def close(self) -> None:
         """Leave nothing behind but what the configuration says."""
         self._manager.stopping()
-        self._loop.remove_signal_handler(signal.SIGHUP)
+        # Not to its default, which would kill us in the midst of it.
+        self._loop.add_signal_handler(signal.SIGHUP, lambda: None)
         # First: nothing is to be pinned anew while it is put back.
         self._holds.close()
         self._timers.close()
@@ -368,8 +384,8 @@ class Daemon:
     # The configuration.
 
     def _reload(self) -> None:
-        if not self._begun:
-            self._timers.soon(("reload",), _BURST, self._reload)  # READY is said when it is over
+        if not self._begun:  # nothing is to be moved before, and READY=1 is said when it is over
+            self._reload_asked = True
             return
         self._manager.reloading()
         try:
@@ -377,7 +393,7 @@ class Daemon:
         except VirtirqError as error:
             self._log.error(f"the configuration is not taken, the old one holds: {error}")
         finally:
-            self._manager.reloaded(self._status())
+            self._manager.ready(self._status())
 
     def _take(self, config: Config) -> None:
         old = self._reconciler.config
@@ -458,8 +474,8 @@ class Daemon:
     def _known(self) -> None:
         """Act on what has become of guests."""
         changes, self._changes = self._changes, []
-        if self._events is not None:
-            self._events.watch_threads(self._reconciler.registry.runs)
+        if self._events is not None and any(each.other_threads for each in changes):
+            self._events.watch_threads(self._reconciler.registry.runs)  # all guests', in one filter
         # Somebody may have confined a thread after it was read and before it was watched.
         self._unwatched.update(c.after.key for c in changes if c.after and c.new_threads)
         if self._unwatched:

@@ -14,7 +14,6 @@ import struct
 import time
 from collections.abc import MutableMapping
 from contextlib import suppress
-from enum import Enum
 from typing import Final
 
 _MICROSECONDS: Final = 1_000_000
@@ -25,15 +24,6 @@ _LONGEST_STATUS: Final = 300
 NOTIFY_BUFFER_MAX)."""
 _WAIT: Final = struct.pack("ll", 5, 0)
 """A struct timeval: what matters is waited for so long when systemd is too busy to read."""
-
-
-class _State(Enum):
-    """What systemd was told: STARTING → READY ⇄ RELOADING, and from each to STOPPING."""
-
-    STARTING = "starting"
-    READY = "ready"
-    RELOADING = "reloading"
-    STOPPING = "stopping"
 
 
 class ServiceManager:
@@ -57,7 +47,6 @@ class ServiceManager:
             variables.pop("WATCHDOG_USEC", ""), variables.pop("WATCHDOG_PID", "")
         )
         self.ping_every = None if self.watchdog is None else self.watchdog / 2
-        self._state = _State.STARTING
         self._socket: socket.socket | None = None
         if self._address is not None:
             with suppress(OSError):
@@ -67,31 +56,19 @@ class ServiceManager:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _WAIT)
 
     def ready(self, status: str | None = None) -> None:
-        """Started: at work. `status` is for people, in ``systemctl status``."""
-        if self._state is _State.STARTING:
-            self._state = _State.READY
-            self._send("READY=1", *_status(status))
+        """At work: started, or done with a reload. `status` is for people, as in `status`."""
+        self._send("READY=1", *_status(status))
 
     def reloading(self) -> None:
-        """The configuration is being read again; `reloaded` must follow.
+        """The configuration is being read again; `ready` must follow.
 
-        Before the start is over systemd is told nothing of it: READY=1, which has to end it, would
-        be believed.
+        Only of who is ready: the READY=1 that ends it would end the start as well.
         """
-        if self._state is _State.READY:
-            self._state = _State.RELOADING
-            # sd_notify(3): CLOCK_MONOTONIC, so that systemd can tell it from an earlier reload.
-            self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-
-    def reloaded(self, status: str | None = None) -> None:
-        """The configuration was read again, or the old one holds."""
-        if self._state is _State.RELOADING:
-            self._state = _State.READY
-            self._send("READY=1", *_status(status))
+        # sd_notify(3): CLOCK_MONOTONIC, so that systemd can tell it from an earlier reload.
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, status: str | None = None) -> None:
         """On the way out."""
-        self._state = _State.STOPPING
         self._send("STOPPING=1", *_status(status))
 
     def status(self, text: str) -> None:

@@ -1,0 +1,248 @@
+"""The daemon's life: a start that may fail, be told to stop or to reload, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.daemon.test_reconciler import FOUND, HOST, NIC, PLANNED, WEB, Kernel, Lines
+from virtirq.daemon import service
+from virtirq.daemon.log import Log
+from virtirq.daemon.process_source import ProcessSource
+from virtirq.daemon.service import Daemon, Setup
+from virtirq.daemon.vector_follower import VectorFollower
+from virtirq.errors import ConfigError, UnavailableError
+from virtirq.model import NATIVE
+from virtirq.policy.config import Config, GuestVectorsConfig
+
+UNFOLLOWED = Config(guest_vectors=GuestVectorsConfig(follow=False))
+IRQS = (100, 101, 102, 103)
+
+
+class Stage:
+    """A host whose kernel tells nothing, and what the daemon's start needs of it."""
+
+    def __init__(self, state: Path, notified: socket.socket) -> None:
+        self.fs = Kernel(HOST)
+        self.lines = Lines()
+        self.loads = 0
+        self.config: Config | Exception = UNFOLLOWED
+        self.uri: str | None = None
+        self._state = state
+        self._notified = notified
+
+    def _load(self) -> Config:
+        self.loads += 1
+        if isinstance(self.config, Exception):
+            raise self.config
+        return self.config
+
+    @asynccontextmanager
+    async def daemon(self) -> AsyncIterator[Daemon]:
+        logger = logging.Logger("daemon")
+        logger.addHandler(self.lines)
+        guests = () if self.uri is not None else (WEB,)
+        setup = Setup(self._state, self._load, self.uri, guests, must=False)
+        made = Daemon(setup, UNFOLLOWED, Log(logger))
+        try:
+            yield made
+        finally:
+            await made.close()
+
+    async def until_ready(self, work: asyncio.Task[None]) -> list[str]:
+        told: list[str] = []
+        while "READY=1" not in told:
+            assert not work.done(), "it has ended"
+            await asyncio.sleep(0.01)
+            told += self.told()
+        return told
+
+    def told(self) -> list[str]:
+        """The first line of each that systemd was told since; not of what is for people."""
+        found: list[str] = []
+        while True:
+            try:
+                line = self._notified.recv(4096).decode().partition("\n")[0]
+            except BlockingIOError:
+                return found
+            found += [] if line.startswith("STATUS=") else [line]
+
+    def places(self) -> list[str]:
+        return [self.fs.where(irq) for irq in IRQS]
+
+    @property
+    def said(self) -> list[str]:
+        return [each.getMessage() for each in self.lines.records]
+
+
+NOWHERE, IN_PLACE = [FOUND[irq] for irq in IRQS], [PLANNED[irq] for irq in IRQS]
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(tmp_path / "notify"))
+        notified.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        made = Stage(tmp_path / "state", notified)
+        monkeypatch.setattr(service, "LiveFs", lambda: made.fs)
+        monkeypatch.setattr(service, "open_kernel_events", _unavailable)
+        monkeypatch.setattr(service, "Uevents", _refused)
+        monkeypatch.setattr(service, "_POLL", (3600.0, 3600.0))
+        yield made
+
+
+def _unavailable() -> None:
+    raise UnavailableError("tracefs: not mounted here")
+
+
+def _refused() -> None:
+    raise PermissionError(1, os.strerror(1))
+
+
+def during_the_start(
+    monkeypatch: pytest.MonkeyPatch, act: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
+    """`act` happens when guests are known and nothing of theirs was moved yet."""
+
+    async def prepare(_: VectorFollower) -> None:
+        await act()
+
+    monkeypatch.setattr(VectorFollower, "prepare", prepare)
+
+
+def kill(number: int) -> Callable[[], Coroutine[Any, Any, None]]:
+    async def act() -> None:
+        os.kill(os.getpid(), number)
+        await asyncio.sleep(0.1)  # the loop hears of it meanwhile
+
+    return act
+
+
+def test_a_life(stage: Stage) -> None:
+    async def live() -> None:
+        async with stage.daemon() as daemon:
+            work = asyncio.ensure_future(daemon.work())
+            assert await stage.until_ready(work) == ["READY=1"]
+            assert stage.places() == IN_PLACE
+            os.kill(os.getpid(), signal.SIGTERM)
+            await work
+        assert stage.told() == ["STOPPING=1"]
+        assert stage.said[-1] == "stopped"
+        assert stage.places() == IN_PLACE
+
+    asyncio.run(live())
+    assert not any(each for each in stage.lines.records if each.levelno >= logging.ERROR)
+
+
+def test_a_reload_during_the_start_waits_for_its_end(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def live() -> None:
+        async def hang_up() -> None:
+            for _ in range(3):
+                await kill(signal.SIGHUP)()
+            assert (stage.loads, stage.told(), stage.places()) == (0, [], NOWHERE)
+
+        during_the_start(monkeypatch, hang_up)
+        async with stage.daemon() as daemon:
+            work = asyncio.ensure_future(daemon.work())
+            told = await stage.until_ready(work) + stage.told()
+            assert told == ["READY=1", "RELOADING=1", "READY=1"]
+            assert stage.loads == 1, "once for all"
+            os.kill(os.getpid(), signal.SIGTERM)
+            await work
+
+    asyncio.run(live())
+
+
+def test_a_configuration_that_is_wrong_is_not_taken(stage: Stage) -> None:
+    async def live() -> None:
+        async with stage.daemon() as daemon:
+            work = asyncio.ensure_future(daemon.work())
+            await stage.until_ready(work)
+            stage.config = ConfigError("no such key")
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert await stage.until_ready(work) == ["RELOADING=1", "READY=1"]
+            assert "not taken" in stage.said[-1]
+            stage.config = Config(default=NATIVE, guest_vectors=UNFOLLOWED.guest_vectors)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert await stage.until_ready(work) == ["RELOADING=1", "READY=1"]
+            assert stage.places() == NOWHERE, "as they were found"
+            os.kill(os.getpid(), signal.SIGTERM)
+            await work
+
+    asyncio.run(live())
+
+
+def test_who_is_told_to_stop_during_the_start_moves_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def live() -> None:
+        during_the_start(monkeypatch, kill(signal.SIGTERM))
+        async with stage.daemon() as daemon:
+            await daemon.work()
+        assert stage.told() == ["STOPPING=1"]
+        assert stage.places() == NOWHERE
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("part", ["prepare", "begin"])
+def test_a_start_that_fails_ends_the_daemon(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Half a daemon would be believed to be whole."""
+
+    async def fail(_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    async def live() -> None:
+        if part == "begin":
+            stage.uri = "test:///default"
+            monkeypatch.setattr(ProcessSource, "begin", fail)
+        else:
+            monkeypatch.setattr(VectorFollower, "prepare", fail)
+        async with stage.daemon() as daemon:
+            await asyncio.wait_for(daemon.work(), 30)
+
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        asyncio.run(live())
+    assert stage.places() == NOWHERE
+    assert "READY=1" not in stage.told()
+
+
+def test_a_hangup_on_the_way_out_kills_nobody(stage: Stage) -> None:
+    async def live() -> None:
+        async with stage.daemon() as daemon:
+            daemon._loop.add_signal_handler(signal.SIGHUP, daemon._reload)
+        assert signal.getsignal(signal.SIGHUP) not in (signal.SIG_DFL, None)
+        await kill(signal.SIGHUP)()
+        assert stage.loads == 0
+
+    asyncio.run(live())
+
+
+def test_nothing_is_asked_for_the_devices_of_a_guest_twice(stage: Stage) -> None:
+    """Each interrupt is read once before it is moved, however long the start takes."""
+
+    async def live() -> None:
+        async with stage.daemon() as daemon:
+            work = asyncio.ensure_future(daemon.work())
+            stage.fs.calls.clear()
+            await stage.until_ready(work)
+            listed = [path for _, path in stage.fs.calls if path.endswith(f"{NIC}/msi_irqs")]
+            assert len(listed) == 1
+            os.kill(os.getpid(), signal.SIGTERM)
+            await work
+
+    asyncio.run(live())
