@@ -982,13 +982,62 @@ class TestLookAtAll:
             await held.wait()
             stage.change(other_qemu(first, C))
             stage.processes.look(first)
-            await stage.until(lambda: first in stage.processes._meanwhile)
+            await stage.until(lambda: first in (stage.processes._meanwhile or ()))
             held.go.set()
             await stage.rest()
             assert "next" in stage.names
             assert stage.written() == []
 
         play(act, other_qemu(first, C), replace(DPDK, pid=second, fds=[D]), opened=[C, D])
+
+    def test_what_is_told_later_holds_back_no_more(self, play: Play, child: Child) -> None:
+        """Whose guests come and go by libvirt must not leave anything for each."""
+        pid = child().pid
+
+        async def act(stage: Stage) -> None:
+            stage.theirs = {"web"}
+            await stage.begin()
+            assert stage.processes.holds_back
+            stage.tell(of_libvirt(pid=pid))
+            assert not stage.processes.holds_back
+
+        play(act, qemu(pid))
+
+    @pytest.mark.parametrize("everybody", [True, False])
+    def test_one_that_has_ended_holds_back_no_more(
+        self, play: Play, child: Child, everybody: bool
+    ) -> None:
+        process = child()
+
+        async def act(stage: Stage) -> None:
+            stage.theirs = {"web"}
+            await stage.begin()
+            assert stage.processes.holds_back
+            end(process)
+            stage.fs.memory.drop(f"/proc/{process.pid}")
+            if everybody:
+                stage.processes.look_at_all()
+            else:
+                stage.processes.look(process.pid)
+            await stage.rest()
+            assert not stage.processes.holds_back
+
+        play(act, qemu(process.pid))
+
+    def test_nothing_is_kept_of_looks_that_are_over(self, play: Play, child: Child) -> None:
+        pid = child().pid
+
+        async def act(stage: Stage) -> None:
+            await stage.begin()
+            for _ in range(2):
+                stage.processes.look(pid)
+                await stage.rest()
+                assert not stage.processes._meanwhile
+                stage.processes.look_at_all()
+                await stage.rest()
+            assert not stage.processes._meanwhile
+
+        play(act, qemu(pid))
 
     def test_an_error_that_nobody_expects_is_not_silent(self, play: Play, child: Child) -> None:
         pid = child().pid

@@ -78,8 +78,8 @@ class ProcessSource:
         self._reads = Lane("process", at_once=_AT_ONCE, limit=_PATIENCE)
         """By pid, and all of them at once."""
         self._said: set[Gap] = set()
-        self._meanwhile: set[int] = set()
-        """Processes looked at since all are looked through: that has older news of them."""
+        self._meanwhile: set[int] | None = None
+        """Processes looked at while all are looked through: that has older news of them."""
         self.on = False
         self._state = SourceState.NOT_ASKED
         self._held_back: set[int] = set()
@@ -162,6 +162,8 @@ class ProcessSource:
         """What another source has told of is not ours any more."""
         if told.source == SOURCE:
             return
+        if told.pid is not None:
+            self._held_back.discard(told.pid)
         same = {guest.key for guest in self._alike(told) if guest.source == SOURCE}
         for key in sorted(same):
             self._reconciler.gone(key)
@@ -195,11 +197,12 @@ class ProcessSource:
 
     async def _look_at_all(self) -> None:
         if self.on:
-            self._meanwhile.clear()
+            self._meanwhile = set()
             before, told = self._guests(), self._state.complete
             try:
                 found = await self._find(_PATIENCE)
             except NoAnswerError as error:
+                self._meanwhile = None
                 self._say(Gap("/proc", f"processes: {error}"))
                 # It may be somebody who has ended by then.
                 self._timers.again(_EVERYBODY, self._look_at_all, _AGAIN)
@@ -208,18 +211,20 @@ class ProcessSource:
             # Of who has ended since, nothing need be remembered.
             here = {f"/proc/{guest.pid}" for guest in found.guests}
             self._said = {gap for gap in self._said if gap in found.gaps or gap.path in here}
-            self._take_all(before, found)
+            meanwhile, self._meanwhile = self._meanwhile, None
+            self._take_all(before, found, meanwhile)
             if self._state.complete and not told:
                 self._reconciler.put_back_left_over()
 
-    def _take_all(self, before: Iterable[Guest], found: Found) -> None:
-        """`before` were known when these were looked for."""
-        there = {guest.pid for guest in found.guests} | self._meanwhile
+    def _take_all(self, before: Iterable[Guest], found: Found, meanwhile: set[int]) -> None:
+        """`before` were known when these were looked for; `meanwhile` are newer news."""
+        there = {guest.pid for guest in found.guests} | meanwhile
+        self._held_back &= there
         known = {guest.key for guest in self._guests()}
         for guest in before:
             if guest_is_gone(self._state) and guest.pid not in there and guest.key in known:
                 self._gone(guest)
-        newest = tuple(guest for guest in found.guests if guest.pid not in self._meanwhile)
+        newest = tuple(guest for guest in found.guests if guest.pid not in meanwhile)
         self._take(found._replace(guests=newest))
 
     async def _look(self, pid: int) -> None:
@@ -232,7 +237,10 @@ class ProcessSource:
             self._say(Gap(f"/proc/{pid}", str(error)))
             self.look(pid, _PATIENCE)
             return
-        self._meanwhile |= {guest.pid for guest in found.guests if guest.pid is not None}
+        if self._meanwhile is not None:
+            self._meanwhile |= {guest.pid for guest in found.guests if guest.pid is not None}
+        if not found.guests:
+            self._held_back.discard(pid)
         if not found.guests and self._of_process(pid):
             self.look_at_all()  # it has let go, and another may hold what it had
         self._take(found)
