@@ -161,6 +161,38 @@ def test_what_is_not_opened_is_not_held(flags: str, file: FileId) -> None:
     assert not read(fs).any_device
 
 
+@pytest.mark.parametrize("flags", ["0100002", "012000000"])
+def test_a_name_that_looks_like_what_the_kernel_says(flags: str) -> None:
+    """The last of three questions is answered by a file that was put there meanwhile.
+
+    A dma-buf is named by its user, in 31 characters, of which some may be line feeds.
+    """
+    fs = process("/home/mallory/vfio/devices/vfio7")
+    told = f"pos:\t0\nflags:\t{flags}\nmnt_id:\t15\nino:\t8\nsize:\t4096\ncount:\t1\nname:\t"
+    name = "\nflags:\t02\nmnt_id:\t17\nino:\t1039"
+    fs.set("/proc/5/fdinfo/0", told + name)
+    fs.opened["/proc/5/fd/0"] = FileId(1039, 17, "1:7")
+    assert not read(fs).any_device
+    fs.set("/proc/5/fdinfo/0", told.replace("15", "17").replace("\t8", "\t1039") + name)
+    assert bool(read(fs).any_device) is (flags == "0100002")
+
+
+@pytest.mark.parametrize(
+    "name", ["\nvfio-device-syspath: /41:00.0", "\nvfio-device-syspath:/41:00.0"]
+)
+def test_a_name_that_looks_like_a_device(name: str) -> None:
+    """The device was [vfio-device] when its link was read, and is a dma-buf of that name now."""
+    assert len(name) < 32  # DMA_BUF_NAME_LEN, include/uapi/linux/dma-buf.h
+    assert read(process(DEVICE, fd0=f"name:\t{name}\n")) == Held(untold=1)
+
+
+@pytest.mark.parametrize("flags", ["", "08", "9", "02x"])
+def test_flags_that_no_kernel_writes(flags: str) -> None:
+    fs = process("/dev/vfio/devices/vfio7")
+    fs.set("/proc/5/fdinfo/0", INFO.replace("02000002", flags))
+    assert not read(fs).any_device
+
+
 def test_a_group_alone_is_no_device() -> None:
     assert not read(process("/dev/vfio/42", "/dev/vfio/vfio")).any_device
 

@@ -54,8 +54,14 @@ _CDEV_OF_PCI: Final = re.compile(
 )
 _GROUP_NODE: Final = re.compile(r"/virtual/vfio/(?:noiommu-)?([0-9]{1,9})", re.ASCII)
 _O_PATH: Final = 0o10000000  # include/uapi/asm-generic/fcntl.h; x86 and arm64 have no other
-_INFO: Final = re.compile(r"^(flags|mnt_id|ino):\t([0-9]{1,20})$", re.MULTILINE | re.ASCII)
-_SYSFS: Final = re.compile(r"^vfio-device-syspath:\s*(/\S+)$", re.MULTILINE | re.ASCII)
+# What the kernel says of every file (fs/proc/fd.c, seq_show()). What comes below is the file's own,
+# and users' words may be among it: a dma-buf's name, of 31 characters and line feeds, too
+# (drivers/dma-buf/dma-buf.c, dma_buf_set_name()). No path of a device in sysfs fits into that.
+_INFO: Final = re.compile(
+    r"pos:\t-?[0-9]+\nflags:\t([0-7]{1,20})\nmnt_id:\t([0-9]{1,20})(?:\nino:\t([0-9]{1,20}))?(?:\n|$)",
+    re.ASCII,
+)
+_SYSFS: Final = re.compile(r"^vfio-device-syspath: (/sys/devices/\S+)$", re.MULTILINE | re.ASCII)
 
 
 class Kind(Enum):
@@ -161,15 +167,14 @@ def read_descriptors(fs: HostFs, pid: int, names: Iterable[str]) -> Held:
 
 def _device_of(fs: HostFs, pid: int, name: str) -> str:
     """Where sysfs has the character device that a descriptor really has open; empty for none."""
-    info = dict(_INFO.findall(text_of(fs, paths.DESCRIPTOR_INFO.at(pid, name)) or ""))
-    if int(info.get("flags", "0"), 8) & _O_PATH or "flags" not in info:
+    told = _INFO.match(text_of(fs, paths.DESCRIPTOR_INFO.at(pid, name)) or "")
+    if told is None or int(told[1], 8) & _O_PATH:
         return ""
     try:
         file = fs.file_id(paths.PROCESS_DESCRIPTOR.at(pid, name))
-        if file.device is None or info.get("mnt_id") != str(file.mount):
+        if file.device is None or told[2] != str(file.mount):
             return ""
-        # fs/proc/fd.c, seq_show(): the inode number is there since 5.14
-        if info.get("ino", str(file.ino)) != str(file.ino):
+        if told[3] not in (None, str(file.ino)):  # it is there since 5.14
             return ""
         return fs.readlink(paths.CHAR_DEVICE.at(file.device))
     except OSError:
