@@ -354,7 +354,14 @@ any_config = st.builds(
 @example(Config(rules=(Rule(AUTO, guest='a"b\\', driver="\x7f\n\t\x00\u2028"),)))
 @example(Config(default_from="default of a\nspread = 1", rules=(Rule(AUTO, origin="\r"),)))
 def test_what_is_rendered_parses_back(config: Config) -> None:
-    assert without_origins(parse(render_config(config))) == without_origins(config)
+    shown = render_config(config)
+    assert without_origins(parse(shown)) == without_origins(config)
+    assert all(line.isprintable() for line in shown.split("\n"))
+
+
+def test_what_would_steer_a_terminal_is_shown_escaped() -> None:
+    rule = Rule(AUTO, driver="vfio\x85\u202e-*")
+    assert 'driver = "vfio\\U00000085\\U0000202e-*"' in render_config(Config(rules=(rule,)))
 
 
 names = st.sampled_from(

@@ -172,8 +172,11 @@ def render_config(config: Config) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A TOML basic string: a JSON string is one, but for DEL, which TOML wants escaped."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """A TOML basic string: a JSON string is one, where all that is not printable is escaped."""
+    shown = json.dumps(text, ensure_ascii=False)
+    if shown.isprintable():
+        return shown
+    return "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in shown)
 
 
 def _comment(text: str) -> str:
