@@ -8,6 +8,8 @@
 #             daemon among 10 to 400; the status socket with hostile clients; make bench-lab  how soon
 #             the daemon moves a new vector, beside a floor, what it costs when idle, and what
 #             reading a guest's choices costs, in the lab
+# make fuzz   ten minutes of made-up inputs for everything that reads what others control
+#             (FUZZ_SECONDS=); what is found is kept in .fuzz/ and the beginning of the next run
 # make golden writes the tests' golden outputs again; look at the difference before you commit
 # make install PREFIX=/usr DESTDIR=…  the systemd unit, an example configuration, documentation,
 #             Prometheus rules, Grafana dashboard, KubeVirt manifest, completions. The program
@@ -20,7 +22,7 @@ BIN := $(VENV)/bin
 # Each module's tests one after the other, the labs' modules first: those share a machine.
 BESIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=20 --durations-min=10
 
-.PHONY: run test lint lab quick-lab demo-host corpus bench bench-lab golden install uninstall clean
+.PHONY: run test lint lab quick-lab demo-host corpus fuzz bench bench-lab golden install uninstall clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/virtirq demo
@@ -44,6 +46,11 @@ demo-host: $(VENV)/test.stamp
 
 corpus: $(VENV)/test.stamp
 	sh tools/corpus.sh $(BIN)/python
+
+FUZZ_SECONDS ?= 600
+
+fuzz: $(VENV)/test.stamp
+	$(BIN)/python -m tests.fuzz --seconds=$(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m bench.per_interrupt

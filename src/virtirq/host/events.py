@@ -62,7 +62,7 @@ _KINDS: Final = {kind.value.encode(): kind for kind in EventKind}
 # Linux kernel, kernel/trace/trace_output.c, trace_print_context(), with the option irq-info off:
 # 16 columns for a name that is not recorded, then this.
 _COMM: Final = 16
-_HEAD: Final = re.compile(rb"-(\d{1,10}) +\[\d{1,5}\] +(\d{1,12}\.\d{1,9}): (\w{1,32}): ", re.ASCII)
+_HEAD: Final = re.compile(rb"-(\d{1,9}) +\[\d{1,5}\] +(\d{1,12}\.\d{1,9}): (\w{1,32}): ", re.ASCII)
 # A probe tells where it is, in brackets, and then its arguments.
 _NUMBER: Final = re.compile(rb"(?:\([^)]*\) )?(?:irq|tid)=(\d{1,9})(?= |$)", re.ASCII)
 _NAME: Final = re.compile(rb' name="(.*)"$', re.ASCII | re.DOTALL)
