@@ -25,6 +25,8 @@ Tree (exit code of the command in brackets)::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -78,7 +80,23 @@ class DirectiveError(InputError):
 
 
 class ConfigError(InputError):
-    """The configuration is malformed; the message names file and key path."""
+    """The configuration is malformed; the message names file and key path.
+
+    `problems` are all that is wrong, a line each, of which the message has the first.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, problems: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.problems = tuple(problems) or (message,)
+
+    @classmethod
+    def of(cls, problems: Sequence[str]) -> ConfigError:
+        """One error for all of these."""
+        more = len(problems) - 1
+        hint = f"'virtirq config check' has {more} more" if more else None
+        return cls(problems[0], hint=hint, problems=problems)
 
 
 class DomainXmlError(InputError):

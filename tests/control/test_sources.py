@@ -221,6 +221,21 @@ class TestConfigurationDirectory:
         with pytest.raises(ConfigError, match="there is no user nobody-at-all here"):
             load_config(file)
 
+    def test_all_that_is_wrong_with_any_file(self, tmp_path: Path) -> None:
+        """A file that is no text hides nothing of the others, nor does a user that is not there."""
+        (tmp_path / "conf.d").mkdir()
+        (tmp_path / "conf.d/1.toml").write_bytes(b"\xff")
+        (tmp_path / "conf.d/2.toml").write_text(
+            'spread = 3\n[[rule]]\nowner = "nobody-at-all"\ndirective = "auto"\n'
+        )
+        with pytest.raises(ConfigError) as caught:
+            load_config(tmp_path)
+        assert [each.removeprefix(f"{tmp_path}/conf.d/") for each in caught.value.problems] == [
+            "1.toml: not UTF-8 text: invalid start byte",
+            '2.toml: spread: 3 is not a spread: "vector" or "mask"',
+            "2.toml: rule[1].owner: there is no user nobody-at-all here",
+        ]
+
     def test_one_without_any(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"holds neither virtirq\.toml nor conf\.d"):
             load_config(tmp_path)

@@ -50,6 +50,7 @@ from virtirq.errors import BusyError, JournalError
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
 from virtirq.model import (
+    AUTO,
     NATIVE,
     Aimed,
     Directive,
@@ -62,7 +63,7 @@ from virtirq.model import (
     Vcpu,
     Word,
 )
-from virtirq.policy.config import Config, parse_config
+from virtirq.policy.config import Config, Rule, parse_config
 from virtirq.policy.contention import FEW, FIRST_WAIT, LONGEST_WAIT, WINDOW
 from virtirq.policy.pace import AT_ONCE
 from virtirq.policy.plan import plan
@@ -401,6 +402,18 @@ class TestKnowing:
         assert bare.reconciler.ledger.kept == frozenset(PLANNED)
         assert bare.warnings == []
         assert len(bare.records) == 7
+
+    def test_rules_that_come_to_nothing(self, scene: Scene) -> None:
+        rules = (
+            Rule(AUTO, address="0000:41:*", origin="rule 1 of x.toml"),
+            Rule(AUTO, guest="wbe", origin="rule 2 of x.toml"),
+            Rule(AUTO, driver="vfio-pci", node=1, origin="rule 3 of x.toml"),
+        )
+        scene.reconciler.reconfigure(Config(rules=rules))
+        scene.reconciler.tell_unmatched_rules()
+        assert [(each.levelname, each.getMessage()) for each in scene.records] == [
+            ("INFO", "rule 2 of x.toml fits no device of a guest that runs now")
+        ]
 
     def test_nothing_is_written_twice(self, scene: Scene) -> None:
         scene.reconciler.know([WEB, DB])

@@ -22,7 +22,6 @@ from virtirq.policy.config import (
     Rule,
     parse_config,
     render_config,
-    with_users,
 )
 
 ALLOWED = "a directive is auto, native, emulator, local or a CPU list such as 2-5,^3"
@@ -30,7 +29,10 @@ KEYS = (
     "allowed are default, spread, restore_on_stop, irqbalance, guest_vectors, processes, metrics,"
     " libvirt, rule"
 )
-RULE_KEYS = "allowed are directive, guest, owner, source, kind, device, class, driver, node, spread"
+RULE_KEYS = (
+    "allowed are directive, guest, owner, source, kind, address, device, class, driver, node,"
+    " spread"
+)
 RULE = '[[rule]]\ndirective = "auto"\n'
 OWNER = 'is not a user: a name such as "libvirt-qemu", or a number'
 SOURCE = 'is not a source of guests: "libvirt" or "process"'
@@ -40,7 +42,8 @@ CLASS = (
     " processor, serial-bus, usb, crypto, accelerator, device, or leading hexadecimal digits such"
     " as 0200"
 )
-DEVICE = "is not vendor:device in hexadecimal, such as 8086:1572 or 8086:*"
+ADDRESS = "is not a PCI address such as 0000:82:00.0, or 0000:82:*"
+DEVICE = "is not vendor:device in hexadecimal, such as 8086:1572 or 8086:*, or a PCI address"
 NODE = "is not a node: 0 to 1023, or -1 for none"
 LISTEN = 'is not an address: "127.0.0.1:9191", or ""'
 SPREAD = 'is not a spread: "vector" or "mask"'
@@ -93,6 +96,18 @@ VALID = {
     "rule.guest": (f'{RULE}guest = "db[0-9]*"', Config(rules=(Rule(AUTO, guest="db[0-9]*"),))),
     "rule.owner": (f"{RULE}owner = 107", Config(rules=(Rule(AUTO, owner=107),))),
     "rule.source": (f'{RULE}source = "process"', Config(rules=(Rule(AUTO, source="process"),))),
+    "rule.address": (
+        f'{RULE}address = "0000:82:*"',
+        Config(rules=(Rule(AUTO, address="0000:82:*"),)),
+    ),
+    "rule.address (as libvirt has it)": (
+        f'{RULE}address = "pci_0000_82_00_0"',
+        Config(rules=(Rule(AUTO, address="0000:82:00.0"),)),
+    ),
+    "rule.device (an address)": (
+        f'{RULE}device = "82:00.0"',
+        Config(rules=(Rule(AUTO, device="0000:82:00.0"),)),
+    ),
     "rule.kind": (f'{RULE}kind = "process"', Config(rules=(Rule(AUTO, kind="process"),))),
     "rule.device": (f'{RULE}device = "8086:*"', Config(rules=(Rule(AUTO, device="8086:*"),))),
     "rule.class": (f'{RULE}class = "0200"', Config(rules=(Rule(AUTO, class_="0200"),))),
@@ -166,6 +181,13 @@ REFUSED = [
         )
     ),
     (f"{RULE}source = 'virsh'", f"0.toml: rule[1].source: 'virsh' {SOURCE}"),
+    (f"{RULE}address = 1", f"0.toml: rule[1].address: 1 {ADDRESS}"),
+    (f"{RULE}address = '82'", f"0.toml: rule[1].address: '82' {ADDRESS}"),
+    (f"{RULE}address = '82:0.0'", f"0.toml: rule[1].address: '82:0.0' {ADDRESS}"),
+    (f"{RULE}address = '82:20.0'", f"0.toml: rule[1].address: '82:20.0' {ADDRESS}"),
+    (f"{RULE}address = 'web*'", f"0.toml: rule[1].address: 'web*' {ADDRESS}"),
+    (f"{RULE}device = '0000:82:00.8'", f"0.toml: rule[1].device: '0000:82:00.8' {DEVICE}"),
+    (f"{RULE}address = '0x82:00'", f"0.toml: rule[1].address: '0x82:00' {ADDRESS}"),
     (f"{RULE}kind = 1", f"0.toml: rule[1].kind: 1 {KIND}"),
     (f"{RULE}kind = 'vm'", f"0.toml: rule[1].kind: 'vm' {KIND}"),
     (f"{RULE}kind = 'Machine'", f"0.toml: rule[1].kind: 'Machine' {KIND}"),
@@ -232,9 +254,28 @@ def test_every_key_is_exercised() -> None:
         for each in dataclasses.fields(cls)
         if each.metadata.get("key", each.name) is not None
     }
-    assert VALID.keys() == keys
+    assert {each.split(" ")[0] for each in VALID} == keys
     refused = {message.split(": ")[1].replace("[1]", "") for _, message in REFUSED}
     assert keys <= refused
+
+
+def test_all_problems_are_told_at_once() -> None:
+    """Of every file: who mends one is not to run into the next."""
+    text = 'default = 1\nspread = 2\nnope = 3\n[[rule]]\nnode = 5000\ndrivr = "x"\ndirective = "4"'
+    with pytest.raises(ConfigError) as caught:
+        parse_config([("a.toml", text), ("b.toml", "="), ("c.toml", "[metrics]\nlisten = 5")])
+    problems = caught.value.problems
+    assert [each.split(": ")[:2] for each in problems[:5]] == [
+        ["a.toml", "default"],
+        ["a.toml", "spread"],
+        ["a.toml", "rule[1].node"],
+        ["a.toml", "rule[1].drivr"],
+        ["a.toml", "nope"],
+    ]
+    assert problems[5].startswith("b.toml: not TOML")
+    assert problems[6].startswith("c.toml: metrics.listen")
+    assert str(caught.value) == problems[0]
+    assert caught.value.hint == "'virtirq config check' has 6 more"
 
 
 def test_the_first_of_several_problems_is_told() -> None:
@@ -410,9 +451,8 @@ def test_hostile_files_give_a_config_or_one_line(text: str) -> None:
 
 def test_users_are_looked_up() -> None:
     text = "".join(f'[[rule]]\nowner = {each}\ndirective = "auto"\n' for each in ("'qemu'", "5"))
-    config = parse_config([("a.toml", text)])
     users = {"qemu": 107}
-    known = with_users(config, lambda name: users.get(name))
+    known = parse_config([("a.toml", text)], users.get)
     assert [rule.owner for rule in known.rules] == [107, 5]
-    with pytest.raises(ConfigError, match=r"^rule 1 of a.toml: owner: there is no user qemu here$"):
-        with_users(config, lambda _: None)
+    with pytest.raises(ConfigError, match=r"^a.toml: rule\[1\].owner: there is no user qemu here$"):
+        parse_config([("a.toml", text)], lambda _: None)

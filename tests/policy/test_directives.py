@@ -13,7 +13,8 @@ from tests.policy.facts import NIC, function, guest
 from virtirq.cpuset import CpuSet
 from virtirq.model import AUTO, NATIVE, Directive, GuestDevice, PciDevice, Spread, Word
 from virtirq.policy.config import Config, Rule
-from virtirq.policy.directives import asked_for, fits
+from virtirq.policy.directives import asked_for, fits, unmatched
+from virtirq.policy.findings import rules_unmatched
 
 FOUR: Final = tuple(Directive(None, CpuSet([number])) for number in range(4))
 FITS: Final = Rule(FOUR[2], origin="rule 1 of a.toml")
@@ -226,3 +227,34 @@ def test_class_words_are_those_of_status(code: int, word: str) -> None:
 
 def _rule(conditions: dict[str, Any]) -> Rule:
     return Rule(AUTO, **conditions)
+
+
+@pytest.mark.parametrize(
+    ("key", "pattern", "fitting"),
+    [
+        ("address", "0000:82:00.0", True),
+        ("address", "82:00.0", True),
+        ("address", "0000:82:*", True),
+        ("address", "*:82:00.?", True),
+        ("address", "0000:82:00.1", False),
+        ("address", "0001:82:00.0", False),
+        ("device", "0000:82:00.0", True),
+        ("device", "0000:82:00.1", False),
+        ("device", "0000:82:*", True),
+        ("device", "0000:83:*", False),
+    ],
+)
+def test_by_address(key: str, pattern: str, fitting: bool) -> None:
+    """Two equal devices of one guest can be told apart in no other way."""
+    assert fits(_rule({key: pattern}), guest(), function()) is fitting
+    if key == "address":  # what the host does not have has an address all the same
+        assert fits(_rule({key: pattern}), guest(), None, NIC) is fitting
+
+
+def test_rules_that_fit_nothing() -> None:
+    config = Config(rules=(_rule({"guest": "vm"}), _rule({"guest": "wm"}), _rule({"node": 3})))
+    pci = {NIC: function()}
+    assert unmatched(config, [guest()], pci) == list(config.rules[1:])
+    assert unmatched(config, [], pci) == []  # nothing could fit
+    (first, _) = rules_unmatched(config.rules[1:])
+    assert (first.code, first.message) == ("rule-unmatched", "rule fits no device of a guest")

@@ -41,7 +41,7 @@ from virtirq.model import (
     Topology,
 )
 from virtirq.policy.advice import ADVICE
-from virtirq.policy.config import Config
+from virtirq.policy.config import Config, Rule
 from virtirq.policy.contention import Contention
 from virtirq.policy.findings import (
     VECTORS_LOW,
@@ -55,6 +55,7 @@ from virtirq.policy.findings import (
     left_alone,
     libvirt_silent,
     not_followed,
+    rules_unmatched,
 )
 from virtirq.policy.plan import plan
 
@@ -348,6 +349,11 @@ DAEMONS = {
         "irqbalance (pid 7) was not told: it does not answer",
     ),
     "guest-left-alone": (left_alone("vm"), "vm", "its interrupts are left alone for a while"),
+    "rule-unmatched": (
+        next(rules_unmatched([Rule(NATIVE, origin="rule 2 of x.toml")])),
+        "host",
+        "rule 2 of x.toml fits no device of a guest",
+    ),
     "guests-not-read": (guests_not_read("no socket"), "host", "no socket"),
     "journal-unusable": (journal_unusable("line 1 is malformed"), "host", "line 1 is malformed"),
     "libvirt-silent": (libvirt_silent("no answer"), "host", "no answer"),

@@ -29,6 +29,16 @@ guest = "d*"
 directive = "2-3"
 """
 
+RULES = """\
+[[rule]]
+guest = "web"
+address = "0000:42:*"
+directive = "native"
+[[rule]]
+address = "0000:44:00.0"
+directive = "native"
+"""
+
 HOSTDEV = """\
 <domain type='kvm'><name>{name}</name><vcpu>{vcpus}</vcpu><cputune>{pins}</cputune><devices>
 <hostdev mode='subsystem' type='pci'><source>
@@ -48,6 +58,7 @@ CASES = [
     Case("status-is-the-default", "-s {single}"),
     Case("status-json", "-s {single} status --json"),
     Case("status-native", "-s {demo} --config {config} status", files={"config": NATIVE_DISKS}),
+    Case("check-rules", "-s {demo} --config {x} check", 3, files={"x": RULES}),
     Case("status-no-guests", "-s {bare}"),
     Case("plan-two-node", "-s {demo} plan"),
     Case("plan-one-guest", "-s {demo} plan web"),
@@ -121,6 +132,15 @@ CASES = [
         "--config {x} config check",
         2,
         {"x": '[[rule]]\ndirective = "auto"\nnode = "one"\n'},
+    ),
+    Case(
+        "config-many-errors",
+        "--config {x} config check",
+        2,
+        {
+            "x": 'spread = 2\n[metrics]\nlisten = "x"\n[[rule]]\naddress = "82:0.0"\nguset = "a"\n'
+            'owner = "nobody-at-all"\n[libvirt]\nurl = ""\n'
+        },
     ),
     Case("record-suffix", "-s {demo} record {absent}", 2),
     Case("record-directory-absent", "-s {demo} record {absent}/host.tar.xz", 2),

@@ -25,7 +25,7 @@ from virtirq.errors import (
 )
 from virtirq.host.fs import HostFs, LiveFs
 from virtirq.model import Gap, Guest
-from virtirq.policy.config import Config, parse_config, with_users
+from virtirq.policy.config import Config, parse_config
 
 if TYPE_CHECKING:
     from virtirq.guests.libvirt.connection import Connection
@@ -75,8 +75,19 @@ def load_config(path: Path | None, sysroot: Path | None = None) -> Config:
         files = _config_in(path) if os.path.isdir(path) else [path]
         if not files:
             raise ConfigError(f"{path}: holds neither {CONFIG_FILE.name} nor conf.d/*.toml")
-    sources = [(str(file), _text(file, ConfigError)) for file in files]
-    return with_users(parse_config(sources), _user_id) if sources else Config()
+    texts, problems = [], list[str]()
+    for file in files:
+        try:
+            texts.append((str(file), _text(file, ConfigError)))
+        except ConfigError as error:
+            problems += error.problems
+    try:
+        config = parse_config(texts, _user_id) if texts else Config()
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError.of(problems)
+    return config
 
 
 def _user_id(name: str) -> int | None:

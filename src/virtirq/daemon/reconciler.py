@@ -46,6 +46,7 @@ from virtirq.model import (
 )
 from virtirq.policy.config import Config
 from virtirq.policy.contention import Contentions
+from virtirq.policy.directives import unmatched
 from virtirq.policy.findings import contested
 from virtirq.policy.pace import SetUps
 from virtirq.policy.plan import Desired
@@ -162,6 +163,12 @@ class Reconciler:
         if guest is not None:
             self._log.info(f"{guest.name}: looked after again", guest=guest.name)
             self.look(_addresses([guest]), Trigger.PLAN)
+
+    def tell_unmatched_rules(self) -> None:
+        """Say in the log which rules of the configuration come to nothing with these guests."""
+        for rule in unmatched(self._config, self.guests, self._pci):
+            text = f"{rule.origin} fits no device of a guest that runs now"
+            self._log.info(text, finding="rule-unmatched")
 
     # What is wanted has changed.
 

@@ -211,6 +211,8 @@ class Daemon:
         """How often it had changed what is ours when that was last to be told to irqbalance."""
         self._changes: list[Change] = []
         """What has become of guests and was not acted on yet."""
+        self._rules_told = False
+        """Whether it was said which rules come to nothing; once for each configuration."""
         self._unwatched: set[str] = set()
         """Guests with threads that were not watched when they were read."""
 
@@ -391,7 +393,8 @@ class Daemon:
         try:
             self._take(self._setup.load())
         except VirtirqError as error:
-            self._log.error(f"the configuration is not taken, the old one holds: {error}")
+            for each in getattr(error, "problems", (str(error),)):
+                self._log.error(f"the configuration is not taken, the old one holds: {each}")
         finally:
             self._manager.ready(self._status())
 
@@ -406,6 +409,8 @@ class Daemon:
         if self._libvirt is not None:
             self._libvirt.look_at_all()
         self._log.info("the configuration was read again")
+        self._rules_told = False
+        self._timers.soon(("known",), _AT_ONCE, self._known)
         if config.libvirt != old.libvirt:
             self._log.warning("[libvirt] uri holds from the next start on")
 
@@ -483,6 +488,9 @@ class Daemon:
         both = (guest for each in changes for guest in (each.before, each.after) if guest)
         self._follower.known({guest.key for guest in both})
         self._spare()
+        if not self._rules_told and all_told(self._sources()):
+            self._rules_told = True
+            self._reconciler.tell_unmatched_rules()
 
     def _look_again(self, guest: Guest) -> None:
         """Its threads may run elsewhere now."""

@@ -206,6 +206,12 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             " name decides where its interrupts go.",
             "leave the device in one guest's definition",
         ),
+        "rule-unmatched": Advice(
+            _NOTE,
+            "A [[rule]] of the configuration fits no device of the guests that are here now. It may"
+            " be for one that does not run, or have a slip of the pen in it.",
+            "compare its conditions with 'virtirq status'; 'virtirq config show' lists the rules",
+        ),
         "setting-not-understood": Advice(
             _WARNING,
             "The guest's definition holds something about vCPUs, devices or virtirq's settings"

@@ -11,11 +11,12 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from virtirq.errors import ConfigError, DirectiveError
-from virtirq.model import AUTO, CLASS_WORDS, OTHER_CLASS, Directive, Spread
+from virtirq.errors import ConfigError, DirectiveError, InputError
+from virtirq.model import AUTO, CLASS_WORDS, OTHER_CLASS, Directive, PciAddress, Spread
 from virtirq.policy.listen import parse_listen
 
 if TYPE_CHECKING:
@@ -27,11 +28,11 @@ class Rule:
     """One ``[[rule]]``: a directive for the devices that meet every condition given.
 
     `guest` and `driver` are glob patterns, `owner` is the user that the guest's process runs as, by
-    its number (a name is one that nobody has looked up yet), `source` is ``libvirt`` or
-    ``process``, `device` is ``vendor:device`` in hexadecimal with globs, `class_` a word that
-    ``status`` shows (``network``) or leading hexadecimal digits of
-    the class code (``0200``), `kind` is ``machine`` or ``process`` (one that holds devices and
-    runs no vCPUs).
+    its number (a name is one that nobody has looked up), `source` is ``libvirt`` or
+    ``process``. `address` is a PCI address with globs; `device` is ``vendor:device`` in hexadecimal
+    with globs, or an address as well. `class_` is a word that ``status`` shows (``network``) or
+    leading hexadecimal digits of the class code (``0200``), `kind` is ``machine`` or ``process``
+    (one that holds devices and runs no vCPUs).
     """
 
     directive: Directive
@@ -39,6 +40,7 @@ class Rule:
     owner: int | str | None = None
     source: str | None = None
     kind: str | None = None
+    address: str | None = None
     device: str | None = None
     class_: str | None = field(default=None, metadata={"key": "class"})
     driver: str | None = None
@@ -98,21 +100,33 @@ class Config:
     default_from: str = field(default="built-in default", metadata={"key": None})
 
 
-def parse_config(sources: Iterable[tuple[str, str]]) -> Config:
+def parse_config(
+    sources: Iterable[tuple[str, str]], number_of: Callable[[str], int | None] | None = None
+) -> Config:
     """The configuration that (file name, TOML text) pairs give together.
 
-    A later file's value replaces an earlier one's; rules add up in order. Raises ConfigError.
+    A later file's value replaces an earlier one's; rules add up in order. `number_of` gives a
+    user's number, or None for one that is not there; without it, names stay. Raises ConfigError
+    with all that is wrong in any of the files.
     """
+    converter: Converter | None = None
     merged: dict[str, Any] = {}
     rules: list[Rule] = []
+    problems: list[str] = []
     for name, text in sources:
         try:
             table = tomllib.loads(text)
+            converter = converter or _converter(number_of)
+            part = _structure(converter, name, table)
+        except ConfigError as error:
+            problems += error.problems
+            continue
         except ValueError as error:  # TOMLDecodeError, or int() of thousands of digits
-            raise ConfigError(f"{name}: not TOML: {error}") from error
-        except RecursionError as error:
-            raise ConfigError(f"{name}: not TOML: nested too deeply") from error
-        part = _structure(name, table)
+            problems.append(f"{name}: not TOML: {error}")
+            continue
+        except RecursionError:
+            problems.append(f"{name}: not TOML: nested too deeply")
+            continue
         rules += [
             dataclasses.replace(rule, origin=f"rule {number} of {name}")
             for number, rule in enumerate(part.rules, start=1)
@@ -123,20 +137,9 @@ def parse_config(sources: Iterable[tuple[str, str]]) -> Config:
                 merged[each.name] = told if here is None else _over(here, told, table[each.name])
         if "default" in table:
             merged["default_from"] = f"default of {name}"
+    if problems:
+        raise ConfigError.of(problems)
     return Config(**merged, rules=tuple(rules))
-
-
-def with_users(config: Config, number_of: Callable[[str], int | None]) -> Config:
-    """The configuration with a number for each user that a rule names. Raises ConfigError."""
-    rules = []
-    for rule in config.rules:
-        if isinstance(rule.owner, str):
-            number = number_of(rule.owner)
-            if number is None:
-                raise ConfigError(f"{rule.origin}: owner: there is no user {rule.owner} here")
-            rule = dataclasses.replace(rule, owner=number)
-        rules.append(rule)
-    return dataclasses.replace(config, rules=tuple(rules))
 
 
 def _over(earlier: Any, later: Any, table: Any) -> Any:
@@ -189,17 +192,21 @@ def _key(each: dataclasses.Field[Any]) -> str | None:
     return key
 
 
-def _structure(name: str, table: dict[str, Any]) -> Config:
+def _structure(converter: Converter, name: str, table: dict[str, Any]) -> Config:
     from cattrs.errors import BaseValidationError
 
     try:
-        return _converter().structure(table, Config)
+        return converter.structure(table, Config)
     except BaseValidationError as error:
-        path, problem = next(_problems(error, ""))
-        raise ConfigError(f"{name}: {path}: {problem}" if path else f"{name}: {problem}") from error
+        raise ConfigError.of(
+            [
+                f"{name}: {path}: {problem}" if path else f"{name}: {problem}"
+                for path, problem in _problems(error, "")
+            ]
+        ) from error
 
 
-def _converter() -> Converter:
+def _converter(number_of: Callable[[str], int | None] | None) -> Converter:
     """A cattrs converter that knows our words and refuses unknown keys and wrong types."""
     from cattrs import Converter
     from cattrs.gen import make_dict_structure_fn, override
@@ -211,14 +218,15 @@ def _converter() -> Converter:
     converter.register_structure_hook(Directive, _directive)
     converter.register_structure_hook(Spread, _spread)
     converter.register_structure_hook_func(lambda t: t == tuple[Rule, ...], _rules(converter))
+    forms = {**_FORMS, "owner": _owner(number_of)}
     for cls in (Rule, *_TABLES, Config):
         keys = {each.name: _key(each) for each in dataclasses.fields(cls)}
         overrides = {
             name: override(omit=True)
             if key is None
-            else override(rename=key, struct_hook=_FORMS.get(name))
+            else override(rename=key, struct_hook=forms.get(name))
             for name, key in keys.items()
-            if key != name or name in _FORMS
+            if key != name or name in forms
         }
         converter.register_structure_hook(
             cls,
@@ -292,15 +300,21 @@ def _node(value: Any, _: Any) -> int:
     return value
 
 
-def _owner(value: Any, _: Any) -> int | str:
-    # 2**32 - 1 is no user (kernel, include/linux/uidgid.h, INVALID_UID).
-    if type(value) is int and 0 <= value < 2**32 - 1:
-        return value
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w.@-]{0,255}\$?", value, re.ASCII):
-        return value
-    raise _BadValueError(
-        f'{_shown(value)} is not a user: a name such as "libvirt-qemu", or a number'
-    )
+def _owner(number_of: Callable[[str], int | None] | None) -> Callable[[Any, Any], int | str]:
+    def check(value: Any, _: Any) -> int | str:
+        # 2**32 - 1 is no user (kernel, include/linux/uidgid.h, INVALID_UID).
+        if type(value) is int and 0 <= value < 2**32 - 1:
+            return value
+        if isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w.@-]{0,255}\$?", value, re.ASCII):
+            number = value if number_of is None else number_of(value)
+            if number is None:
+                raise _BadValueError(f"there is no user {value} here")
+            return number
+        raise _BadValueError(
+            f'{_shown(value)} is not a user: a name such as "libvirt-qemu", or a number'
+        )
+
+    return check
 
 
 def _listen(value: Any, _: Any) -> str:
@@ -325,17 +339,36 @@ def _matching(pattern: str, what: str) -> Callable[[Any, Any], str]:
     return check
 
 
+def _address(value: Any, _: Any) -> str:
+    """A PCI address, in the one form that there is, or a pattern for it."""
+    if isinstance(value, str):
+        if re.fullmatch(r"[0-9a-fA-F:.?*!\[\]-]*[?*\[][0-9a-fA-F:.?*!\[\]-]*", value, re.ASCII):
+            return value
+        with suppress(InputError):
+            return str(PciAddress.parse(value))
+    raise _BadValueError(f"{_shown(value)} is not a PCI address such as 0000:82:00.0, or 0000:82:*")
+
+
+def _device(value: Any, _: Any) -> str:
+    if isinstance(value, str):
+        if re.fullmatch(r"(?=.*[:*])[0-9a-fA-F:?*!\[\]-]+", value, re.ASCII):
+            return value
+        with suppress(_BadValueError):
+            return _address(value, None)
+    raise _BadValueError(
+        f"{_shown(value)} is not vendor:device in hexadecimal, such as 8086:1572 or 8086:*,"
+        " or a PCI address"
+    )
+
+
 _CLASSES: Final = (*CLASS_WORDS.values(), OTHER_CLASS)
 _FORMS: dict[str, Callable[[Any, Any], Any]] = {
     "node": _node,
-    "owner": _owner,
     "source": _matching("libvirt|process", 'a source of guests: "libvirt" or "process"'),
     "kind": _matching("machine|process", 'a kind of guest: "machine" or "process"'),
     "listen": _listen,
-    "device": _matching(
-        r"(?=.*[:*])[0-9a-fA-F:?*!\[\]-]+",
-        "vendor:device in hexadecimal, such as 8086:1572 or 8086:*",
-    ),
+    "address": _address,
+    "device": _device,
     "class_": _matching(
         "|".join((r"[0-9a-fA-F]{1,6}|\*", *_CLASSES)),
         f"a class: {', '.join(_CLASSES)}, or leading hexadecimal digits such as 0200",
@@ -366,9 +399,9 @@ def _problems(error: BaseException, path: str) -> Any:
             allowed = ", ".join(
                 key for f in dataclasses.fields(each.cl) if (key := _key(f)) is not None
             )
-            extra = sorted(each.extra_fields)[0]
-            shown = extra if re.fullmatch(r"[\w-]+", extra, re.ASCII) else repr(extra)[:60]
-            yield f"{path}.{shown}".lstrip("."), f"unknown key; allowed are {allowed}"
+            for extra in sorted(each.extra_fields):
+                shown = extra if re.fullmatch(r"[\w-]+", extra, re.ASCII) else repr(extra)[:60]
+                yield f"{path}.{shown}".lstrip("."), f"unknown key; allowed are {allowed}"
         elif getattr(each, "exceptions", None):
             yield from _problems(each, where)
         elif isinstance(each, KeyError):

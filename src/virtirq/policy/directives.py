@@ -6,10 +6,19 @@ configuration that fits, the configuration's default; for a process without vCPU
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from virtirq.model import NATIVE, Directive, Guest, GuestDevice, PciDevice, Spread
+from virtirq.model import (
+    NATIVE,
+    Directive,
+    Guest,
+    GuestDevice,
+    PciAddress,
+    PciDevice,
+    Spread,
+)
 from virtirq.policy.config import Config, Rule
 
 
@@ -23,7 +32,8 @@ class Asked(NamedTuple):
 
 def asked_for(guest: Guest, device: GuestDevice, pci: PciDevice | None, config: Config) -> Asked:
     """The directive for a guest's device; `pci` is None when the host does not have it."""
-    rule = next((each for each in config.rules if fits(each, guest, pci)), None)
+    at = device.address
+    rule = next((each for each in config.rules if fits(each, guest, pci, at)), None)
     if device.directive is not None:
         directive, origin = device.directive, device.directive_from or "device setting"
     elif guest.directive is not None:
@@ -43,8 +53,14 @@ def asked_for(guest: Guest, device: GuestDevice, pci: PciDevice | None, config: 
     return Asked(directive, origin, spread)
 
 
-def fits(rule: Rule, guest: Guest, pci: PciDevice | None) -> bool:
-    """Whether every condition of the rule holds; a device that is not there fits none on it."""
+def fits(
+    rule: Rule, guest: Guest, pci: PciDevice | None, address: PciAddress | None = None
+) -> bool:
+    """Whether every condition of the rule holds for a guest's device.
+
+    Of one that is not there (`pci` None) there is only its address.
+    """
+    at = address or (pci and pci.address)
     if rule.guest is not None and not fnmatchcase(guest.name, rule.guest):
         return False
     if rule.owner is not None and guest.owner != rule.owner:
@@ -52,6 +68,8 @@ def fits(rule: Rule, guest: Guest, pci: PciDevice | None) -> bool:
     if rule.source is not None and guest.told_by != rule.source:
         return False
     if rule.kind is not None and guest.kind != rule.kind:
+        return False
+    if rule.address is not None and not (at and _fits_address(rule.address, at)):
         return False
     if rule.device is not None and not (pci and _fits_device(rule.device, pci)):
         return False
@@ -62,7 +80,30 @@ def fits(rule: Rule, guest: Guest, pci: PciDevice | None) -> bool:
     return rule.node is None or (pci is not None and pci.node == rule.node)
 
 
+def unmatched(
+    config: Config, guests: Iterable[Guest], pci: Mapping[PciAddress, PciDevice]
+) -> list[Rule]:
+    """The rules that fit no device of any of these guests; none where those have no device."""
+    devices = [(guest, each.address) for guest in guests for each in guest.devices]
+    if not devices:
+        return []
+    return [
+        rule
+        for rule in config.rules
+        if not any(fits(rule, guest, pci.get(at), at) for guest, at in devices)
+    ]
+
+
+def _fits_address(pattern: str, address: PciAddress) -> bool:
+    """Domain 0 may be left out, as lspci does."""
+    text = str(address)
+    names = [text, text.removeprefix("0000:")] if address.domain == 0 else [text]
+    return any(fnmatchcase(name, pattern.lower()) for name in names)
+
+
 def _fits_device(pattern: str, pci: PciDevice) -> bool:
+    if "." in pattern or pattern.count(":") > 1:
+        return _fits_address(pattern, pci.address)
     if pci.vendor is None or pci.device is None:
         return False
     return fnmatchcase(f"{pci.vendor:04x}:{pci.device:04x}", pattern.lower())

@@ -20,6 +20,7 @@ from virtirq.model import (
     Word,
 )
 from virtirq.policy.advice import ADVICE
+from virtirq.policy.config import Rule
 from virtirq.policy.contention import Contention
 from virtirq.policy.target import (
     Taken,
@@ -108,6 +109,12 @@ def not_followed(subject: str, why_not: Iterable[str]) -> Finding:
     """Which vCPUs a guest aims its vectors, or those of one of its devices, at is not known."""
     text = f"where it aims its vectors cannot be read: {'; '.join(why_not)}"
     return _finding("vectors-not-followed", subject, text)
+
+
+def rules_unmatched(rules: Iterable[Rule]) -> Iterator[Finding]:
+    """Rules that fit no device of any guest that is known now."""
+    for rule in rules:
+        yield _finding("rule-unmatched", "host", f"{rule.origin} fits no device of a guest")
 
 
 def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Finding]:

@@ -19,8 +19,14 @@ from virtirq.guests.libvirt.devices import Selector
 from virtirq.host.fs import HostFs
 from virtirq.model import NATIVE, Finding, Gap, Guest, Plan, Snapshot
 from virtirq.policy.config import Config
+from virtirq.policy.directives import unmatched
 from virtirq.policy.findings import findings as find
-from virtirq.policy.findings import guests_not_read, in_order, journal_unusable
+from virtirq.policy.findings import (
+    guests_not_read,
+    in_order,
+    journal_unusable,
+    rules_unmatched,
+)
 from virtirq.policy.plan import plan as make_plan
 
 if TYPE_CHECKING:
@@ -171,7 +177,11 @@ def look(inputs: Inputs, args: argparse.Namespace) -> View:
         daemon, gaps = None, (*gaps, Gap("daemon", str(error)))
     view = seen(fs, inputs.guests, inputs.config, gaps, daemon)
     unread = inputs.found.unread
-    more = [guests_not_read(unread)] if unread else []
+    if unread:
+        more = [guests_not_read(unread)]
+    else:
+        snapshot = view.snapshot
+        more = list(rules_unmatched(unmatched(inputs.config, snapshot.guests, snapshot.pci)))
     if fs.writable:
         try:
             examine(sources.state_dir(args.sysroot), view.snapshot.boot_id)

@@ -187,7 +187,10 @@ def config_json(config: Config) -> dict[str, Any]:
             {
                 "from": rule.origin,
                 "guest": rule.guest,
+                "owner": rule.owner,
+                "source": rule.source,
                 "kind": rule.kind,
+                "address": rule.address,
                 "device": rule.device,
                 "class": rule.class_,
                 "driver": rule.driver,

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from virtirq.control import sources
-from virtirq.errors import EXIT_OK
+from virtirq.errors import EXIT_OK, ConfigError
 from virtirq.policy.config import render_config
 from virtirq.ui import report
-from virtirq.ui.document import Document
+from virtirq.ui.document import Document, printable
 from virtirq.ui.output import show
 from virtirq.ui.verbs import Verb
 
 
 def run(args: argparse.Namespace) -> int:
-    loaded = sources.load_config(args.config, args.sysroot)
+    try:
+        loaded = sources.load_config(args.config, args.sysroot)
+    except ConfigError as error:
+        if args.what == "show":
+            raise
+        *others, last = error.problems
+        for each in others:
+            print(printable(f"virtirq: error: {each}"), file=sys.stderr)
+        raise ConfigError(last) from error
     document = Document()
     if args.what == "show":
         for line in render_config(loaded).splitlines():
