@@ -188,6 +188,48 @@ def test_qemus_own_arguments(arguments: list[str], expected: list[str], opening:
     assert {each.source for each in guest.devices} <= {"qemu:commandline"}
 
 
+def overridden(alias: str, name: str, value: str, kind: str = "string") -> str:
+    given = f"<q:property name='{name}' type='{kind}' value='{value}'/>"
+    device = f"<q:device alias='{alias}'><q:frontend>{given}</q:frontend></q:device>"
+    return f"<q:override xmlns:q='{QEMU}'>{device}</q:override>"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (overridden("hostdev0", "host", "83:00.0"), "0000:83:00.0"),
+        (overridden("hostdev0", "sysfsdev", "/sys/bus/pci/devices/0000:84:00.1"), "0000:84:00.1"),
+        # What says nothing of the function, or is another device's, or no address:
+        (overridden("hostdev0", "x-no-kvm-msix", "true", "bool"), "0000:82:00.0"),
+        (overridden("hostdev0", "host", "", "remove"), "0000:82:00.0"),
+        (overridden("hostdev0", "host", "web"), "0000:82:00.0"),
+        (overridden("hostdev1", "host", "83:00.0"), "0000:82:00.0"),
+        (overridden("net0", "host", "83:00.0"), "0000:82:00.0"),
+        ("<override/>", "0000:82:00.0"),
+    ],
+)
+@pytest.mark.parametrize("alias", ["", "<alias name='hostdev0'/>"])
+def test_properties_that_qemus_devices_are_given(override: str, expected: str, alias: str) -> None:
+    (device,) = parse_domain(domain(devices(hostdev(inner=alias)) + override)).devices
+    assert str(device.address) == expected
+
+
+def test_an_alias_of_a_persons_own_and_interfaces_count() -> None:
+    """As libvirt numbers them: VFs of <interface> are hostdevs, too."""
+    network = (
+        "<interface type='hostdev'><source><address type='pci' bus='0x85'/></source></interface>"
+    )
+    own = hostdev(inner="<alias name='ua-gpu'/>")
+    text = domain(devices(network + own) + overridden("ua-gpu", "host", "83:00.0"))
+    assert [str(each.address) for each in parse_domain(text).devices] == [
+        *("0000:83:00.0", "0000:85:00.0")
+    ][::-1]
+    text = domain(devices(network + hostdev()) + overridden("hostdev1", "host", "83:00.0"))
+    assert [str(each.address) for each in parse_domain(text).devices] == [
+        *("0000:85:00.0", "0000:83:00.0")
+    ]
+
+
 def test_arguments_of_another_namespace() -> None:
     for opening in ("<commandline>", "<x:commandline xmlns:x='urn:x'>"):
         text = domain(passed("-device", "vfio-pci,host=82:00.0", opening=opening))

@@ -49,6 +49,26 @@ def test_of_qemus_own_arguments_the_devices_stay() -> None:
     assert redact(recorded) == recorded
 
 
+def test_of_overridden_properties_the_function_stays() -> None:
+    def device(alias: str, name: str, value: str) -> str:
+        given = f"<q:property name='{name}' type='string' value='{value}'/>"
+        return f"<q:device alias='{alias}'><q:frontend>{given}</q:frontend></q:device>"
+
+    uri = "http://libvirt.org/schemas/domain/qemu/1.0"
+    inner = device("hostdev0", "host", "0000:99:00.0") + device("net0", "mac", "secret")
+    source = "<source><address bus='0x98'/></source><alias name='hostdev0'/>"
+    held = f"<devices><hostdev mode='subsystem' type='pci'>{source}</hostdev></devices>"
+    override = f"<q:override xmlns:q='{uri}'>{inner}</q:override>"
+    text = TEXT.replace("</domain>", f"{held}{override}</domain>")
+    recorded = redact(text)
+    assert "secret" not in recorded
+    assert "0000:99:00.0" in [str(each.address) for each in parse_domain(recorded).devices]
+    assert parse_domain(recorded).devices == parse_domain(text).devices
+    assert redact(recorded) == recorded
+    alone = f"<q:override xmlns:q='{uri}'>{device('net0', 'mac', 'secret')}</q:override></domain>"
+    assert "override" not in redact(TEXT.replace("</domain>", alone))
+
+
 def test_of_labels_the_user_stays() -> None:
     labels = "".join(
         f"<seclabel model='{model}'><label>{label}</label></seclabel>"

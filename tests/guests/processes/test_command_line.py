@@ -50,7 +50,10 @@ def test_recorded(path: Path) -> None:
 
 def test_every_program_is_recorded() -> None:
     vmms = {recorded(path)[0].vmm for path in FILES}
-    assert vmms == {"qemu", "cloud-hypervisor", "crosvm", "firecracker", "kvmtool", ""}
+    assert vmms == {
+        *("qemu", "cloud-hypervisor", "crosvm", "firecracker", "kvmtool"),
+        *("stratovirt", "openvmm", "alioth", ""),
+    }
 
 
 QEMU = [
@@ -179,7 +182,10 @@ PIECES = st.sampled_from(
 
 @given(
     st.sampled_from(
-        ["qemu-system-x86_64", "cloud-hypervisor", "crosvm", "lkvm", "firecracker", "x"]
+        [
+            *("qemu-system-x86_64", "cloud-hypervisor", "crosvm", "lkvm", "firecracker", "x"),
+            *("stratovirt", "openvmm"),
+        ]
     ),
     st.lists(HOSTILE | PIECES | st.tuples(PIECES, HOSTILE).map("".join), max_size=12),
 )
@@ -187,6 +193,24 @@ def test_any_words_can_be_read(program: str, words: list[str]) -> None:
     told = read_command_line([program, *words])
     assert told.name is None or (told.name.isprintable() and 0 < len(told.name) <= MOST_NAME + 1)
     assert len(set(told.devices)) == len(told.devices)
+
+
+@pytest.mark.parametrize(
+    ("executed", "words", "vmm"),
+    [
+        # The program under a name of the wrapper's choosing, what runs and what it is called:
+        (".qemu-system-x86_64-wrapped", "-device vfio-pci,host=41:00.0", "qemu"),
+        ("qemu-system-x86_64 (deleted)", "-device vfio-pci,host=41:00.0", "qemu"),
+        ("qemu-kvm", "-device vfio-pci,host=41:00.0", "qemu"),
+        (".cloud-hypervisor-wrapped", "--device path=/sys/x/0000:41:00.0", "cloud-hypervisor"),
+        (".crosvm-wrapped", "run --vfio /sys/x/0000:41:00.0", "crosvm"),
+        ("lkvm-static", "run --vfio-pci 0000:41:00.0", "kvmtool"),
+        ("stratovirt-1.0", "-device vfio-pci,host=41:00.0", "stratovirt"),
+    ],
+)
+def test_wrapped(executed: str, words: str, vmm: str) -> None:
+    told = read_command_line(["microvm@web", *words.split()], executed)
+    assert (told.vmm, told.devices) == (vmm, (NIC,))
 
 
 JSON_KEYS = st.sampled_from(["driver", "device", "filename", "x"])

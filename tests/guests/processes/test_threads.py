@@ -56,6 +56,9 @@ def shown(places: Places) -> list[tuple[int, str, int | None]]:
         (("fc_vcpu 0", "fc_vcpu 1"), [0, 1]),
         (("fc_vcpu0", "fc_vcpu1"), [0, 1]),
         (("kvm-vcpu-0", "kvm-vcpu-1"), [0, 1]),
+        (("CPU 0/Kvm", "CPU 1/Kvm"), [0, 1]),
+        (("vp-0", "vp-1"), [0, 1]),
+        (("vcpu_0", "vcpu_1"), [0, 1]),
     ],
 )
 def test_by_name(names: tuple[str, str], order: list[int]) -> None:

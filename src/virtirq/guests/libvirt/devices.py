@@ -11,6 +11,7 @@ from virtirq.errors import DomainXmlError, InputError
 from virtirq.guests.libvirt.reading import QEMU
 from virtirq.guests.libvirt.values import UINT_MAX, any_base, mac_of_text, shown
 from virtirq.guests.processes.qemu import read_qemu
+from virtirq.guests.processes.values import host_address, sysfs_address
 from virtirq.model import Directive, GuestDevice, PciAddress
 
 if TYPE_CHECKING:
@@ -79,9 +80,46 @@ def holders(domain: Element) -> tuple[Holder, ...]:
 
     Raises DomainXmlError.
     """
-    found = [_holder(element) for element in domain.iterfind("devices/*")]
+    found = _overridden([_holder(element) for element in domain.iterfind("devices/*")], domain)
     given = given_by_arguments(domain)
     return (*found, Holder("qemu:commandline", given)) if given else tuple(found)
+
+
+def _overridden(held: list[Holder], domain: Element) -> list[Holder]:
+    """What <qemu:override> makes of them: QEMU's properties of the device of an alias.
+
+    Only what says which function it is matters; ``x-no-kvm-msix`` and the like leave the host's
+    interrupts as they are. libvirt: src/qemu/qemu_domain.c, qemuDomainXmlNsDefParse(); src/qemu/
+    qemu_command.c, qemuBuildDeviceCommandlineFromJSON(). Where a definition has no alias, it is
+    what libvirt will call the device (src/qemu/qemu_alias.c, qemuAssignDeviceHostdevAlias()).
+    """
+    changes = {
+        device.get("alias", ""): address
+        for device in domain.iterfind(f"{QEMU}override/{QEMU}device")
+        if (address := property_address(device)) is not None
+    }
+    if not changes:
+        return held
+    count, made = 0, []
+    for each in held:
+        name = each.alias
+        if each.tag == "hostdev" or each.kind == "hostdev":
+            name, count = name or f"hostdev{count}", count + 1
+        address = changes.get(name or "")
+        made.append(replace(each, addresses=(address,)) if address and each.addresses else each)
+    return made
+
+
+def property_address(device: Element) -> PciAddress | None:
+    """The function that properties name, if they do: sysfsdev wins over host."""
+    given = {
+        each.get("name"): each.get("value", "")
+        for each in device.iterfind(f"{QEMU}frontend/{QEMU}property")
+        if each.get("type") == "string"
+    }
+    if "sysfsdev" in given:
+        return sysfs_address(given["sysfsdev"])
+    return host_address(given.get("host", ""))
 
 
 def given_by_arguments(domain: Element) -> tuple[PciAddress, ...]:

@@ -107,6 +107,10 @@ _EXTRA_SPECS: Final = _NovaRule(children={"extraSpec": _EXTRA_SPEC})
 _FLAVOR: Final = _NovaRule(children={"extraSpecs": _EXTRA_SPECS})
 _NOVA: Final = _NovaRule(children={"flavor": _FLAVOR})
 _ARGUMENTS: Final = Rule(children={f"{QEMU}arg": Rule(frozenset({"value"}))})
+_PROPERTY: Final = Rule(frozenset({"name", "type", "value"}))
+_FRONTEND: Final = Rule(children={f"{QEMU}property": _PROPERTY})
+_OVERRIDDEN: Final = Rule(frozenset({"alias"}), {f"{QEMU}frontend": _FRONTEND})
+_OVERRIDE: Final = Rule(children={f"{QEMU}device": _OVERRIDDEN})
 _ELEMENTS: Final = _rule(
     "type",
     name=_rule(text=True),
@@ -143,7 +147,14 @@ _ELEMENTS: Final = _rule(
         ),
     ),
 )
-DOMAIN: Final = Rule(_ELEMENTS.attributes, {**_ELEMENTS.children, f"{QEMU}commandline": _ARGUMENTS})
+DOMAIN: Final = Rule(
+    _ELEMENTS.attributes,
+    {
+        **_ELEMENTS.children,
+        f"{QEMU}commandline": _ARGUMENTS,
+        f"{QEMU}override": _OVERRIDE,
+    },
+)
 _PLACED: Final = _rule("mode type", source=_SOURCE, address=_PCI, actual=_ACTUAL)
 HARDWARE: Final = _rule(
     os=_rule("firmware", type=_rule("arch machine"), loader=_rule("type")),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from virtirq.cpuset import CpuSet
 from virtirq.errors import DomainXmlError
 from virtirq.guests.libvirt import nova
-from virtirq.guests.libvirt.devices import given_by_arguments, pci_addresses
+from virtirq.guests.libvirt.devices import given_by_arguments, pci_addresses, property_address
 from virtirq.guests.libvirt.domainxml import checked_name, understand
 from virtirq.guests.libvirt.reading import NAMESPACE, NOVA, QEMU, read_domain
 from virtirq.guests.libvirt.values import mac_of_text
@@ -63,6 +63,7 @@ def _drop_what_says_nothing(domain: Element) -> None:
         ]
     domain[:] = [each for each in domain if each.tag != "seclabel" or each.get("model") == "dac"]
     _keep_devices_of_arguments(domain)
+    _keep_functions_of_overrides(domain)
     for metadata in domain.findall("metadata"):
         for specs in metadata.findall("*/*/*"):
             if NOVA.match(specs.tag):
@@ -82,6 +83,22 @@ def _keep_devices_of_arguments(domain: Element) -> None:
         for address in given:
             for word in ("-device", f"vfio-pci,host={address}"):
                 kept.append(domain.makeelement(f"{QEMU}arg", {"value": word}))
+
+
+def _keep_functions_of_overrides(domain: Element) -> None:
+    """Of properties that QEMU's devices are given just the PCI function, in one spelling."""
+    for override in domain.findall(f"{QEMU}override"):
+        for device in override.findall(f"{QEMU}device"):
+            address = property_address(device)
+            device[:] = []
+            if address is None:
+                override.remove(device)
+                continue
+            device.append(frontend := domain.makeelement(f"{QEMU}frontend", {}))
+            said = {"name": "host", "type": "string", "value": str(address)}
+            frontend.append(domain.makeelement(f"{QEMU}property", said))
+        if not override.findall(f"{QEMU}device"):
+            domain.remove(override)
 
 
 def _set_pins(domain: Element, guest: Guest) -> None:

@@ -11,17 +11,25 @@ cloud-hypervisor   ``--device path=SYSFS[,…] [path=SYSFS…]``     ``--platfor
 crosvm             ``--vfio SYSFS[,…]``, ``--vfio=path=SYSFS``   ``--name``
 Firecracker        none: it passes no device through             ``--id``
 kvmtool            ``--vfio-pci ADDRESS``                        ``--name``
+StratoVirt         as QEMU: ``-device vfio-pci,host=ADDRESS``    ``-name``, ``-uuid``
+OpenVMM            ``--vfio host=ADDRESS,port=…``                none
+alioth             ``--vfio-group path=GROUP,devices=…``         none
 =================  ============================================  =============================
 
 cloud-hypervisor: cloud-hypervisor/src/main.rs and vmm/src/config.rs (DeviceConfig::parse(),
 PlatformConfig::parse()), option_parser/src/lib.rs. crosvm: src/crosvm/cmdline.rs (RunCommand),
 src/crosvm/sys/linux/config.rs (VfioOption), src/main.rs (prepare_argh_args()). Firecracker:
 src/firecracker/src/main.rs. kvmtool: builtin-run.c, vfio/core.c (vfio_device_pci_parser()).
+StratoVirt: machine_manager/src/cmdline.rs, vfio/src/vfio_pci.rs (VfioConfig). OpenVMM:
+openvmm/openvmm_entry/src/cli_args.rs. alioth: alioth-cli/src/boot/boot.rs (BootArgs),
+alioth/src/vfio/vfio.rs (VfioGroupSpec); which function ``--vfio-cdev path=/dev/vfio/devices/vfioN``
+is, its descriptor tells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from virtirq.guests.processes.qemu import read_qemu
 from virtirq.guests.processes.values import (
@@ -54,12 +62,18 @@ def _read(program: str, words: Sequence[str]) -> CommandLine:
         return read_qemu(words)
     if "cloud-hyp" in program:
         return _cloud_hypervisor(words)
-    if program.startswith("crosvm"):
+    if "crosvm" in program:
         return _crosvm(words)
-    if program.startswith("firecracker"):
+    if "firecracker" in program:
         return CommandLine("firecracker", name=_last(words, "id"))
-    if program.startswith("lkvm") or program == "vm":
+    if "lkvm" in program or program == "vm":
         return _kvmtool(words)
+    if "stratovirt" in program:
+        return replace(read_qemu(words), vmm="stratovirt")
+    if "openvmm" in program:
+        return _openvmm(words)
+    if "alioth" in program and {"boot", "run"}.intersection(words):
+        return _alioth(words)
     return CommandLine()
 
 
@@ -86,18 +100,32 @@ def _crosvm(words: Sequence[str]) -> CommandLine:
 
 
 def _kvmtool(words: Sequence[str]) -> CommandLine:
-    named = (host_address(value.partition(",")[0]) for value in _each(words, "vfio-pci"))
-    devices = tuple(dict.fromkeys(filter(None, named)))
+    devices = _of_hosts(value.partition(",")[0] for value in _each(words, "vfio-pci"))
     if "run" not in words[1:2]:
         return CommandLine()  # a tool of another name, or lkvm doing something else
     return CommandLine("kvmtool", name=_last(words, "name"), devices=devices)
 
 
-def _each(words: Sequence[str], option: str) -> Iterator[str]:
+def _openvmm(words: Sequence[str]) -> CommandLine:
+    hosts = (_bracketed(value).get("host", "") for value in _each(words, "vfio"))
+    return CommandLine("openvmm", devices=_of_hosts(hosts))
+
+
+def _alioth(words: Sequence[str]) -> CommandLine:
+    # A list is a named object: ``devices=id_gpus -o id_gpus,0000:06:0d.0,0000:06:0d.1``.
+    objects = dict(value.partition(",")[::2] for value in _each(words, "object", "-o"))
+    hosts = []
+    for value in _each(words, "vfio-group"):
+        named = _bracketed(value).get("devices", "")
+        hosts += objects.get(named, named).split(",")
+    return CommandLine("alioth", devices=_of_hosts(hosts))
+
+
+def _each(words: Sequence[str], option: str, short: str = "") -> Iterator[str]:
     """Every value of a long option, as ``--option value`` or ``--option=value``."""
     long, attached = f"--{option}", f"--{option}="
     for place, word in enumerate(words):
-        if word == long and place + 1 < len(words):
+        if word in (long, short or long) and place + 1 < len(words):
             yield words[place + 1]
         elif word.startswith(attached):
             yield word[len(attached) :]
@@ -140,6 +168,10 @@ def _bracketed(text: str) -> dict[str, str]:
             found[key] = value.replace('"', "").strip()
             start = place + 1
     return found
+
+
+def _of_hosts(hosts: Iterable[str]) -> tuple[PciAddress, ...]:
+    return tuple(dict.fromkeys(filter(None, map(host_address, hosts))))
 
 
 def _of_sysfs(paths: Sequence[str]) -> tuple[PciAddress, ...]:

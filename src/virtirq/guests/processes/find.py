@@ -45,7 +45,9 @@ from virtirq.model import Gap, Guest, GuestDevice, PciAddress
 SOURCE: Final = "vfio-process"
 
 _MOST_SHOWN: Final = 3
-_VMM: Final = re.compile(r"qemu|kvm|cloud-hyp|crosvm|firecracker|lkvm", re.ASCII)
+_VMM: Final = re.compile(
+    r"qemu|kvm|cloud-hyp|crosvm|firecracker|lkvm|stratovirt|openvmm|alioth", re.ASCII
+)
 _LEADER: Final = re.compile(r"^Tgid:\s+(\d{1,9})$", re.MULTILINE | re.ASCII)
 # include/linux/proc_ns.h, PROC_PID_INIT_INO
 _INITIAL_NAMESPACE: Final = "pid:[4026531836]"

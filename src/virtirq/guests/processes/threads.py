@@ -8,7 +8,9 @@ A thread is known for a vCPU's by the first of these that tells:
 1. its name. QEMU: ``CPU 3/KVM`` (accel/kvm/kvm-accel-ops.c), if it was started with
    ``debug-threads=on``, and always since 11.0. cloud-hypervisor: ``vcpu3`` (vmm/src/cpu.rs).
    crosvm: ``crosvm_vcpu3`` (src/crosvm/sys/linux/vcpu.rs). Firecracker: ``fc_vcpu 3``
-   (src/vmm/src/vstate/vcpu.rs). kvmtool: ``kvm-vcpu-3`` (builtin-run.c).
+   (src/vmm/src/vstate/vcpu.rs). kvmtool: ``kvm-vcpu-3`` (builtin-run.c). StratoVirt: ``CPU 3/Kvm``
+   (cpu/src/lib.rs). OpenVMM: ``vp-3`` (openvmm_core/src/worker/dispatch.rs). alioth: ``vcpu_3``
+   (alioth/src/vm/vm.rs).
 2. KVM itself, in debugfs: the thread that last ran each vCPU (virt/kvm/kvm_main.c,
    vcpu_get_pid(); Linux kernel commit e36de87d34a7 ("KVM: debugfs: expose pid of vcpu threads")
    (in v6.0)). Root's alone. It numbers vCPUs by their APIC ids.
@@ -48,7 +50,8 @@ MOST_TEXT: Final = 65536
 """
 
 _VCPU: Final = re.compile(
-    r"CPU ([0-9]{1,5})/[A-Za-z]+|(?:vcpu|crosvm_vcpu|fc_vcpu ?|kvm-vcpu-)([0-9]{1,5})", re.ASCII
+    r"CPU ([0-9]{1,5})/[A-Za-z]+|(?:vcpu_?|crosvm_vcpu|fc_vcpu ?|kvm-vcpu-|vp-)([0-9]{1,5})",
+    re.ASCII,
 )
 # One thread may run all vCPUs where QEMU emulates (accel/tcg/tcg-accel-ops-rr.c).
 _ALL_VCPUS: Final = "ALL CPUs/TCG"
