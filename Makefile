@@ -79,7 +79,7 @@ EXAMPLE := $(DOCDIR)/examples/virtirq.toml
 RULES := $(DATADIR)/virtirq/prometheus/virtirq.rules.yml
 KUBEVIRT := $(DATADIR)/virtirq/kubevirt/virtirq.yaml
 DASHBOARD := $(DATADIR)/virtirq/grafana/virtirq.json
-DOCS := README.md CHANGELOG.md $(wildcard docs/*.md)
+DOCS := README.md CHANGELOG.md $(wildcard docs/*.md) docs/virtirq.schema.json
 # What links of the documentation lead to, where it is installed.
 LINKS := -e 's|](docs/|](|g' -e 's|](packaging/virtirq.toml)|](examples/virtirq.toml)|' \
 	-e 's|](\.\./packaging/virtirq.rules.yml)|]($(RULES))|' \
@@ -106,7 +106,7 @@ install:
 	install -m 644 packaging/virtirq-dashboard.json '$(DESTDIR)$(DASHBOARD)'
 	install -m 644 packaging/kubevirt/virtirq.yaml '$(DESTDIR)$(KUBEVIRT)'
 	install -m 644 $(DOCS) '$(DESTDIR)$(DOCDIR)'
-	sed -i $(LINKS) $(foreach file,$(notdir $(DOCS)),'$(DESTDIR)$(DOCDIR)/$(file)')
+	sed -i $(LINKS) $(foreach file,$(notdir $(filter %.md,$(DOCS))),'$(DESTDIR)$(DOCDIR)/$(file)')
 	set -e; if [ -n '$(VIRTIRQ)' ]; then $(foreach shell,$(SHELLS), \
 		file='$(DESTDIR)$(COMPLETION_$(shell))'; install -d "$${file%/*}"; \
 		'$(VIRTIRQ)' --print-completion $(shell) > "$$file"; chmod 644 "$$file";) \

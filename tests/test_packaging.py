@@ -39,7 +39,7 @@ def files(destination: Path) -> set[str]:
 
 
 def expected(repository: Path) -> set[str]:
-    docs = {"README.md", "CHANGELOG.md", *(each.name for each in repository.glob("docs/*.md"))}
+    docs = {"README.md", "CHANGELOG.md", *(each.name for each in repository.glob("docs/*.*"))}
     return {
         UNIT,
         "usr/share/doc/virtirq/examples/virtirq.toml",

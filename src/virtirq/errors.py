@@ -16,6 +16,7 @@ Tree (exit code of the command in brackets)::
     ├── LibvirtError             [1]  libvirt was asked and refused
     ├── NoAnswerError            [1]  what was asked does not answer in time
     ├── NoRoomError              [1]  there is no place for a guest's vCPUs
+    ├── InterruptedByUserError   [130] Ctrl-C
     ├── DeploymentError          [5]  not permitted, or read-only where it must write
     │   └── AccessError               libvirt does not let this user in, or do that
     └── UnavailableError         [6]  something that is needed is not there
@@ -34,6 +35,8 @@ EXIT_FINDINGS = 3
 EXIT_PARTIAL = 4
 EXIT_PERMISSION = 5
 EXIT_UNAVAILABLE = 6
+EXIT_INTERRUPTED = 130
+"""128 and SIGINT, as a shell has it."""
 
 
 class VirtirqError(Exception):
@@ -135,6 +138,13 @@ class NoAnswerError(VirtirqError):
 
 class NoRoomError(VirtirqError):
     """There is no place for a guest's vCPUs, or it cannot be told which would be right."""
+
+
+class InterruptedByUserError(VirtirqError):
+    """Whoever started the command has stopped it."""
+
+    exit_code = EXIT_INTERRUPTED
+    retryable = True
 
 
 class DeploymentError(VirtirqError):

@@ -17,6 +17,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.hostmaker import MadeHost
 from tests.libvirtmaker import CONFIG, LIVE, NIC, URI, VF, domain_xml, held, ours
+from tests.ui.schema import valid_if_json
 from virtirq.control import cycle, sources
 from virtirq.ui.cli import main
 from virtirq.ui.verbs import place
@@ -91,7 +92,8 @@ CASES = {
     "set json": Case(
         "-J set db 3",
         '{\n  "schema": 1,\n  "guest": "db",\n  "changes": [\n    {\n      "where": "config",\n'
-        '      "subject": "",\n      "before": null,\n      "after": "3"\n    }\n  ]\n}\n',
+        '      "subject": "",\n      "before": null,\n      "after": "3"\n    }\n  ],\n'
+        '  "next": null\n}\n',
     ),
     "set quiet": Case("-q set db 3"),
     "unset": Case(
@@ -218,6 +220,7 @@ def run(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     except SystemExit as stop:
         code = int(stop.code or 0)
     out, error = capsys.readouterr()
+    valid_if_json(out)
     return code, out, error
 
 
@@ -485,9 +488,9 @@ def test_status_all_shows_guests_that_do_not_run(
     assert "gaming" not in run("status", capsys)[1]
     told = json.loads(run("status --all -J", capsys)[1])
     assert [each["name"] for each in told["defined"]] == ["db", "gaming"]
-    assert told["defined"][1]["devices"] == [
-        {"address": "0000:86:00.0", "directive": "3", "directive_from": "device metadata"}
-    ]
+    (device,) = told["defined"][1]["devices"]
+    assert (device["address"], device["directive"]) == ("0000:86:00.0", "3")
+    assert device["directive_from"] == "device metadata"
     assert "defined" not in json.loads(run("status -J", capsys)[1])
     assert run("status --all --summary 'gam*'", capsys)[1].count("does not run") == 1
 

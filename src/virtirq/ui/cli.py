@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from typing import Final, NoReturn
 
 from virtirq import __version__
-from virtirq.errors import EXIT_FAILED, UsageError, VirtirqError
+from virtirq.errors import EXIT_FAILED, InterruptedByUserError, UsageError, VirtirqError
 from virtirq.ui import arguments, verbs
+from virtirq.ui.complaint import complain
 
 _SHELLS: Final = ("bash", "zsh", "fish")
 _DEFAULT: Final = "status"
 _LISTS_VERBS: Final = frozenset({"-h", "--help", "--print-completion"})
+_SHORT_JSON: Final = re.compile("-[a-zA-Z]*J")
 _EPILOG: Final = """\
 exit codes: 0 ok, 1 failed, 2 usage or bad input, 3 findings, 4 applied in part,
 5 not permitted or read-only, 6 dependency or connection missing"""
@@ -25,11 +29,11 @@ exit codes: 0 ok, 1 failed, 2 usage or bad input, 3 findings, 4 applied in part,
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code. Only a bug, or ``--debug``, shows a traceback."""
     _prepare_output()
+    words = sys.argv[1:] if argv is None else argv
     try:
-        args = _parsed(sys.argv[1:] if argv is None else argv)
+        args = _parsed(words)
     except UsageError as error:
-        _complain(str(error), error.hint)
-        return error.exit_code
+        return complain(error, as_json=_asks_for_json(words))
     try:
         code = _run(args)
         sys.stdout.flush()
@@ -39,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-        _complain(str(error), error.hint)
-        return error.exit_code
+        return complain(error, as_json=args.json)
     except BrokenPipeError:
         _drop_output()  # the reader (head, less) has seen enough
         return EXIT_FAILED
@@ -49,16 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _drop_output()
         where = f"{error.filename}: " if error.filename else "the output could not be written: "
-        _complain(f"{where}{error.strerror or error}")
-        return EXIT_FAILED
+        return complain(VirtirqError(f"{where}{error.strerror or error}"), as_json=args.json)
     except (MemoryError, RecursionError) as error:
         if args.debug:
             raise
-        _complain(f"the input is too large or too deep ({type(error).__name__})")
-        return EXIT_FAILED
+        what = f"the input is too large or too deep ({type(error).__name__})"
+        return complain(VirtirqError(what), as_json=args.json)
     except KeyboardInterrupt:
-        _complain("interrupted")
-        return 130
+        return complain(InterruptedByUserError("interrupted"), as_json=args.json)
 
 
 def _prepare_output() -> None:
@@ -75,12 +76,10 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _complain(text: str, hint: str | None = None) -> None:
-    from virtirq.ui.document import printable
-
-    print(printable(f"virtirq: error: {text}"), file=sys.stderr)
-    if hint:
-        print(printable(f"hint: {hint}"), file=sys.stderr)
+def _asks_for_json(words: Sequence[str]) -> bool:
+    """Whether a command line that could not be understood asks for JSON."""
+    options = list(takewhile(lambda word: word != "--", words))
+    return "--json" in options or any(map(_SHORT_JSON.fullmatch, options))
 
 
 class _Parser(argparse.ArgumentParser):

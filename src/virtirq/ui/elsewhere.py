@@ -30,17 +30,7 @@ def status(args: argparse.Namespace, uri: str) -> int:
         document.line("no guest runs there")
     document.line(f"{uri} is another host: its interrupts are not read here; run virtirq there")
     screens.gap_lines(document, live.gaps)
-    guests = [
-        {
-            "name": guest.name,
-            "uuid": guest.uuid,
-            "source": guest.source,
-            "directive": settings_table.text(guest.directive),
-            "directive_from": guest.directive_from,
-            "devices": [row._asdict() for row in settings_table.rows_of(guest)],
-        }
-        for guest in there
-    ]
+    guests = [report.defined_json(guest, None) for guest in there]
     gaps = report.gaps_json([*live.gaps, Gap("interrupts", f"on another host: {uri}")])
     data = {"schema": report.SCHEMA, "guests": guests, "findings": [], "gaps": gaps}
     show(args, lambda: data, lambda: document)

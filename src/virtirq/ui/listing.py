@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from virtirq.cpuset import CpuSet
 from virtirq.errors import UsageError
-from virtirq.model import DevicePlan, GuestPlan, PciDevice
+from virtirq.model import DevicePlan, Directive, GuestPlan, PciDevice
 from virtirq.ui.document import Cell, Document, Table
 from virtirq.ui.inputs import View
-from virtirq.ui.report import Row, Rows
+from virtirq.ui.report import SCHEMA, Row, Rows
 
 
 class _Entry(NamedTuple):
@@ -22,11 +22,14 @@ class _Entry(NamedTuple):
     device: DevicePlan
     pci: PciDevice | None
     row: Row
-    taken: int | None
 
 
 def _text(value: object) -> str:
     return "" if value is None else str(value)
+
+
+def _shown(value: CpuSet | Directive | None) -> str | None:
+    return None if value is None else str(value)
 
 
 _Value = Callable[[_Entry], str | int | None]
@@ -36,17 +39,17 @@ COLUMNS: Final[dict[str, _Value]] = {
     "CLASS": lambda each: each.pci.kind if each.pci else None,
     "DRIVER": lambda each: each.pci.driver if each.pci else None,
     "NODE": lambda each: each.device.node,
-    "DIRECTIVE": lambda each: _text(each.device.directive),
+    "DIRECTIVE": lambda each: _shown(each.device.directive),
     "KIND": lambda each: each.row.kind,
     "VECTOR": lambda each: each.row.vector,
     "IRQ": lambda each: each.row.irq,
     "VCPU": lambda each: each.row.follows and each.row.follows.vcpu,
-    "AFFINITY": lambda each: _text(each.row.before),
-    "ON": lambda each: _text(each.row.effective),
-    "WANTED": lambda each: _text(each.row.after),
+    "AFFINITY": lambda each: _shown(each.row.before),
+    "ON": lambda each: _shown(each.row.effective),
+    "WANTED": lambda each: _shown(each.row.after),
     "VERDICT": lambda each: each.row.status,
     "REASON": lambda each: each.row.reason,
-    "TOTAL": lambda each: each.taken,
+    "TOTAL": lambda each: each.row.taken,
 }
 """In the order of the help; their names are what --output, --sort and --pairs call them."""
 DEFAULT: Final = ("GUEST", "DEVICE", "VECTOR", "IRQ", "AFFINITY", "ON", "WANTED", "VERDICT")
@@ -54,14 +57,33 @@ _NUMBERS: Final = frozenset({"NODE", "VECTOR", "IRQ", "VCPU", "TOTAL"})
 _CPUS: Final = frozenset({"AFFINITY", "ON", "WANTED"})
 
 
-def document(args: argparse.Namespace, view: View) -> Document:
+class Listed(NamedTuple):
+    """The columns' names, and a row for each interrupt."""
+
+    names: Sequence[str]
+    rows: Sequence[Sequence[str | int | None]]
+
+
+def listed(args: argparse.Namespace, view: View) -> Listed:
     """Raises UsageError for a column that there is not."""
     names = _columns(args.output)
     entries = list(_entries(view))
     if args.sort:
         (by,) = _columns(args.sort)
         entries.sort(key=lambda each: _order(by, COLUMNS[by](each)))
-    rows = [[_text(COLUMNS[name](each)) for name in names] for each in entries]
+    return Listed(names, [[COLUMNS[name](each) for name in names] for each in entries])
+
+
+def as_json(found: Listed) -> dict[str, Any]:
+    """As lsirq has it: an object for each row, by the columns' names in lower case."""
+    names = [name.lower() for name in found.names]
+    interrupts = [dict(zip(names, row, strict=True)) for row in found.rows]
+    return {"schema": SCHEMA, "interrupts": interrupts}
+
+
+def document(args: argparse.Namespace, found: Listed) -> Document:
+    names = found.names
+    rows = [[_text(value) for value in row] for row in found.rows]
     made = Document()
     if args.pairs:
         for row in rows:
@@ -91,15 +113,11 @@ def _columns(text: str | None) -> Sequence[str]:
 
 def _entries(view: View) -> list[_Entry]:
     rows = Rows(view.snapshot)
-    counts = {(each.irq, each.key): each.counts for each in view.snapshot.interrupts}
-    found = []
+    found: list[_Entry] = []
     for guest in view.plan.guests:
         for device in guest.devices:
             pci = view.snapshot.pci.get(device.device.address)
-            for action in device.actions:
-                counted = counts.get((action.irq, action.key))
-                taken = None if counted is None else sum(counted.values())
-                found.append(_Entry(guest, device, pci, rows.of(action), taken))
+            found += [_Entry(guest, device, pci, rows.of(each)) for each in device.actions]
     return found
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from virtirq.cpuset import CpuSet
 from virtirq.model import (
     Action,
+    DevicePlan,
     Directive,
     Finding,
     Follows,
@@ -22,8 +23,12 @@ from virtirq.model import (
     Snapshot,
     Spread,
     Status,
+    Topology,
+    Vcpu,
 )
+from virtirq.policy.advice import ADVICE
 from virtirq.policy.config import Config
+from virtirq.policy.target import wide
 
 if TYPE_CHECKING:
     from virtirq.control.daemon_status import DaemonStatus
@@ -45,6 +50,20 @@ class Row(NamedTuple):
     reason: str
     follows: Follows | None = None
     hint: str | None = None
+    name: str | None = None
+    counts: Mapping[int, int] | None = None
+
+    @property
+    def taken(self) -> int | None:
+        """How many interrupts were taken, None when not known."""
+        return None if self.counts is None else sum(self.counts.values())
+
+    @property
+    def taken_there(self) -> int | None:
+        """How many of them where they should be; None also where there is no such place."""
+        if self.counts is None or self.after is None:
+            return None
+        return sum(count for cpu, count in self.counts.items() if cpu in self.after)
 
     @property
     def moves(self) -> bool:
@@ -86,6 +105,8 @@ class Rows:
             reason=reason,
             follows=action.follows,
             hint=hint,
+            name=interrupt.own_action if interrupt else None,
+            counts=interrupt.counts if interrupt else None,
         )
 
 
@@ -93,55 +114,134 @@ def as_json(
     snapshot: Snapshot,
     plan: Plan,
     findings: Iterable[Finding],
-    outcomes: Iterable[Outcome] = (),
+    outcomes: Iterable[Outcome] | None = None,
+    whole: Plan | None = None,
 ) -> dict[str, Any]:
-    """The one JSON shape of ``status``, ``plan``, ``apply`` and ``restore``."""
-    rows = Rows(snapshot, outcomes)
+    """The one JSON shape of ``status``, ``plan``, ``apply``, ``restore`` and ``explain``.
+
+    `outcomes` where something was carried out; `whole` is what `plan` is a part of.
+    """
+    whole = whole or plan
+    done = None if outcomes is None else tuple(outcomes)
+    rows = Rows(snapshot, done or ())
+    ended = {} if done is None else {"outcomes": _outcomes(done)}
     return {
         "schema": SCHEMA,
+        "host": host_json(snapshot),
         "guests": [
             {
-                "name": planned.guest.name,
-                "uuid": planned.guest.uuid,
-                "source": planned.guest.source,
-                "kind": planned.guest.kind,
+                **guest_json(planned.guest, snapshot.topology),
                 "vectors_read_by": snapshot.readers.get(planned.guest.key),
-                "devices": [
-                    {
-                        "address": str(device.device.address),
-                        "directive": _directive(device.directive),
-                        "directive_from": device.directive_from,
-                        "target": _text(device.target),
-                        "node": device.node,
-                        "note": device.note,
-                        "interrupts": [_interrupt(rows.of(action)) for action in device.actions],
-                    }
-                    for device in planned.devices
-                ],
+                "devices": [_device(snapshot, rows, device) for device in planned.devices],
             }
             for planned in plan.guests
         ],
-        "findings": [each.as_json() for each in findings],
+        "totals": {"interrupts": len(whole.actions), "to_pin": len(whole.pins)},
+        **ended,
+        "findings": findings_json(findings),
         "gaps": gaps_json(snapshot.gaps),
     }
 
 
-def defined_json(guest: Guest) -> dict[str, Any]:
-    """A guest that is defined and does not run, with its own settings."""
+def host_json(snapshot: Snapshot) -> dict[str, Any]:
+    """What is known of the host itself."""
+    topology, balance = snapshot.topology, snapshot.irqbalance
+    return {
+        "kernel": snapshot.kernel,
+        "boot_id": snapshot.boot_id,
+        "recording": snapshot.recording,
+        "cpus": {
+            "online": str(topology.online),
+            "possible": str(topology.possible),
+            "isolated": str(topology.isolated),
+            "nohz_full": str(topology.nohz_full),
+            "performance": str(topology.performance),
+            "efficiency": str(topology.efficiency),
+        },
+        "nodes": [
+            {
+                "node": node.number,
+                "cpus": str(node.cpus),
+                "distances": {str(other): far for other, far in sorted(node.distances.items())},
+            }
+            for _, node in sorted(topology.nodes.items())
+        ],
+        "irqbalance": {
+            "running": balance.running,
+            "pid": balance.pid,
+            "spares_vfio": balance.spares_vfio,
+            "banned": list(balance.banned),
+        },
+        "posting": {"active": snapshot.posting.active, "basis": snapshot.posting.basis},
+    }
+
+
+def guest_json(guest: Guest, topology: Topology | None) -> dict[str, Any]:
+    """A guest without its devices; without a topology no node of its vCPUs is known."""
     return {
         "name": guest.name,
         "uuid": guest.uuid,
+        "id": guest.domain_id,
+        "pid": guest.pid,
+        "owner": guest.owner,
         "source": guest.source,
+        "kind": guest.kind,
         "directive": _directive(guest.directive),
         "directive_from": guest.directive_from,
-        "devices": [
-            {
-                "address": str(device.address),
-                "directive": _directive(device.directive or guest.directive),
-                "directive_from": device.directive_from or guest.directive_from,
-            }
-            for device in guest.devices
-        ],
+        "vcpus": [_vcpu(vcpu, topology) for vcpu in guest.vcpus],
+        "emulator": _text(guest.emulator),
+        "iothreads": {str(number): str(cpus) for number, cpus in sorted(guest.iothreads.items())},
+        "memory_nodes": None if guest.memory_nodes is None else sorted(guest.memory_nodes),
+        "problems": list(guest.problems),
+    }
+
+
+def _vcpu(vcpu: Vcpu, topology: Topology | None) -> dict[str, Any]:
+    """`pinned`: whether it may not run just anywhere. `cpus` are all that are known it may use."""
+    pinned = vcpu.cpus is not None and not (topology and wide(vcpu.cpus, topology))
+    nodes = None
+    if topology is not None and vcpu.cpus is not None:
+        nodes = sorted({n for cpu in vcpu.cpus if (n := topology.node_of(cpu)) is not None})
+    return {
+        "vcpu": vcpu.index,
+        "cpus": _text(vcpu.cpus),
+        "pinned": pinned,
+        "nodes": nodes,
+        "thread": vcpu.tid,
+        "realtime": vcpu.realtime,
+    }
+
+
+def _device(snapshot: Snapshot, rows: Rows, planned: DevicePlan) -> dict[str, Any]:
+    device, pci = planned.device, snapshot.pci.get(planned.device.address)
+    known = pci is not None and pci.vendor is not None and pci.device is not None
+    return {
+        "address": str(device.address),
+        "alias": device.alias,
+        "mac": device.mac,
+        "element": device.source,
+        "present": pci is not None,
+        "class": pci and pci.kind,
+        "id": f"{pci.vendor:04x}:{pci.device:04x}" if pci and known else None,
+        "driver": pci and pci.driver,
+        "physfn": None if pci is None or pci.physfn is None else str(pci.physfn),
+        "directive": _directive(planned.directive),
+        "directive_from": planned.directive_from,
+        "target": _text(planned.target),
+        "node": planned.node,
+        "code": planned.code,
+        "note": planned.note,
+        "interrupts": [_interrupt(rows.of(action)) for action in planned.actions],
+    }
+
+
+def defined_json(guest: Guest, topology: Topology | None) -> dict[str, Any]:
+    """A guest and its own settings, without the interrupts of its devices."""
+    from virtirq.ui.settings_table import rows_of
+
+    return {
+        **guest_json(guest, topology),
+        "devices": [row._asdict() for row in rows_of(guest)],
     }
 
 
@@ -151,6 +251,16 @@ def _directive(directive: Directive | None) -> str | None:
 
 def gaps_json(gaps: Iterable[Gap]) -> list[dict[str, str]]:
     return [{"path": gap.path, "error": gap.error} for gap in gaps]
+
+
+def findings_json(findings: Iterable[Finding]) -> list[dict[str, str | None]]:
+    """Findings, each with what its code means."""
+    return [{**each.as_json(), "meaning": _meaning(each.code)} for each in findings]
+
+
+def _meaning(code: str) -> str | None:
+    """None for a code that only another version of the daemon knows."""
+    return ADVICE[code].meaning if code in ADVICE else None
 
 
 def daemon_json(daemon: DaemonStatus | None) -> dict[str, Any] | None:
@@ -163,6 +273,7 @@ def daemon_json(daemon: DaemonStatus | None) -> dict[str, Any] | None:
         "version": daemon.version,
         "events": daemon.events,
         "guests": daemon.guests,
+        "irqbalance_told": daemon.spared,
     }
 
 
@@ -203,6 +314,10 @@ def config_json(config: Config) -> dict[str, Any]:
     }
 
 
+def _outcomes(outcomes: Iterable[Outcome]) -> dict[str, int]:
+    return {status.value: number for status, number in count_outcomes(outcomes).items()}
+
+
 def count_outcomes(outcomes: Iterable[Outcome]) -> dict[Status, int]:
     """How many outcomes of each status there are, in the order of `Status`."""
     counted = dict.fromkeys(Status, 0)
@@ -224,6 +339,10 @@ def _interrupt(row: Row) -> dict[str, Any]:
         "reason": row.reason,
         "vcpu": row.follows and row.follows.vcpu,
         "vcpu_from": _vcpu_from(row.follows),
+        "name": row.name,
+        "counts": row.counts and {str(cpu): count for cpu, count in sorted(row.counts.items())},
+        "taken": row.taken,
+        "taken_there": row.taken_there,
     }
     return shown | ({"hint": row.hint} if row.hint else {})
 

@@ -21,7 +21,7 @@ class Row(NamedTuple):
     mac: str | None
     element: str
     directive: str | None
-    origin: str | None
+    directive_from: str | None
 
 
 def rows(there: Definition, guest: Guest) -> Iterator[Row]:
@@ -62,7 +62,7 @@ def table(rows: Iterator[Row] | list[Row]) -> Table:
                 Cell(row.mac or "-"),
                 Cell(row.element),
                 Cell(row.directive or "-"),
-                Cell(row.origin or "not set: the configuration decides"),
+                Cell(row.directive_from or "not set: the configuration decides"),
             )
             for row in rows
         ),

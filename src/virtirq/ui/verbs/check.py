@@ -19,7 +19,8 @@ def run(args: argparse.Namespace) -> int:
         args,
         lambda: {
             "schema": report.SCHEMA,
-            "findings": [each.as_json() for each in view.findings],
+            "host": report.host_json(view.snapshot),
+            "findings": report.findings_json(view.findings),
             "gaps": report.gaps_json(view.snapshot.gaps),
         },
         lambda: screens.with_gaps(screens.findings_screen(view.findings), view.snapshot),

@@ -48,7 +48,7 @@ def _get(uri: str, args: argparse.Namespace) -> Shown:
     told = settings_table.told
     if only is not None:
         for row in rows:
-            document.line(told(row.directive, row.origin))
+            document.line(told(row.directive, row.directive_from))
         if not rows:  # the device is gone, its setting is not
             setting = there.settings.of_device(only)
             directive = settings_table.text(setting and setting.directive)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 
 from virtirq.errors import EXIT_OK
-from virtirq.ui import verbs
+from virtirq.ui import report, verbs
+from virtirq.ui.document import Document
+from virtirq.ui.output import show
 from virtirq.ui.verbs import Verb
 
 
@@ -14,7 +16,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.topic is not None and args.topic not in verbs.NAMES:
         raise no_such_verb(args.topic)
-    parser_of(args.topic).print_help()
+    if args.json:
+        names = verbs.NAMES if args.topic is None else [args.topic]
+        told = [{"verb": name, "does": verbs.load(name).help} for name in names]
+        show(args, lambda: {"schema": report.SCHEMA, "verbs": told}, Document)
+    else:
+        parser_of(args.topic).print_help()
     return EXIT_OK
 
 

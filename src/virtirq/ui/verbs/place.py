@@ -107,8 +107,12 @@ def shown(
         document.line(Cell(f"note: {note}", "warn"), indent=2)
     if done:
         document.line(f"pinned so: {', '.join(done)}")
+    command = None
     if "live" in done:
         command = arguments.again(args, "apply", guest.name)
+    elif not done and placement.changes and guest.source == libvirt.SOURCE:
+        command = arguments.again(args, "place", guest.name, *_options(args), "--apply")
+    if "live" in done:
         document.line(Cell(f"hint: run '{command}', unless a daemon runs", "dim"))
     elif done and guest.domain_id is None:
         document.line(f"{guest.name} does not run: it counts from its next start on")
@@ -116,8 +120,7 @@ def shown(
         document.line("it counts from the guest's next start on")
     elif not placement.changes:
         document.line("nothing to change")
-    elif guest.source == libvirt.SOURCE:
-        command = arguments.again(args, "place", guest.name, *_options(args), "--apply")
+    elif command is not None:
         document.line(Cell(f"hint: '{command}' pins it so, through libvirt", "dim"))
     screens.gap_lines(document, gaps)
     data = {
@@ -144,6 +147,7 @@ def shown(
         },
         "notes": list(told),
         "applied": list(done),
+        "next": command,
         "gaps": report.gaps_json(gaps),
     }
     return Shown(data, document)

@@ -29,7 +29,12 @@ def run(args: argparse.Namespace) -> int:
     document = Document()
     document.line(f"{args.file}: {count} files; try: virtirq --sysroot {args.file} status")
     screens.gap_lines(document, gaps)
-    data = {"schema": report.SCHEMA, "files": count, "gaps": report.gaps_json(gaps)}
+    data = {
+        "schema": report.SCHEMA,
+        "file": str(args.file),
+        "files": count,
+        "gaps": report.gaps_json(gaps),
+    }
     show(args, lambda: data, lambda: document)
     return EXIT_OK
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from virtirq.control import cycle, sources
 from virtirq.control.cycle import STATE_DIR
-from virtirq.errors import EXIT_FAILED, EXIT_OK, BusyError
+from virtirq.errors import EXIT_OK, BusyError, VirtirqError
 from virtirq.ui import arguments, inputs, report, screens
+from virtirq.ui.complaint import complain
 from virtirq.ui.output import show, show_done
 from virtirq.ui.verbs import Verb
 
@@ -32,10 +32,10 @@ def run(args: argparse.Namespace) -> int:
         )
         return EXIT_OK
     code = show_done(args, done)
-    return code if args.guests or args.sysroot is not None else _release(code)
+    return code if args.guests or args.sysroot is not None else _release(code, as_json=args.json)
 
 
-def _release(code: int) -> int:
+def _release(code: int, *, as_json: bool) -> int:
     """Gives irqbalance its freedom back, too; `code`, or that it could not be told."""
     from virtirq.control.irqbalance import IrqbalanceClient, State
 
@@ -44,9 +44,12 @@ def _release(code: int) -> int:
     bans.close()
     if told.state is State.REFUSED:
         what = f"irqbalance (pid {told.pid}) was not told that interrupts are its own again"
-        print(f"virtirq: error: {what}: {told.reason}", file=sys.stderr)
-        print("hint: run 'virtirq restore' once more, or restart irqbalance", file=sys.stderr)
-        return code or EXIT_FAILED
+        error = VirtirqError(
+            f"{what}: {told.reason}",
+            hint="run 'virtirq restore' once more, or restart irqbalance",
+        )
+        failed = complain(error, as_json=as_json)
+        return code or failed
     return code
 
 

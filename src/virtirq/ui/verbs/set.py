@@ -31,16 +31,22 @@ def change(uri: str, args: argparse.Namespace, directive: Directive | None) -> S
             force=args.force,
         )
         hint = changed.is_live and not connection.remote
+    command = arguments.again(args, "apply", changed.guest) if hint else None
     document = Document()
     for each in changed.changes:
         subject = f"{changed.guest} {each.subject}".rstrip()
         before = "unchanged" if each.before == each.after else f"was {each.before or NOT_SET}"
         document.line(f"{subject} ({each.where}): {each.after or NOT_SET}, {before}")
-    if hint:
-        command = arguments.again(args, "apply", changed.guest)
+    if command:
         document.line(Cell(f"hint: run '{command}' to move its interrupts now", "dim"))
     changes = [each._asdict() for each in changed.changes]
-    return Shown({"schema": report.SCHEMA, "guest": changed.guest, "changes": changes}, document)
+    data = {
+        "schema": report.SCHEMA,
+        "guest": changed.guest,
+        "changes": changes,
+        "next": command,
+    }
+    return Shown(data, document)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

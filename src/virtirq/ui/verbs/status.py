@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import Any
 
 from virtirq.control import cycle
 from virtirq.errors import EXIT_OK, UnknownGuestError
@@ -37,16 +38,26 @@ def run(args: argparse.Namespace) -> int:
     whole = view.plan
     if args.problems:
         view = view._replace(plan=screens.problems_of(view.plan, view.findings))
+    if args.output or args.noheadings or args.pairs or args.sort:
+        from virtirq.ui import listing
+
+        listed = listing.listed(args, view)
+        show(args, lambda: listing.as_json(listed), lambda: listing.document(args, listed))
+        return EXIT_OK
     show(
         args,
         lambda: {
-            **report.as_json(view.snapshot, view.plan, view.findings),
-            **({"defined": [report.defined_json(each) for each in stopped]} if args.all else {}),
+            **report.as_json(view.snapshot, view.plan, view.findings, whole=whole),
+            **({"defined": _defined(view, stopped)} if args.all else {}),
             "daemon": report.daemon_json(view.daemon),
         },
         lambda: _screen(args, view, stopped, whole),
     )
     return EXIT_OK
+
+
+def _defined(view: View, stopped: tuple[Guest, ...]) -> list[dict[str, Any]]:
+    return [report.defined_json(each, view.snapshot.topology) for each in stopped]
 
 
 def _called(name: str, guests: tuple[Guest, ...]) -> list[Guest]:
@@ -59,10 +70,6 @@ def _called(name: str, guests: tuple[Guest, ...]) -> list[Guest]:
 def _screen(
     args: argparse.Namespace, view: View, stopped: tuple[Guest, ...], whole: Plan
 ) -> Document:
-    if args.output or args.noheadings or args.pairs or args.sort:
-        from virtirq.ui import listing
-
-        return listing.document(args, view)
     if not args.summary:
         document = screens.status_screen(
             *view, short=sys.stdout.isatty(), stopped=stopped, whole=whole
