@@ -11,10 +11,11 @@
 # make fuzz   ten minutes of made-up inputs for everything that reads what others control
 #             (FUZZ_SECONDS=); what is found is kept in .fuzz/ and the beginning of the next run
 # make golden writes the tests' golden outputs again; look at the difference before you commit
-# make install PREFIX=/usr DESTDIR=…  the systemd unit, an example configuration, documentation,
-#             Prometheus rules, Grafana dashboard, KubeVirt manifest, completions. The program
-#             itself comes by pip; the unit starts it from BINDIR, which must not be in a home.
-#             uninstall takes them away
+# make manual writes what is generated of the manual's pages again: options, verbs, findings
+# make install PREFIX=/usr DESTDIR=…  the systemd unit, an example configuration, the manual,
+#             documentation, Prometheus rules, Grafana dashboard, KubeVirt manifest, completions.
+#             The program itself comes by pip; the unit starts it from BINDIR, which must not be
+#             in a home. uninstall takes them away
 
 SHELL := /bin/sh
 VENV := .venv
@@ -22,7 +23,8 @@ BIN := $(VENV)/bin
 # Each module's tests one after the other, the labs' modules first: those share a machine.
 BESIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=20 --durations-min=10
 
-.PHONY: run test lint lab quick-lab demo-host corpus fuzz bench bench-lab golden install uninstall clean
+.PHONY: run test lint lab quick-lab demo-host corpus fuzz bench bench-lab golden manual install \
+	uninstall clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/virtirq demo
@@ -65,11 +67,15 @@ bench-lab: $(VENV)/test.stamp
 golden: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/ui --regenerate-output
 
+manual: $(VENV)/test.stamp
+	$(BIN)/python -m tools.manual
+
 # Who sets DESTDIR makes a package.
 PREFIX ?= $(if $(DESTDIR),/usr,/usr/local)
 BINDIR ?= $(PREFIX)/bin
 DATADIR ?= $(PREFIX)/share
 DOCDIR ?= $(DATADIR)/doc/virtirq
+MANDIR ?= $(DATADIR)/man
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 # The program that prints its completions; without one there are none.
 VIRTIRQ ?= $(firstword $(wildcard $(BIN)/virtirq) $(shell command -v virtirq))
@@ -85,6 +91,9 @@ LINKS := -e 's|](docs/|](|g' -e 's|](packaging/virtirq.toml)|](examples/virtirq.
 	-e 's|](\.\./packaging/virtirq.rules.yml)|]($(RULES))|' \
 	-e 's|](\.\./packaging/virtirq-dashboard.json)|]($(DASHBOARD))|' \
 	-e 's|](\.\./packaging/kubevirt/virtirq.yaml)|]($(KUBEVIRT))|'
+# A page's directory goes by the end of its name.
+MANUAL := $(wildcard docs/man/*)
+MAN = $(MANDIR)/man$(subst .,,$(suffix $(1)))
 COMPLETION_bash := $(DATADIR)/bash-completion/completions/virtirq
 COMPLETION_zsh := $(DATADIR)/zsh/site-functions/_virtirq
 COMPLETION_fish := $(DATADIR)/fish/vendor_completions.d/virtirq.fish
@@ -92,7 +101,9 @@ SHELLS := bash zsh fish
 OWN := $(DOCDIR)/examples $(DOCDIR) $(addprefix $(DATADIR)/virtirq,/prometheus /grafana /kubevirt) \
 	$(DATADIR)/virtirq
 INSTALLED := $(UNIT) $(EXAMPLE) $(RULES) $(DASHBOARD) $(KUBEVIRT) \
-	$(addprefix $(DOCDIR)/,$(notdir $(DOCS))) $(foreach shell,$(SHELLS),$(COMPLETION_$(shell)))
+	$(addprefix $(DOCDIR)/,$(notdir $(DOCS))) \
+	$(foreach page,$(MANUAL),$(call MAN,$(page))/$(notdir $(page))) \
+	$(foreach shell,$(SHELLS),$(COMPLETION_$(shell)))
 
 # Nothing goes to /etc: what is there is the operator's.
 install:
@@ -107,6 +118,8 @@ install:
 	install -m 644 packaging/kubevirt/virtirq.yaml '$(DESTDIR)$(KUBEVIRT)'
 	install -m 644 $(DOCS) '$(DESTDIR)$(DOCDIR)'
 	sed -i $(LINKS) $(foreach file,$(notdir $(filter %.md,$(DOCS))),'$(DESTDIR)$(DOCDIR)/$(file)')
+	set -e; $(foreach page,$(MANUAL),install -d '$(DESTDIR)$(call MAN,$(page))'; \
+		install -m 644 '$(page)' '$(DESTDIR)$(call MAN,$(page))';)
 	set -e; if [ -n '$(VIRTIRQ)' ]; then $(foreach shell,$(SHELLS), \
 		file='$(DESTDIR)$(COMPLETION_$(shell))'; install -d "$${file%/*}"; \
 		'$(VIRTIRQ)' --print-completion $(shell) > "$$file"; chmod 644 "$$file";) \

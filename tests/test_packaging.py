@@ -19,6 +19,11 @@ COMPLETIONS = {
     "usr/share/zsh/site-functions/_virtirq",
     "usr/share/fish/vendor_completions.d/virtirq.fish",
 }
+MANUAL = {
+    "usr/share/man/man8/virtirq.8",
+    "usr/share/man/man5/virtirq.toml.5",
+    "usr/share/man/man7/virtirq-findings.7",
+}
 UNIT = "usr/lib/systemd/system/virtirq.service"
 
 
@@ -42,6 +47,7 @@ def expected(repository: Path) -> set[str]:
     docs = {"README.md", "CHANGELOG.md", *(each.name for each in repository.glob("docs/*.*"))}
     return {
         UNIT,
+        *MANUAL,
         "usr/share/doc/virtirq/examples/virtirq.toml",
         "usr/share/virtirq/prometheus/virtirq.rules.yml",
         "usr/share/virtirq/grafana/virtirq.json",
@@ -136,7 +142,9 @@ def test_the_unit_starts_the_program_from_where_it_is(tmp_path: Path, repository
 
 
 def test_the_units_documentation_is_installed(made: Path, unit: dict[str, list[str]]) -> None:
-    (place,) = unit["Documentation"]
+    page, place = unit["Documentation"][0].split()
+    assert page == "man:virtirq(8)"
+    assert "usr/share/man/man8/virtirq.8" in files(made)
     assert (made / place.removeprefix("file:/")).is_file()
 
 

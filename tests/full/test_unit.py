@@ -418,7 +418,8 @@ def show(host: Host, name: str) -> str:
 
 
 def test_systemd_has_no_complaint_about_the_unit(host: Host) -> None:
-    done = host.run(["systemd-analyze", "verify", UNIT], check=False)
+    # The lab has no man(1), by which it would look for the manual's page.
+    done = host.run(["systemd-analyze", "verify", "--man=no", UNIT], check=False)
     assert done.returncode == 0
     assert "virtirq" not in done.stdout + done.stderr
 
