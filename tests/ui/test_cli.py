@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY
 from tests.ui import cases
 from tests.ui.cases import CASES, Case
 from virtirq.errors import VirtirqError
-from virtirq.ui.cli import make_parser
+from virtirq.ui.cli import main, make_parser
 
 GOLDEN = REPOSITORY / "tests/golden"
 DEMO = REPOSITORY / "src/virtirq/demo/two-node.tar.xz"
@@ -134,6 +134,15 @@ def test_completion_is_a_script_of_that_shell(shell: str) -> None:
         assert word.strip("-") in done.stdout
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True)
+
+
+def test_a_shell_that_an_older_shtab_does_not_know(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Debian 13's."""
+    monkeypatch.setattr("shtab.SUPPORTED_SHELLS", ["bash", "zsh", "tcsh"])
+    assert main(["--print-completion", "fish"]) == 6
+    assert capsys.readouterr().err.startswith("virtirq: error: the shtab that is installed makes")
 
 
 def test_a_closed_pipe_is_not_an_error_message() -> None:

@@ -13,7 +13,13 @@ from itertools import takewhile
 from typing import Final, NoReturn
 
 from virtirq import __version__
-from virtirq.errors import EXIT_FAILED, InterruptedByUserError, UsageError, VirtirqError
+from virtirq.errors import (
+    EXIT_FAILED,
+    DependencyError,
+    InterruptedByUserError,
+    UsageError,
+    VirtirqError,
+)
 from virtirq.ui import arguments, verbs
 from virtirq.ui.complaint import complain
 
@@ -212,9 +218,19 @@ def make_parser(names: Sequence[str] = verbs.NAMES) -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> int:
     if args.print_completion:
-        import shtab
-
-        print(shtab.complete(make_parser(), shell=args.print_completion))
+        print(_completion(args.print_completion))
         return 0
     args.domains = [*args.domains, *getattr(args, "more_domains", [])]
     return verbs.load(args.verb).run(args)
+
+
+def _completion(shell: str) -> str:
+    """The script for the shell. Raises DependencyError where shtab is too old to make it."""
+    import shtab
+
+    if shell not in shtab.SUPPORTED_SHELLS:  # fish: not Debian 13's 1.7.1
+        raise DependencyError(
+            f"the shtab that is installed makes no completion for {shell}",
+            hint="a later one does: pip install --upgrade shtab",
+        )
+    return str(shtab.complete(make_parser(), shell=shell))
