@@ -28,6 +28,12 @@ PACKAGES = (
     "qemu-system-x86",
     "qemu-utils",
     "irqbalance",
+    # What virtirq's own package depends on: the host has no network to fetch it from.
+    "python3-cattr",
+    "python3-defusedxml",
+    "python3-prometheus-client",
+    "python3-rich",
+    "python3-shtab",
 )
 
 # What the lab's host runs in. QEMU before 10.2 changes interrupt_request without a lock where a
