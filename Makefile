@@ -12,6 +12,8 @@
 #             (FUZZ_SECONDS=); what is found is kept in .fuzz/ and the beginning of the next run
 # make golden writes the tests' golden outputs again; look at the difference before you commit
 # make manual writes what is generated of the manual's pages again: options, verbs, findings
+# make dist   all that is given out, in dist/: wheel and source, Debian's package, one file for
+#             everything else, what has changed, check sums; make pyz and make deb make one of them
 # make install PREFIX=/usr DESTDIR=…  the systemd unit, an example configuration, the manual,
 #             documentation, Prometheus rules, Grafana dashboard, KubeVirt manifest, completions.
 #             The program itself comes by pip; the unit starts it from BINDIR, which must not be
@@ -23,8 +25,8 @@ BIN := $(VENV)/bin
 # Each module's tests one after the other, the labs' modules first: those share a machine.
 BESIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=20 --durations-min=10
 
-.PHONY: run test lint lab quick-lab demo-host corpus fuzz bench bench-lab golden manual install \
-	uninstall clean
+.PHONY: run test lint lab quick-lab demo-host corpus fuzz bench bench-lab golden manual dist \
+	pyz deb install uninstall clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/virtirq demo
@@ -69,6 +71,9 @@ golden: $(VENV)/test.stamp
 
 manual: $(VENV)/test.stamp
 	$(BIN)/python -m tools.manual
+
+dist pyz deb: $(VENV)/test.stamp
+	$(BIN)/python -m release $@ dist
 
 # Who sets DESTDIR makes a package.
 PREFIX ?= $(if $(DESTDIR),/usr,/usr/local)

@@ -1,0 +1,90 @@
+"""Debian's package, built as Debian builds it: in a tree of the suite with what it asks for.
+
+The tree is kept in the lab's cache, and so is the package for as long as its source is the same.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Final
+
+from lab.full import cache, process, recipe, sources
+from virtirq import __version__
+
+from . import ROOT, python
+
+DEBIAN: Final = ROOT / "debian"
+TOOLS: Final = ("lintian",)
+# /dev and /proc as they are here: a plain user may make neither in a tree. $0: the tree.
+_INSIDE: Final = """\
+mount --rbind /dev "$0/dev"; mount --rbind /proc "$0/proc"; mount --bind "$1" "$0/build"
+cd "$0"; exec chroot . env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/nonexistent \
+    LC_ALL=C.UTF-8 sh -ec "$2"
+"""
+
+
+def package(directory: Path) -> Path:
+    """Built and seen by lintian, then put into the directory. Raises BuildError."""
+    built = packages()
+    (made,) = built.glob("*.deb")
+    directory.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(made, directory / made.name))
+
+
+def packages() -> Path:
+    """A directory of the cache with the .deb, what it was built from, and lintian's answer."""
+    with cache.scratch() as work:
+        source = python.sdist(work)
+        parts: list[str | bytes] = [_tree().name, source.read_bytes(), Path(__file__).read_bytes()]
+        for path in sorted(filter(Path.is_file, DEBIAN.rglob("*"))):
+            parts += [str(path.relative_to(DEBIAN)), path.read_bytes()]
+        return cache.artefact("deb", cache.digest(*parts), lambda made: _build(source, made))
+
+
+def _build(source: Path, made: Path) -> None:
+    name = f"virtirq-{__version__}"
+    shutil.copy(source, made / f"virtirq_{__version__}.orig.tar.gz")
+    with tarfile.open(source) as archive:
+        archive.extractall(made, filter="data")
+    shutil.copytree(DEBIAN, made / name / "debian")
+    _inside(made, f"cd {name}; dpkg-buildpackage -us -uc", "build.log")
+    _inside(made, "lintian --allow-root --fail-on error *.changes", "lintian.log")
+    cache.remove(made / name)
+
+
+def _inside(made: Path, command: str, log: str) -> None:
+    """Runs it in the tree, where the directory is /build. Raises BuildError."""
+    logged = f"cd /build; ({command}) > {log} 2>&1 || {{ tail -n 15 {log} >&2; exit 1; }}"
+    words = ["sh", "-ec", _INSIDE, str(_tree() / "tree"), str(made), logged]
+    process.call(process.as_root(words))
+
+
+def _tree() -> Path:
+    wanted = [*_build_depends((DEBIAN / "control").read_text()), *TOOLS]
+
+    def build(work: Path) -> None:
+        process.need("mmdebstrap", "unshare")
+        words = ["mmdebstrap", "--mode=root", "--variant=buildd", "--format=directory"]
+        options = [
+            *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.EXCLUDES),
+            '--aptopt=APT::Install-Recommends "false"',
+            '--aptopt=Acquire::Languages "none"',
+            f"--include={','.join(wanted)}",
+            '--customize-hook=mkdir "$1/build"',
+        ]
+        place = [recipe.SUITE, str(work / "tree"), *sources.entries(recipe.SUITE)]
+        process.call(process.as_root([*words, *options, *place]))
+
+    return cache.artefact("builder", cache.digest(recipe.SUITE, *wanted), build)
+
+
+def _build_depends(control: str) -> list[str]:
+    """The names of what it is built with."""
+    (field,) = re.findall(r"^Build-Depends:(.*(?:\n[ \t].*)*)", control, re.MULTILINE)
+    names = [re.split(r"[\s(\[<|]", each.strip())[0] for each in field.split(",") if each.strip()]
+    # A virtual package that debhelper provides, and one that dh-python does.
+    real = {"debhelper-compat": "debhelper", "dh-sequence-python3": "dh-python"}
+    return [real.get(name, name) for name in names]
