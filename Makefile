@@ -93,6 +93,7 @@ DASHBOARD := $(DATADIR)/virtirq/grafana/virtirq.json
 DOCS := README.md CHANGELOG.md $(wildcard docs/*.md) docs/virtirq.schema.json
 # What links of the documentation lead to, where it is installed.
 LINKS := -e 's|](docs/|](|g' -e 's|](packaging/virtirq.toml)|](examples/virtirq.toml)|' \
+	-e 's|](\.\./\([A-Z]*\.md\))|](\1)|g' \
 	-e 's|](\.\./packaging/virtirq.rules.yml)|]($(RULES))|' \
 	-e 's|](\.\./packaging/virtirq-dashboard.json)|]($(DASHBOARD))|' \
 	-e 's|](\.\./packaging/kubevirt/virtirq.yaml)|]($(KUBEVIRT))|'
