@@ -18,7 +18,7 @@ def test_severities_rank_by_what_check_makes_of_them() -> None:
     notes = {code for code, advice in ADVICE.items() if advice.severity.rank == 0}
     assert notes == {
         *("affinity-loose", "device-without-node", "interrupts-posted", "events-polled"),
-        *("vectors-followed", "vectors-not-followed", "rule-unmatched"),
+        *("vectors-followed", "vectors-not-followed", "rule-unmatched", "guest-left-alone"),
     }
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.ui.schema import valid
 from virtirq.host.scratch import LOG
 from virtirq.policy.comparison import EXACT, OWN, Block, Part, turns
 from virtirq.ui import comparison_screen
@@ -80,7 +81,7 @@ def test_all_is_as_it_was(host: Path) -> None:
 def test_json_has_every_block(host: Path) -> None:
     words = ("compare", "db", "as-is", "1", *QUICK, "--metric", "echo 4", "--more-is-better")
     done = virtirq("-s", str(host), "-J", *words)
-    found = json.loads(done.stdout)
+    found = valid(done.stdout, "compare")
     assert len(found["blocks"]) == 14
     assert {each["figures"]["metric"] for each in found["blocks"]} == {4.0}
     (verdict,) = [each for each in found["verdicts"] if each["measure"] == "metric"]

@@ -31,6 +31,7 @@ SHOWN_BY = {
     "check": "check",
     "explain": "plan",
     "place": "place",
+    "compare": "compare",
     "record": "record",
     "config": "config",
     "help": "help",
