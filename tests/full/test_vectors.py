@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -273,6 +273,54 @@ def test_vcpus_come_and_go(guest: Guest) -> None:
         until(lambda: CPUS[3] not in placed(guest).values(), job.output)
     guest.virsh("vcpupin", "3", CPUS[3], "--live")
     host.run(f"rm {CONFIG}")
+
+
+COMPARED: Final = ("exact", "auto", "as-is", "local")
+
+
+@pytest.mark.parametrize("guest", ["plain"], indirect=True)
+def test_policies_are_compared_while_the_daemon_leaves_it_alone(guest: Guest) -> None:
+    host = guest.host
+    words = ("compare", guest.name, *COMPARED, "--for", "3", "--settle", "0.5", "--rounds", "2")
+    with daemon(host) as job, guest.busy():
+        until(lambda: agree(guest), job.output)
+        before = hosts_counts(guest)
+        found = told(host, *words)
+        after = hosts_counts(guest)
+        until(lambda: "looked after again" in job.output(), job.output)
+        until(lambda: agree(guest), job.output)
+        assert "moved by someone" not in job.output()
+    came = sum((after[place] - before[place]).total() for place in before)
+    blocks: dict[str, list[Any]] = {policy: [] for policy in COMPARED}
+    for each in found["blocks"]:
+        blocks[each["policy"]].append(each)
+    assert {len(each) for each in blocks.values()} == {2}
+    assert came / 3 < sum(each["interrupts"] for each in found["blocks"]) <= came
+    # What the daemon had was the guest's choice.
+    for policy in ("exact", "as-is"):
+        shares = [each["shares"]["on the very vCPU's CPU"] for each in blocks[policy]]
+        right, total = (sum(each[name] for each in shares) for name in ("some", "of"))
+        print(f"{policy}: {right} of {total} on the very vCPU's CPU", flush=True)
+        assert total > 0
+        assert right >= RIGHT * total
+    for each in blocks["auto"]:
+        assert each["shares"]["on the guest's CPUs"]["some"] == each["interrupts"]
+    for each in blocks["local"]:
+        assert each["shares"]["on the guest's CPUs"]["some"] < each["interrupts"]
+
+
+@pytest.mark.parametrize("number", ["INT", "KILL"])
+@pytest.mark.parametrize("guest", ["plain"], indirect=True)
+def test_a_comparison_that_is_ended_leaves_all_as_it_was(guest: Guest, number: str) -> None:
+    host = guest.host
+    virtirq(host, "restore")
+    before = placed(guest)
+    job = host.spawn(f"exec virtirq compare {guest.name} as-is {CPUS[0]} {SPARE} --for 1")
+    until(lambda: placed(guest) != before, job.output)
+    job.signal(number)
+    job.wait()
+    until(lambda: placed(guest) == before, job.output)
+    assert virtirq(host, "restore").startswith("0 of 0 interrupts to move")
 
 
 READ: Final = f"""
