@@ -35,7 +35,7 @@ from virtirq.errors import (
 )
 from virtirq.guests.libvirt import watch as watch_module
 from virtirq.guests.libvirt.connection import LiveGuests
-from virtirq.guests.processes.find import SOURCE
+from virtirq.guests.processes.find import HELD, SOURCE
 from virtirq.host import paths
 from virtirq.model import Gap, Guest, GuestDevice, PciAddress, Vcpu
 from virtirq.policy.config import Config
@@ -519,6 +519,43 @@ class TestOthersGuests:
             (told,) = room.reconciler.guests
             assert (told.name, told.source) == ("web", "libvirt")
             assert room.places() == ["2", "2"]
+
+        play(tmp_path, act)
+
+
+class TestWhatItIsNotTold:
+    """What its guest's process was found to hold is not forgotten when the guest is read again."""
+
+    @pytest.mark.parametrize("again", [True, False])
+    def test_it_stays(self, script: Script, tmp_path: Any, again: bool) -> None:
+        db = replace(guest("db"), pid=7)
+        script.running = {"u-db": db}
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.names == {"db"})
+            room.reconciler.update(replace(db, devices=(GuestDevice(ADDRESS, HELD),)))
+            assert room.places() == ["2", "2"]
+            script.running = {"u-db": replace(db, vcpus=(Vcpu(0, CpuSet([5])),))}
+            if again:
+                script.watch.lost("closed")
+            else:
+                room.source.look("u-db")
+            await room.until(lambda: room.places() == ["5", "5"])
+            script.running = {"u-db": replace(db, pid=8)}
+            room.source.look("u-db")
+            await room.until(lambda: room.places() == ["0-7", "0-7"])
+
+        play(tmp_path, act)
+
+    def test_what_it_is_told_of_then_it_has_once(self, script: Script, tmp_path: Any) -> None:
+        web = replace(guest("web"), pid=7)
+        script.running = {"u-web": web}
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.names == {"web"})
+            room.reconciler.update(replace(web, devices=(GuestDevice(ADDRESS, HELD),)))
+            room.source.look("u-web")
+            await room.until(lambda: room.reconciler.guests == (web,))
 
         play(tmp_path, act)
 

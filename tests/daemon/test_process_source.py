@@ -297,6 +297,95 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     return run
 
 
+class TestWhatOthersWereNotTold:
+    """libvirt knows nothing of what is plugged in behind its back, and the daemon sees it."""
+
+    BOTH: Final = (*QEMU.fds, "/dev/vfio/9", DEVICE)
+    """A, and C beside it."""
+
+    @staticmethod
+    def held(stage: Stage) -> list[PciAddress]:
+        (guest,) = stage.reconciler.registry.from_source("libvirt")
+        return [each.address for each in guest.devices]
+
+    @pytest.mark.parametrize("everybody", [True, False])
+    def test_it_is_its_guests(self, play: Play, child: Child, everybody: bool) -> None:
+        pid = child().pid
+
+        async def act(stage: Stage) -> None:
+            await stage.processes.begin()
+            stage.tell(of_libvirt(pid=pid))
+            if everybody:
+                stage.processes.look_at_all()
+            else:
+                stage.processes.requested([requested(pid, C)])
+            await stage.until(lambda: stage.places(C) == ["2", "3"])
+            assert stage.sources == {"web": "libvirt"}
+            assert self.held(stage) == [A, C]
+            said = [each.getMessage() for each in stage.lines.records]
+            assert said.count(f"web: its process holds {C} beside what was told") == 1
+            stage.processes.look_at_all()
+            await stage.rest()
+            assert self.held(stage) == [A, C], "nothing has changed"
+            assert not [each for each in stage.lines.records[len(said) :] if "beside" in str(each)]
+
+        play(act, qemu(pid, fds=self.BOTH), opened=[A, C])
+
+    @pytest.mark.parametrize("everybody", [True, False])
+    def test_until_it_lets_go(self, play: Play, child: Child, everybody: bool) -> None:
+        """And then whoever has it next is looked for."""
+        pid, other = child().pid, child().pid
+
+        async def act(stage: Stage) -> None:
+            await stage.processes.begin()
+            stage.tell(of_libvirt(pid=pid))
+            stage.processes.look_at_all()
+            await stage.until(lambda: stage.places(C) == ["2", "3"])
+            stage.change(qemu(pid))
+            stage.add(other_qemu(other, C))
+            if everybody:
+                stage.processes.look_at_all()
+            else:
+                stage.processes.requested([requested(other, C)])
+            await stage.until(lambda: stage.places(C) == ["6", "7"])
+            assert stage.sources == {"web": "libvirt", "next": SOURCE}
+
+        play(act, qemu(pid, fds=self.BOTH), opened=[A, C])
+
+    def test_one_that_has_begun_is_looked_at(self, play: Play, child: Child) -> None:
+        pid = child().pid
+
+        async def act(stage: Stage) -> None:
+            await stage.begin()
+            stage.add(qemu(pid, fds=self.BOTH))
+            guest = of_libvirt(pid=pid)
+            stage.reconciler.update(guest)
+            stage.processes.look_beside(guest)
+            await stage.until(lambda: stage.places(C) == ["2", "3"])
+
+        play(act, opened=[A, C])
+
+    def test_older_news_takes_nothing_away(self, play: Play, child: Child) -> None:
+        pid, second = child().pid, child().pid
+
+        async def act(stage: Stage) -> None:
+            await stage.processes.begin()
+            stage.tell(of_libvirt(pid=pid))
+            held = Held(stage.fs, f"/proc/{second}/fd")
+            stage.processes.look_at_all()
+            await held.wait()  # what the guest's process holds was looked at by then
+            stage.change(qemu(pid, fds=self.BOTH))
+            stage.processes.look(pid)
+            await stage.until(lambda: stage.places(C) == ["2", "3"])
+            stage.fs.calls.clear()
+            held.go.set()
+            await stage.rest()
+            assert self.held(stage) == [A, C]
+            assert stage.written() == []
+
+        play(act, qemu(pid), replace(DPDK, pid=second, fds=[D]), opened=[A, C, D])
+
+
 class TestTheFirstLook:
     def test_noted_and_not_moved(self, play: Play, child: Child) -> None:
         async def act(stage: Stage) -> None:

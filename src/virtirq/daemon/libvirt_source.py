@@ -26,6 +26,7 @@ from virtirq.guests.libvirt.connection import SOURCE
 from virtirq.guests.libvirt.watch import Watch, open_watch
 from virtirq.guests.processes import find
 from virtirq.guests.processes.affinity import Processes
+from virtirq.guests.processes.find import holding_still
 from virtirq.host.fs import HostFs
 from virtirq.model import Finding, Gap, Guest
 from virtirq.policy.findings import guests_not_read, libvirt_silent
@@ -216,7 +217,7 @@ class LibvirtSource:
             else:
                 self._unread.pop(uuid, None)
                 gaps += end.gaps
-                guests += end.guests
+                guests += (holding_still(each, self._ours(uuid)) for each in end.guests)
             known = self._ours(uuid)
             if isinstance(end, VirtirqError) or (end.gaps and not end.guests):
                 if known is None:
@@ -309,7 +310,7 @@ class LibvirtSource:
         for gap in found.gaps:
             self._log.warning(f"not read: {gap.path}: {gap.error}")
         for guest in found.guests:
-            self._reconciler.update(guest)
+            self._reconciler.update(holding_still(guest, self._ours(uuid)))
         if not found.guests and not found.gaps:
             self._reconciler.gone(uuid)
         if found.guests or not found.gaps:

@@ -21,9 +21,12 @@ from virtirq.daemon.source_state import SourceState, guest_is_gone
 from virtirq.daemon.timers import Key, Timers
 from virtirq.errors import NoAnswerError
 from virtirq.guests.processes.find import (
+    HELD,
     SOURCE,
     Found,
+    as_told,
     find_processes,
+    holding_still,
     read_process,
     still_there,
 )
@@ -147,7 +150,7 @@ class ProcessSource:
             owner = self._owner(device)
             if owner is None:
                 self.look(pid)
-            elif owner.source == SOURCE and owner.pid is not None:
+            elif owner.pid is not None and (owner.source == SOURCE or _is_held(owner, device)):
                 self.look(owner.pid, _GROWN)
                 if pid != owner.pid and all(vcpu.tid != pid for vcpu in owner.vcpus):
                     self.look(pid)  # one of its other threads, or somebody who has it now
@@ -168,6 +171,11 @@ class ProcessSource:
         for key in sorted(same):
             self._reconciler.gone(key)
 
+    def look_beside(self, told: Guest) -> None:
+        """Look at what the process of a guest of another source holds beside what was told."""
+        if told.source != SOURCE and told.pid is not None:
+            self.look(told.pid)
+
     def look(self, pid: int, delay: float | None = None) -> None:
         """Look at the process that this is a thread of, soon or after so many seconds."""
         if self.on and delay is None:
@@ -186,7 +194,7 @@ class ProcessSource:
 
     async def _find(self, limit: float) -> Found:
         """Raises NoAnswerError."""
-        find = partial(find_processes, self._fs, self._reconciler.guests)
+        find = partial(_find, self._fs, self._reconciler.guests)
         found = await self._reads.call(_ALL, find, limit=limit)
         if self.on:
             self._step(SourceState.PART if any(map(_hides, found.gaps)) else SourceState.ALL)
@@ -220,6 +228,11 @@ class ProcessSource:
         """`before` were known when these were looked for; `meanwhile` are newer news."""
         there = {guest.pid for guest in found.guests} | meanwhile
         self._held_back &= there
+        holding = (guest for guest in self._reconciler.guests if as_told(guest) is not guest)
+        self._complete(
+            (each for each in found.completed if each.pid not in meanwhile),
+            [each for each in holding if each.pid not in meanwhile],
+        )
         known = {guest.key for guest in self._guests()}
         for guest in before:
             if guest_is_gone(self._state) and guest.pid not in there and guest.key in known:
@@ -230,7 +243,7 @@ class ProcessSource:
     async def _look(self, pid: int) -> None:
         if not self.on:
             return
-        read = partial(read_process, self._fs, pid, self._reconciler.guests)
+        read = partial(_read, self._fs, pid, self._reconciler.guests)
         try:
             found = await self._reads.call(pid, read)
         except NoAnswerError as error:
@@ -238,9 +251,11 @@ class ProcessSource:
             self.look(pid, _PATIENCE)
             return
         if self._meanwhile is not None:
-            self._meanwhile |= {guest.pid for guest in found.guests if guest.pid is not None}
+            met = (*found.guests, *found.completed)
+            self._meanwhile |= {pid, *(guest.pid for guest in met if guest.pid is not None)}
         if not found.guests:
             self._held_back.discard(pid)
+        self._complete(found.completed, self._reconciler.registry.of_process(pid))
         if not found.guests and self._of_process(pid):
             self.look_at_all()  # it has let go, and another may hold what it had
         self._take(found)
@@ -251,6 +266,26 @@ class ProcessSource:
         self._tell(found)
         for guest in found.guests:
             self._update(guest)
+
+    def _complete(self, completed: Iterable[Guest], looked_at: Iterable[Guest]) -> None:
+        """Guests of others whose processes hold more than was told; `looked_at` and not among them
+        holds nothing more.
+        """
+        whole = {guest.key: guest for guest in completed}
+        for guest in (*looked_at, *whole.values()):
+            known = self._reconciler.registry.get(guest.key)
+            if not self.on or known is None or known.pid != guest.pid or known.source == SOURCE:
+                continue
+            now = holding_still(as_told(known), whole.get(guest.key))
+            if now != known:
+                held = ", ".join(str(each.address) for each in now.devices if each.source == HELD)
+                self._log.info(
+                    f"{now.name}: its process holds {held or 'nothing'} beside what was told",
+                    guest=now.name,
+                )
+                self._reconciler.update(now)
+                if len(now.devices) < len(known.devices):
+                    self.look_at_all()  # another may hold what it has let go
 
     def _tell(self, found: Found) -> None:
         for gap in found.gaps:
@@ -342,6 +377,20 @@ class ProcessSource:
 
     def _owner(self, address: PciAddress) -> Guest | None:
         return next(iter(self._reconciler.registry.having(address)), None)
+
+
+def _find(fs: HostFs, known: Iterable[Guest]) -> Found:
+    """In a thread, as all that has to do with all guests."""
+    return find_processes(fs, map(as_told, known))
+
+
+def _read(fs: HostFs, pid: int, known: Iterable[Guest]) -> Found:
+    return read_process(fs, pid, map(as_told, known))
+
+
+def _is_held(owner: Guest, address: PciAddress) -> bool:
+    """Whether the guest is known to have the device by what its process holds alone."""
+    return any(each.address == address and each.source == HELD for each in owner.devices)
 
 
 def _hides(gap: Gap) -> bool:

@@ -28,6 +28,11 @@ class Change(NamedTuple):
         return frozenset(device.address for guest in guests for device in guest.devices)
 
     @property
+    def new_run(self) -> bool:
+        """Whether it runs, and did not run in this process before."""
+        return self.after is not None and (self.before is None or self.before.pid != self.after.pid)
+
+    @property
     def new_threads(self) -> bool:
         """Whether it has threads that it had not."""
         return self.after is not None and not threads_of(self.after) <= threads_of(self.before)

@@ -259,6 +259,7 @@ class Daemon:
         gc.collect()
         gc.freeze()  # what is there now stays: no later collection need look at it
         gc.enable()
+        self._processes.look_at_all()  # what processes of libvirt's guests hold beside
         self._log.info(f"virtirq {__version__} at work: {self._status()}")
         self._manager.ready(self._status())
         self._ping()
@@ -473,6 +474,8 @@ class Daemon:
         for change in changes:
             if change.after is not None:
                 self._processes.give_way(change.after)
+                if self._begun and change.new_run:
+                    self._processes.look_beside(change.after)
         if self._begun:
             self._timers.soon(("known",), _AT_ONCE, self._known)
 

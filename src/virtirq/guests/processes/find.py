@@ -43,6 +43,8 @@ from virtirq.host.fs import HostFs, Reader
 from virtirq.model import Gap, Guest, GuestDevice, PciAddress
 
 SOURCE: Final = "vfio-process"
+HELD: Final = "vfio"
+"""Where a device is known from that a process was found to hold."""
 
 _MOST_SHOWN: Final = 3
 _VMM: Final = re.compile(
@@ -91,6 +93,23 @@ def still_there(fs: HostFs, guest: Guest) -> bool:
     if guest.pid is None or guest.started is None:
         return False
     return started_at(fs, guest.pid) == guest.started
+
+
+def as_told(guest: Guest) -> Guest:
+    """The guest as its source has told of it, without what its process was found to hold beside."""
+    told = tuple(device for device in guest.devices if device.source != HELD)
+    if guest.source == SOURCE or len(told) == len(guest.devices):
+        return guest
+    return replace(guest, devices=told)
+
+
+def holding_still(guest: Guest, before: Guest | None) -> Guest:
+    """A guest as another source tells of it now, with what its process was found to hold before."""
+    if before is None or before.pid != guest.pid or SOURCE in (guest.source, before.source):
+        return guest
+    told = {device.address for device in guest.devices}
+    held = (each for each in before.devices if each.source == HELD and each.address not in told)
+    return replace(guest, devices=(*guest.devices, *held))
 
 
 class _Look:
@@ -175,7 +194,7 @@ class _Look:
         for guest in guests:
             more = self._holders.beside(guest.pid) - found if guest.pid is not None else None
             if more:
-                devices = (GuestDevice(each, source="vfio") for each in sorted(more))
+                devices = (GuestDevice(each, source=HELD) for each in sorted(more))
                 self._completed.append(replace(guest, devices=(*guest.devices, *devices)))
                 found |= more
         return found
@@ -288,7 +307,7 @@ class _Look:
             vcpus=places.vcpus,
             emulator=places.emulator,
             iothreads=places.iothreads,
-            devices=tuple(GuestDevice(each, source="vfio") for each in sorted(devices)),
+            devices=tuple(GuestDevice(each, source=HELD) for each in sorted(devices)),
             kind="machine" if is_machine else "process",
             owner=holder.owner.uid,
             started=holder.started,
