@@ -14,8 +14,18 @@ from typing import Any
 
 import pytest
 
-from tests.daemon.test_reconciler import FOUND, HOST, NIC, PLANNED, WEB, Kernel, Lines
-from virtirq.daemon import service
+from tests.daemon.test_reconciler import (
+    FOUND,
+    HOST,
+    NIC,
+    OTHER,
+    PLANNED,
+    STRANGE,
+    WEB,
+    Kernel,
+    Lines,
+)
+from virtirq.daemon import service, unclaimed
 from virtirq.daemon.log import Log
 from virtirq.daemon.process_source import ProcessSource
 from virtirq.daemon.service import Daemon, Setup
@@ -23,6 +33,7 @@ from virtirq.daemon.vector_follower import VectorFollower
 from virtirq.errors import ConfigError, UnavailableError
 from virtirq.model import NATIVE
 from virtirq.policy.config import Config, GuestVectorsConfig
+from virtirq.ui import inputs
 
 UNFOLLOWED = Config(guest_vectors=GuestVectorsConfig(follow=False))
 IRQS = (100, 101, 102, 103)
@@ -142,6 +153,27 @@ def test_a_life(stage: Stage) -> None:
 
     asyncio.run(live())
     assert not any(each for each in stage.lines.records if each.levelno >= logging.ERROR)
+
+
+def test_what_it_finds_agrees_with_check(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unclaimed, "_GRACE", 0.0)
+
+    async def live() -> None:
+        async with stage.daemon() as daemon:
+            work = asyncio.ensure_future(daemon.work())
+            await stage.until_ready(work)
+            while not (told := daemon._daemon_status()).findings[1:]:
+                await asyncio.sleep(0.01)
+            alone = inputs.seen(stage.fs, (WEB,), UNFOLLOWED, (), None).findings
+            both = inputs.seen(stage.fs, (WEB,), UNFOLLOWED, (), told).findings
+            strangers = [each for each in alone if each.code == "device-unclaimed"]
+            assert [each.subject for each in strangers] == [str(OTHER), str(STRANGE)]
+            assert set(strangers) < set(told.findings)
+            assert sorted(map(str, both)) == sorted(map(str, {*alone, *told.findings}))
+            os.kill(os.getpid(), signal.SIGTERM)
+            await work
+
+    asyncio.run(live())
 
 
 def test_a_reload_during_the_start_waits_for_its_end(

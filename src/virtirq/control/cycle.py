@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -93,13 +92,17 @@ def observe(
 
 def _unclaimed(fs: HostFs, known: Collection[PciAddress]) -> dict[PciAddress, int]:
     """How many interrupts VFIO has of each device that no guest has."""
-    strangers = vfio_functions(fs) - set(known)
-    found = Counter(
-        each.device
-        for each in read_interrupts(Reader(fs), strangers, CpuSet())
-        if any(map(VfioAction.parse, each.actions or ()))
-    )
-    return dict(sorted(found.items()))
+    found = vfio_interrupts(fs, vfio_functions(fs) - set(known))
+    return {device: len(irqs) for device, irqs in sorted(found.items())}
+
+
+def vfio_interrupts(fs: HostFs, devices: Iterable[PciAddress]) -> dict[PciAddress, list[int]]:
+    """The IRQ numbers that VFIO has set up of each of these devices, of those that have any."""
+    found: dict[PciAddress, list[int]] = {}
+    for each in read_interrupts(Reader(fs), devices, CpuSet()):
+        if any(map(VfioAction.parse, each.actions or ())):
+            found.setdefault(each.device, []).append(each.irq)
+    return found
 
 
 class Devices(NamedTuple):

@@ -37,6 +37,7 @@ from virtirq.daemon.source_state import Sources, SourceState, all_told
 from virtirq.daemon.status_server import StatusServer
 from virtirq.daemon.systemd import ServiceManager
 from virtirq.daemon.timers import Key, Timers
+from virtirq.daemon.unclaimed import Unclaimed
 from virtirq.daemon.vector_follower import VectorFollower
 from virtirq.errors import DeploymentError, NoAnswerError, UnavailableError, VirtirqError
 from virtirq.guests.processes.affinity import is_libvirts, runs_elsewhere
@@ -185,6 +186,13 @@ class Daemon:
         self._status_server = StatusServer(setup.state, self._daemon_status, answers)
         reconciler = self._reconciler
         self._holds = Holds(setup.state, reconciler.hold, reconciler.release, log)
+        self._unclaimed = Unclaimed(
+            self._fs,
+            self._reconciler.registry,
+            log,
+            self._timers,
+            lambda: all_told(self._sources()),
+        )
         self._events: KernelEvents | None = None
         self._floods = Floods(
             {
@@ -260,6 +268,7 @@ class Daemon:
         gc.freeze()  # what is there now stays: no later collection need look at it
         gc.enable()
         self._processes.look_at_all()  # what processes of libvirt's guests hold beside
+        self._unclaimed.look_at_all()
         self._log.info(f"virtirq {__version__} at work: {self._status()}")
         self._manager.ready(self._status())
         self._ping()
@@ -439,6 +448,7 @@ class Daemon:
 
     def _daemon_status(self) -> DaemonStatus:
         findings = self._reconciler.findings() + self._guard.findings() + self._follower.findings()
+        findings += self._unclaimed.findings()
         if self._events is None:
             findings += (events_polled(self._no_events),)
         if self._libvirt is not None:
@@ -490,6 +500,7 @@ class Daemon:
             self._timers.soon(("unwatched",), _AT_ONCE, self._look_at_unwatched)
         both = (guest for each in changes for guest in (each.before, each.after) if guest)
         self._follower.known({guest.key for guest in both})
+        self._unclaimed.known({device for each in changes for device in each.devices})
         self._spare()
         if not self._rules_told and all_told(self._sources()):
             self._rules_told = True
@@ -575,6 +586,7 @@ class Daemon:
         self._reconciler.look_at_all()
         self._follower.look_at_all()
         self._processes.look_at_all()
+        self._unclaimed.look_at_all()
         self._spare()
         if self._libvirt is not None:
             self._libvirt.look_at_all()
@@ -600,6 +612,7 @@ class Daemon:
         names = {event.name for event in events if event.kind is EventKind.REQUESTED}
         actions = filter(None, map(VfioAction.parse, names))
         for device in {action.device for action in actions}:
+            self._unclaimed.set_up(device)
             for guest in self._reconciler.registry.having(device):
                 self._follower.look(guest.key)
         self._processes.requested(e for e in events if e.kind is EventKind.REQUESTED)
@@ -608,6 +621,7 @@ class Daemon:
         match event.kind:
             case EventKind.FREED | EventKind.TORN_DOWN:
                 self._reconciler.freed(event.irq)
+                self._unclaimed.freed(event.irq)
             case EventKind.MOVED:
                 self._reconciler.moved(event.irq, event.comm, event.pid)
                 if event.comm == _IRQBALANCE and self._reconciler.ledger.keeps(event.irq):
@@ -680,6 +694,7 @@ class Daemon:
         if changed:
             self._follower.look_at_all()
             self._timers.done(_POLLING)
+        self._unclaimed.look_at_all()
         self._spare()
         self._guard.check()
         self._timers.again(_POLLING, self._poll, _POLL)

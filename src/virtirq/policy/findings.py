@@ -14,6 +14,7 @@ from virtirq.model import (
     Guest,
     GuestPlan,
     InterruptKey,
+    PciAddress,
     Pin,
     Plan,
     Snapshot,
@@ -79,6 +80,12 @@ def left_alone(guest: str) -> Finding:
     return _finding("guest-left-alone", guest, "its interrupts are left alone for a while")
 
 
+def device_unclaimed(address: PciAddress, count: int) -> Finding:
+    """Somebody uses the device by VFIO, and which guest that is cannot be told."""
+    text = f"{count} interrupt{'s' if count > 1 else ''} of VFIO's, and no guest that has it"
+    return _finding("device-unclaimed", str(address), text)
+
+
 def journal_unusable(why: str) -> Finding:
     """Nothing can be moved, or put back."""
     return _finding("journal-unusable", "host", why)
@@ -134,8 +141,7 @@ def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Finding]:
         basis = snapshot.posting.basis
         yield _finding("interrupts-posted", "host", f"device interrupts may be posted: {basis}")
     for address, count in snapshot.unclaimed.items():
-        text = f"{count} interrupt{'s' if count > 1 else ''} of VFIO's, and no guest that has it"
-        yield _finding("device-unclaimed", str(address), text)
+        yield device_unclaimed(address, count)
     full = CpuSet(c for c in targets if snapshot.vectors_on.get(c, 0) >= VECTORS_LOW)
     if full:
         most = max(snapshot.vectors_on[cpu] for cpu in full)

@@ -205,7 +205,10 @@ def seen(
     planned = make_plan(snapshot, config)
     found = find(snapshot, planned)
     if daemon is not None:
-        found = in_order((*found, *daemon.findings))
+        # What is seen here is newer than what the daemon has seen of the same.
+        here = {(each.code, each.subject) for each in found}
+        told = (each for each in daemon.findings if (each.code, each.subject) not in here)
+        found = in_order((*found, *told))
     return View(snapshot, planned, found, daemon)
 
 
