@@ -59,7 +59,11 @@ class HostFs(ABC):
 
     def head(self, path: str, most: int) -> str:
         """As `read`, of a file that is as long as somebody likes: the first `most` bytes of it."""
-        return self.read(path).encode()[:most].decode("utf-8", "replace")
+        return decode(self.beginning(path, most))
+
+    def beginning(self, path: str, most: int) -> bytes:
+        """The first `most` bytes as they are: who pays for what is read counts all of them."""
+        return self.read(path).encode()[:most]
 
     @abstractmethod
     def listdir(self, path: str) -> list[str]:
@@ -124,15 +128,12 @@ class LiveFs(HostFs):
     writable = True
 
     def read(self, path: str) -> str:
-        content = self._head(path, _MOST + 1)
+        content = self.beginning(path, _MOST + 1)
         if len(content) > _MOST:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
         return decode(content)
 
-    def head(self, path: str, most: int) -> str:
-        return decode(self._head(path, most))
-
-    def _head(self, path: str, most: int) -> bytes:
+    def beginning(self, path: str, most: int) -> bytes:
         # os.open and not open(): a quarter of the time, and a host has thousands of these.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -239,11 +240,11 @@ class Reader:
         self.fs = fs
         self._failed: list[tuple[str, str, str]] = []  # pattern, why, where
 
-    def text(self, path: KernelPath, *names: object) -> str | None:
-        """The file's content; None when absent or unreadable."""
+    def text(self, path: KernelPath, *names: object, most: int | None = None) -> str | None:
+        """The file's content, or its first `most` bytes; None when absent or unreadable."""
         where = path.at(*names)
         try:
-            return self.fs.read(where)
+            return self.fs.read(where) if most is None else self.fs.head(where, most)
         except OSError as error:
             self.failed(path, where, error)
             return None

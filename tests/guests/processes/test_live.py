@@ -53,8 +53,10 @@ class OverlaidFs(LiveFs):
     def read(self, path: str) -> str:
         return super().read(path) if self._is_real(path) else self._made.read(path)
 
-    def head(self, path: str, most: int) -> str:
-        return super().head(path, most) if self._is_real(path) else self._made.head(path, most)
+    def beginning(self, path: str, most: int) -> bytes:
+        if self._is_real(path):
+            return super().beginning(path, most)
+        return self._made.beginning(path, most)
 
     def listdir(self, path: str) -> list[str]:
         return super().listdir(path) if self._is_real(path) else self._made.listdir(path)

@@ -6,10 +6,9 @@ from collections import Counter
 from typing import Final
 
 from virtirq.guests.processes.owners import owner_of
-from virtirq.guests.processes.threads import text_of
 from virtirq.guests.processes.values import MOST_BYTES, split
 from virtirq.host import paths
-from virtirq.host.fs import HostFs
+from virtirq.host.fs import HostFs, decode
 
 _MOST_OF_USER: Final = 64 << 20
 """Bytes of one user's command lines that are read; QEMU's has some ten thousand."""
@@ -31,9 +30,12 @@ class Arguments:
         if most <= 0:
             self.skipped.add(user)
             return []
-        text = text_of(self._fs, paths.PROCESS_ARGUMENTS.at(pid), most) or ""
-        self._read[user] += len(text)
-        return split(text)
+        try:
+            content = self._fs.beginning(paths.PROCESS_ARGUMENTS.at(pid), most)
+        except OSError:
+            return []
+        self._read[user] += len(content)  # NULs, too, of which nothing is left in the end
+        return split(decode(content))
 
     def user(self, pid: int) -> int:
         """Whose part of what is read in all the process is; -1 when it has ended."""
