@@ -156,6 +156,29 @@ def test_its_process_id_was_reused(arguments: str, running: bool) -> None:
     assert read(fs).pid == (812 if running else 901)
 
 
+BANS = "/usr/sbin/irqbalance\0--banmod=vfio-pci\0"
+
+
+@pytest.mark.parametrize(("uid", "running"), [(0, True), (1000, False)])
+def test_a_process_of_anybodys_under_its_number(uid: int, running: bool) -> None:
+    """A socket that was left behind bears its number, and it says that it spares all of VFIO's."""
+    files = {
+        "/proc/812/cmdline": BANS,
+        "/proc/812/task/812/status": f"Name:\tx\nUid:\t{uid}\t0\t0\t0\n",
+    }
+    fs = replace(RUNNING, files=files).live()
+    assert read(fs).running is running
+    other = {"/run/irqbalance/irqbalance901.sock": "", "/proc/901/cmdline": "irqbalance"}
+    found = read(replace(RUNNING, files=files | other).live())
+    assert (found.pid, found.spares_vfio) == ((812, True) if running else (901, False))
+
+
+def test_no_more_is_read_of_arguments_than_irqbalance_can_have() -> None:
+    fs = RUNNING.live()
+    fs.set("/proc/812/cmdline", "x\0" * (1 << 17) + "irqbalance\0")
+    assert read(fs) == Irqbalance(False)
+
+
 STAT = "812 ({name}) S 1 812 812 0 -1 4194560 1 0 0 0 5 6 0 0 20 0 2 0 1234 82718720 889"
 
 

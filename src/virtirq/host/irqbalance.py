@@ -19,6 +19,10 @@ from virtirq.model import Irqbalance
 _NAME: Final = "irqbalance"
 _SOCKET = re.compile(r"irqbalance(\d{1,9})\.sock", re.ASCII)
 _PID = re.compile(r"\d{1,9}", re.ASCII)
+_USER = re.compile(r"^Uid:\s+(\d+)\s", re.MULTILINE | re.ASCII)
+_MOST_ARGUMENTS: Final = 1 << 17
+"""Bytes of a command line: any process can make its own as long as it likes."""
+_MOST_STATUS: Final = 1 << 16
 # irqbalance: irqbalance.c, version()
 _VERSION = re.compile(r"irqbalance version (\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?", re.ASCII)
 # irqbalance: irqbalance.c, parse_command_line()
@@ -47,7 +51,9 @@ def read_irqbalance(reader: Reader) -> Irqbalance:
             return Irqbalance(True, pid)
         if not reader.fs.isdir(f"/proc/{pid}"):
             continue
-        arguments = reader.text(paths.PROCESS_ARGUMENTS, pid)
+        if not _may_be_roots(reader.fs, pid):
+            continue
+        arguments = reader.text(paths.PROCESS_ARGUMENTS, pid, most=_MOST_ARGUMENTS)
         words = [] if arguments is None else arguments.split("\0")
         if arguments is None or any(_is_its_name(each) for each in words):
             banned = _banned_modules(words)
@@ -80,6 +86,19 @@ def read_version(fs: HostFs, pid: int) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
+
+
+def _may_be_roots(fs: HostFs, pid: int) -> bool:
+    """Whether it is not known for certain that the process is another user's.
+
+    A socket that was left behind may bear the number of anybody's process by now, which then says
+    of itself what it likes.
+    """
+    try:
+        user = _USER.search(fs.head(paths.THREAD_STATUS.at(pid, pid), _MOST_STATUS))
+    except OSError:
+        return True
+    return user is None or user[1] == "0"
 
 
 def _is_its_name(argument: str) -> bool:
