@@ -297,6 +297,14 @@ class TestLog:
             assert not open_host(root).writable
 
 
+def test_a_log_that_is_larger_than_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is sparse, say, and no memory would hold it."""
+    root = MadeHost().write(tmp_path / "host", scratch=True)
+    os.truncate(root / LOG, 1 << 40)
+    with pytest.raises(RecordingError, match="more than 64 MiB"):
+        open_host(root)
+
+
 class TestTreesThatLackSomething:
     def test_cpus(self) -> None:
         gone = ("/sys/devices/system/cpu/online", "/sys/devices/system/cpu/possible")

@@ -35,6 +35,8 @@ VECTORS_PER_CPU: Final = 200
 LOG: Final = "virtirq/scratch.jsonl"
 _START: Final = b'{"irq": '
 _MAX_LINE: Final = 1 << 17  # two lists of every other one of 8192 CPUs are 40 kB
+_MAX_LOG: Final = 1 << 26
+"""Bytes; a write of every interrupt of a large host is some 100."""
 # RecursionError: a line of nothing but brackets.
 _MALFORMED: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _IRQ_FILE = re.compile(r"/proc/irq/(\d+)/(smp|effective)_affinity(_list)?", re.ASCII)
@@ -168,7 +170,11 @@ class ScratchFs(HostFs):
 
     def _replay(self, log: Path) -> None:
         try:
-            *lines, tail = log.read_bytes().split(b"\n")
+            with log.open("rb") as file:
+                content = file.read(_MAX_LOG + 1)
+            if len(content) > _MAX_LOG:
+                raise ValueError(f"more than {_MAX_LOG >> 20} MiB")
+            *lines, tail = content.split(b"\n")
             for line in lines:
                 told = json.loads(line)
                 if type(told["irq"]) is not int:
