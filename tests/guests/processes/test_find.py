@@ -824,6 +824,11 @@ class TestHidden:
         found = Scene([*self.crowd(1000, 1001, 1002), QEMU, victim], opened=[A, C]).found()
         assert devices(found) == {"web": [A], "dpdk-testpmd-5000": [C]}
 
+    def test_many_who_have_one_device_open_make_one_short_line(self) -> None:
+        crowd = [replace(DPDK, pid=4000 + number, uid=1000 + number % 2) for number in range(40)]
+        (gap,) = Scene(crowd, opened=[C]).found().gaps
+        assert "4002 of user 1000 and 37 more: whose it is cannot be told" in gap.error
+
     def test_who_is_skipped_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(holders, "_MOST_OF_USER", 100)
         found = Scene(self.crowd(1000, 1001), opened=[A]).found()

@@ -112,6 +112,10 @@ def holding_still(guest: Guest, before: Guest | None) -> Guest:
     return replace(guest, devices=(*guest.devices, *held))
 
 
+def _and_more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""
+
+
 class _Look:
     """One look at the processes of a host."""
 
@@ -212,8 +216,7 @@ class _Look:
     def _tell(self, missing: Collection[PciAddress], pids: Collection[int]) -> None:
         """Some functions are open, and by whom cannot be told."""
         shown = [str(each) for each in sorted(missing)[:_MOST_SHOWN]]
-        more = len(missing) - len(shown)
-        which = ", ".join(shown) + (f" and {more} more" if more else "")
+        which = ", ".join(shown) + _and_more(len(missing) - _MOST_SHOWN)
         if self._holders.hidden:
             why = f"{os.strerror(errno.EACCES)}: whose {which} is cannot be told"
             self._gaps.append(Gap(paths.PROCESS_DESCRIPTOR.glob, why))
@@ -230,7 +233,7 @@ class _Look:
     def _too_many(self) -> str:
         users = sorted(self._holders.skipped)
         shown = ", ".join(str(each) for each in users[:_MOST_SHOWN])
-        more = f" and {len(users) - _MOST_SHOWN} more" if len(users) > _MOST_SHOWN else ""
+        more = _and_more(len(users) - _MOST_SHOWN)
         return f"too many to look at of user{'s' if users[1:] else ''} {shown}{more}"
 
     def _sees_all(self, pids: Collection[int]) -> bool:
@@ -273,7 +276,8 @@ class _Look:
             users = sorted({each.owner.uid for each in rivals})
             if len(users) == 1:
                 continue
-            who = ", ".join(f"{each.pid} of user {each.owner.uid}" for each in rivals)
+            shown = [f"{each.pid} of user {each.owner.uid}" for each in rivals[:_MOST_SHOWN]]
+            who = ", ".join(shown) + _and_more(len(rivals) - _MOST_SHOWN)
             said = f"{address} is open in processes {who}"
             ours = any(each.owner.root for each in rivals)
             why = "root's has it" if ours else "whose it is cannot be told"
