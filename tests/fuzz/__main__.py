@@ -88,6 +88,7 @@ class Campaign:
 
     def _fault(self, data: bytes) -> Fault | None:
         """What the input breaks."""
+        from tests.fuzz.engine import ViolationError
         from tests.fuzz.instrument import hits, installed
 
         hits.clear()
@@ -100,6 +101,8 @@ class Campaign:
             last = (ours if not isinstance(error, AssertionError) and ours else frames)[-1]
             where = f"{Path(last.filename).name}:{last.lineno}"
             what = f"{type(error).__name__} at {where}"
+            if isinstance(error, ViolationError):
+                what = f"{type(error).__name__}: {error!s:.60}"
             return Fault(what, f"{what}: {str(error)[:300]}")
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
