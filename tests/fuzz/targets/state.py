@@ -201,7 +201,7 @@ def archive(data: bytes) -> None:
 def _or_none(call: Callable[[str], T], path: str) -> T | None:
     try:
         return call(path)
-    except OSError:
+    except (OSError, RecordingError):
         return None
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from virtirq.errors import DirectiveError, DomainXmlError
 from virtirq.guests.libvirt.domainxml import parse_domain
 from virtirq.guests.libvirt.rfcxml import decode_document, to_attributes, to_metadata
+from virtirq.model import Directive
 
 OURS = "urn:virtirq:1"
 
@@ -249,6 +250,19 @@ def test_anything_else_is_one_clear_error(text: str) -> None:
     for work in (to_metadata, to_attributes):
         with pytest.raises(DomainXmlError):
             work(text)
+
+
+@pytest.mark.parametrize("uri", ["billing department", "urn:virtirq:1 irqs", "x\ty"])
+def test_namespaces_of_others_may_hold_blanks(uri: str) -> None:
+    text = (
+        f"<domain><name>g</name><metadata><b:account xmlns:b='{uri}'/></metadata><devices>"
+        "<hostdev mode='subsystem' type='pci' cpuset='2'><source><address bus='0x82'/></source>"
+        "</hostdev></devices></domain>"
+    )
+    moved = to_metadata(text)
+    assert f"xmlns:b='{uri}'" in moved.text
+    assert parse_domain(moved.text).devices[0].directive == Directive.parse("2")
+    assert to_attributes(moved.text).settings == moved.settings
 
 
 # Bytes to text.

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from xml.parsers.expat import XMLParserType
 
 _HOLDERS: Final = ("hostdev", "interface", "disk")
-_IRQS: Final = f"{NAMESPACE} irqs"
-_DEVICE: Final = f"{NAMESPACE} device"
+_OF: Final = "\f"
+"""Between a namespace and a name: no document can hold it, and expat refuses one that does."""
+_IRQS: Final = f"{NAMESPACE}{_OF}irqs"
+_DEVICE: Final = f"{NAMESPACE}{_OF}device"
 _ATTRIBUTE: Final = re.compile(rb"""(\s+)([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
 _NAME_END: Final = re.compile(rb"[\s/>]")
 _DECLARATION: Final = re.compile(
@@ -195,7 +197,7 @@ class _Walk:
         self._path: list[str] = []
         self._open: list[_Element] = []
         # The text is UTF-8 by now, whatever its declaration says.
-        self._parser: XMLParserType = expat.ParserCreate("utf-8", namespace_separator=" ")
+        self._parser: XMLParserType = expat.ParserCreate("utf-8", namespace_separator=_OF)
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._end
         self._parser.Parse(data, True)
