@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from virtirq.cpuset import CpuSet, union
@@ -41,8 +41,9 @@ VECTORS_LOW: Final = 180
 def findings(snapshot: Snapshot, plan: Plan) -> tuple[Finding, ...]:
     """Every finding, the worst first, then by code and subject. `plan` is for `snapshot`."""
     found = list(_of_host(snapshot, plan))
+    still = _still_pools(snapshot)
     for guest in plan.guests:
-        found += _of_guest(snapshot, guest)
+        found += _of_guest(snapshot, guest, still)
         for device in guest.devices:
             found += _of_device(snapshot, guest.guest, device)
     return in_order(found)
@@ -149,11 +150,11 @@ def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Finding]:
         yield _finding("vectors-low", f"CPU {full}", text)
 
 
-def _of_guest(snapshot: Snapshot, planned: GuestPlan) -> Iterator[Finding]:
+def _of_guest(snapshot: Snapshot, planned: GuestPlan, still: _Pools) -> Iterator[Finding]:
     guest = planned.guest
     for problem in guest.problems:
         yield _finding("setting-not-understood", guest.name, problem)
-    yield from _pools_on_isolated(snapshot, guest)
+    yield from _pools_on_isolated(snapshot, guest, still)
     directives = [each.directive for each in planned.devices if each.directive is not None]
     where = anywhere(snapshot.topology)
     loose = {vcpu for each in directives for vcpu in _unpinned_vcpus(each, guest, snapshot)}
@@ -179,15 +180,33 @@ def _drivers(snapshot: Snapshot, plan: Plan) -> set[str]:
     }
 
 
-def _pools_on_isolated(snapshot: Snapshot, guest: Guest) -> Iterator[Finding]:
-    """vCPUs that share isolated CPUs: the scheduler has no domain there and moves none of them."""
+_Pools = Sequence[tuple[CpuSet, int]]
+"""Sets of CPUs, and how many vCPUs share each."""
+
+
+def _on_isolated(snapshot: Snapshot, guest: Guest) -> list[CpuSet]:
+    """The isolated CPUs of each vCPU that may run on several of them."""
     isolated = snapshot.topology.isolated & snapshot.topology.online
-    shared = (vcpu.cpus & isolated for vcpu in guest.vcpus if vcpu.cpus is not None)
-    for cpus, sharers in pools(cpus for cpus in shared if len(cpus) > 1):
-        if sharers > 1:
+    there = (vcpu.cpus & isolated for vcpu in guest.vcpus if vcpu.cpus is not None)
+    return [cpus for cpus in there if len(cpus) > 1]
+
+
+def _still_pools(snapshot: Snapshot) -> _Pools:
+    """Isolated CPUs that vCPUs share: the scheduler has no domain there and moves none of them."""
+    them = [cpus for guest in snapshot.guests for cpus in _on_isolated(snapshot, guest)]
+    return [pool for pool in pools(them) if pool[1] > 1]
+
+
+def _pools_on_isolated(snapshot: Snapshot, guest: Guest, still: _Pools) -> Iterator[Finding]:
+    own = _on_isolated(snapshot, guest)
+    for cpus, sharers in still:
+        mine = sum(1 for each in own if each <= cpus)
+        if mine:
+            others = f" with {sharers - mine} of other guests" if sharers > mine else ""
             text = (
-                f"{sharers} {guest.unit}s share isolated CPUs {cpus} as one pool, among which the"
-                " kernel does not balance: all stay where they started"
+                f"{mine} {guest.unit}{'s' if mine > 1 else ''} share{'' if mine > 1 else 's'}"
+                f" isolated CPUs {cpus} as one pool{others}, among which the kernel does not"
+                " balance: all stay where they started"
             )
             yield _finding("pool-on-isolated", guest.name, text, guest.name)
 
@@ -238,8 +257,8 @@ def _of_device(snapshot: Snapshot, guest: Guest, plan: DevicePlan) -> Iterator[F
         yield _finding("node-mismatch", subject, text, guest.name)
     if plan.target is not None:
         own = pinned
-        if guest.emulator is not None and not wide(guest.emulator, topology):
-            own |= guest.emulator
+        threads = (guest.emulator, *guest.iothreads.values())
+        own |= union(cpus for cpus in threads if cpus is not None and not wide(cpus, topology))
         foreign = (plan.target & (topology.isolated | topology.nohz_full)) - own
         if foreign:
             text = f"its interrupts may go to isolated CPUs {foreign}, not its {guest.unit}s'"
