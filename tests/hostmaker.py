@@ -172,7 +172,7 @@ class MadeHost:
     hold links into ``/sys/devices``, as the kernel has them. `old_msi`: ``msi_irqs/N/mode``, as
     before Linux 3.14. `masks`: also the files with hexadecimal masks. `partitions`: CPUs of
     isolated cpuset partitions. `performance`, `efficiency`: the two sorts of a hybrid CPU.
-    `llc_sizes`: KiB, by group of `llcs`.
+    `llc_sizes`: KiB, by group of `llcs`. `packages`: the CPUs of each socket, if that is known.
     """
 
     online: str | None = "0-7"
@@ -205,6 +205,7 @@ class MadeHost:
     performance: str | None = None
     efficiency: str | None = None
     llc_sizes: Mapping[str, int] = field(default_factory=dict)
+    packages: Sequence[str] = ()
 
     def fs(self, log: Path | None = None) -> MadeFs:
         """The host in memory; writes are modelled as `ScratchFs` does."""
@@ -348,6 +349,9 @@ class MadeHost:
         for group in self.siblings or ():
             for cpu in CpuSet.parse(group) & self._online:
                 yield paths.CPU_SIBLINGS.at(f"cpu{cpu}"), _Node(group)
+        for group in self.packages:
+            for cpu in CpuSet.parse(group) & self._online:
+                yield paths.CPU_PACKAGE.at(f"cpu{cpu}"), _Node(group)
         for group in self._node_cpus().values() if self.llcs is None else self.llcs:
             for cpu in CpuSet.parse(group) & self._online:
                 for index, level, cpus in (("index0", 1, str(cpu)), ("index3", 3, group)):

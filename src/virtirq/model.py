@@ -219,7 +219,8 @@ class Topology:
     """The host's CPUs. `nohz_full` is ``nohz_full=``.
 
     `isolated` is ``isolcpus=`` and the isolated cpuset partitions made since. Of hybrid CPUs,
-    `performance` and `efficiency` are the two sorts. `llc_sizes` are in KiB.
+    `performance` and `efficiency` are the two sorts. `llc_sizes` are in KiB; `llc_levels` say of
+    which level each of the last-level caches is. `packages` are sockets; empty where not recorded.
     """
 
     online: CpuSet
@@ -230,6 +231,8 @@ class Topology:
     siblings: tuple[CpuSet, ...] = ()
     llcs: tuple[CpuSet, ...] = ()
     llc_sizes: Mapping[CpuSet, int] = field(default_factory=dict)
+    llc_levels: Mapping[CpuSet, int] = field(default_factory=dict)
+    packages: tuple[CpuSet, ...] = ()
     performance: CpuSet = CpuSet()
     efficiency: CpuSet = CpuSet()
 

@@ -36,6 +36,7 @@ INTEL = MadeHost(
     efficiency="2-3",
     llcs=("0-3",),
     llc_sizes={"0-3": 32768},
+    packages=("0-1", "2-3"),
     devices=(
         replace(passthrough(NIC, vectors=2, iommu_group=3, physfn="0000:82:00.1"), vfio_device=0),
         passthrough(GPU, kind="intx", first_irq=16),

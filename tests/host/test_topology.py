@@ -39,9 +39,12 @@ def test_a_two_socket_host() -> None:
             nohz_full="3",
             nodes={0: "0-1,4-5", 1: "2-3,6-7"},
             siblings=("0,4", "1,5", "2,6", "3,7"),
+            packages=("0-1,4-5", "2-3,6-7"),
         ).fs()
     )
     assert gaps == ()
+    assert shown(made.packages) == ["0-1,4-5", "2-3,6-7"]
+    assert set(made.llc_levels.values()) == {3}
     assert (str(made.online), str(made.possible)) == ("0-7", "0-15")
     assert (str(made.isolated), str(made.nohz_full)) == ("2-3", "3")
     assert {n: str(node.cpus) for n, node in made.nodes.items()} == {0: "0-1,4-5", 1: "2-3,6-7"}
@@ -253,7 +256,12 @@ def test_caches() -> None:
 
 def test_caches_that_the_kernel_does_not_know() -> None:
     made, gaps = read(MadeHost(llcs=(), siblings=()).fs())
-    assert (made.llcs, made.siblings, gaps) == ((), (), ())
+    assert (made.llcs, made.siblings, made.llc_levels, gaps) == ((), (), {}, ())
+
+
+def test_that_sockets_are_not_known_is_no_gap() -> None:
+    made, gaps = read(MadeHost().fs())
+    assert (made.packages, gaps) == ((), ())
 
 
 class TestMissing:

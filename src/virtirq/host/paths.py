@@ -53,6 +53,10 @@ CPU_EFFICIENCY: Final = KernelPath("/sys/devices/cpu_atom/cpus", optional=True)
 CPU_SIBLINGS: Final = KernelPath(
     "/sys/devices/system/cpu/{cpu}/topology/thread_siblings_list", optional=True
 )
+# The older of two names for the CPUs of a package, which every kernel has.
+CPU_PACKAGE: Final = KernelPath(
+    "/sys/devices/system/cpu/{cpu}/topology/core_siblings_list", optional=True
+)
 CACHE_LEVEL: Final = KernelPath("/sys/devices/system/cpu/{cpu}/cache/{index}/level", optional=True)
 CACHE_CPUS: Final = KernelPath(
     "/sys/devices/system/cpu/{cpu}/cache/{index}/shared_cpu_list", optional=True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 from virtirq.cpuset import MAX_CPUS, CpuSet, union
 from virtirq.errors import CpuSetError
@@ -41,7 +41,9 @@ def read_topology(reader: Reader) -> Topology:
         nodes=nodes,
         siblings=_read_groups(reader, online, paths.CPU_SIBLINGS),
         llcs=tuple(llcs),
-        llc_sizes={cpus: size for cpus, size in llcs.items() if size is not None},
+        llc_sizes={cpus: each.size for cpus, each in llcs.items() if each.size is not None},
+        llc_levels={cpus: each.level for cpus, each in llcs.items()},
+        packages=_read_packages(reader, online),
         performance=_read_if_there(reader, paths.CPU_PERFORMANCE),
         efficiency=_read_if_there(reader, paths.CPU_EFFICIENCY),
     )
@@ -140,9 +142,24 @@ def _read_groups(reader: Reader, online: CpuSet, path: KernelPath) -> tuple[CpuS
     return tuple(groups)
 
 
-def _read_llcs(reader: Reader, online: CpuSet) -> dict[CpuSet, int | None]:
-    """The groups of CPUs that share a cache of the highest level that each has; its KiB."""
-    groups: dict[CpuSet, int | None] = {}
+def _read_packages(reader: Reader, online: CpuSet) -> tuple[CpuSet, ...]:
+    """The CPUs of each socket. Nothing is decided by them, so that they are not known is no gap."""
+    mark = reader.mark()
+    found = _read_groups(reader, online, paths.CPU_PACKAGE)
+    reader.back_to(mark)
+    return found
+
+
+class _Llc(NamedTuple):
+    """A last-level cache; its size in KiB where it is known."""
+
+    level: int
+    size: int | None
+
+
+def _read_llcs(reader: Reader, online: CpuSet) -> dict[CpuSet, _Llc]:
+    """The groups of CPUs that share a cache of the highest level that each has."""
+    groups: dict[CpuSet, _Llc] = {}
     seen = CpuSet()
     for cpu in online:
         if cpu in seen:
@@ -157,7 +174,7 @@ def _read_llcs(reader: Reader, online: CpuSet) -> dict[CpuSet, int | None]:
                 best, last = int(level), index
         group = last and read_cpus(reader, paths.CACHE_CPUS, f"cpu{cpu}", last)
         if group and cpu in group:
-            groups[group] = _read_size(reader, f"cpu{cpu}", str(last))
+            groups[group] = _Llc(best, _read_size(reader, f"cpu{cpu}", str(last)))
             seen |= group
     return groups
 
