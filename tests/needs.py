@@ -30,6 +30,15 @@ def need_program(name: str) -> None:
         not_run(f"{name} is not installed")
 
 
+def need_chromium() -> str:
+    """Chromium's name here, or `not_run`."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(shutil.which, names), None)
+    if found is None:
+        not_run("chromium is not installed, in which pictures and reports are looked at")
+    return found
+
+
 def need_libvirt() -> ModuleType:
     """libvirt-python, or `not_run`; `make test` builds it where libvirt's headers are."""
     try:

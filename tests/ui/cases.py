@@ -90,6 +90,11 @@ CASES = [
     Case("place", "-s {demo} place web"),
     Case("place-cpus", "-s {demo} place web --cpus 4-7"),
     Case("place-json", "-s {demo} place db --json"),
+    Case("draw", "-s {single} draw --plan --output -"),
+    Case("draw-no-such-guest", "-s {demo} draw mail -o {absent}.svg", 2),
+    Case("draw-unknown-form", "-s {demo} draw -o {absent}.jpg", 2),
+    Case("draw-directory-absent", "-s {demo} draw -o {absent}/host.svg", 1),
+    Case("draw-json", "-s {demo} draw -o {absent}.svg --json", 2),
     Case("quiet", "-q -s {demo} status"),
     Case("version", "--version"),
     # What cannot be done, and what is said about it.

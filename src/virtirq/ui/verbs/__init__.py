@@ -14,6 +14,7 @@ from typing import Final
 NAMES: Final = (
     *("status", "plan", "apply", "restore", "check", "explain", "place", "compare"),
     *("get", "set", "unset", "define", "dumpxml"),
+    "draw",
     *("daemon", "metrics", "record", "config", "demo", "help"),
 )
 """In the order in which the help lists them."""
