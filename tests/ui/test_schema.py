@@ -37,7 +37,7 @@ SHOWN_BY = {
     "help": "help",
 }
 """Verbs that need no libvirt; those that do are in test_libvirt_verbs.py."""
-NONE = {"metrics", "daemon", "demo"}
+NONE = {"metrics", "daemon", "demo", "draw"}
 """Verbs that refuse --json."""
 
 
@@ -97,7 +97,7 @@ ASKED = [
     if case.exit in (0, 3)
     and not case.files
     and "{bare}" not in case.line
-    and case.name not in ("version", "quiet")
+    and case.name not in ("version", "quiet", "draw")
 ]
 
 
