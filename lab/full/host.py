@@ -214,7 +214,9 @@ class Host:
         the machine's own Python (see `python_version`).
         """
         self.put(directory, _WHEELS)
+        # Beside what Debian has of them, which it alone can take away.
         pip = "python3 -m pip install --no-index --no-deps --no-compile --break-system-packages"
+        pip += " --ignore-installed"
         quiet = "--root-user-action=ignore --no-cache-dir --disable-pip-version-check"
         return self.run(f"{pip} {quiet} {_WHEELS}/*.whl", timeout=2 * PATIENCE)
 
