@@ -457,7 +457,7 @@ class Irqbalance:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that was read of a host at one time. `taken_at` is seconds since the epoch.
+    """All that was read of a host at one time.
 
     `interrupts` are those of the guests' devices (and of devices that the caller asked for);
     `vectors_on` counts all of the host's interrupts by the CPU they are delivered to. `unread`
@@ -467,7 +467,6 @@ class Snapshot:
     `readers` by what it was read, by guest key.
     """
 
-    taken_at: float
     topology: Topology
     boot_id: str | None = None
     kernel: str | None = None

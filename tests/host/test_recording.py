@@ -59,7 +59,7 @@ def look(fs: HostFs) -> Snapshot:
     """All that is read of a host, without what a recording leaves out."""
     shot = observe(fs, (), also=list_addresses(Reader(fs)))
     assert shot.boot_id is not None
-    return replace(shot, taken_at=0, boot_id=None, recording=None)
+    return replace(shot, boot_id=None, recording=None)
 
 
 def members(archive: Path) -> dict[str, tarfile.TarInfo]:

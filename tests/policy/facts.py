@@ -134,7 +134,6 @@ def snapshot(
 ) -> Snapshot:
     """The host of `host()` with the guest of `guest()`, whose device is that of `function()`."""
     made = Snapshot(
-        taken_at=0.0,
         topology=topology or host(),
         pci={each.address: each for each in ([function()] if pci is None else pci)},
         interrupts=tuple(interrupts),
@@ -259,7 +258,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         for number in range(count)
     )
     return Snapshot(
-        0.0, topology, pci=pci, interrupts=draw(_interrupts(addresses, topology)), guests=guests
+        topology, pci=pci, interrupts=draw(_interrupts(addresses, topology)), guests=guests
     )
 
 

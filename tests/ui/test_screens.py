@@ -26,7 +26,7 @@ from virtirq.model import (
 from virtirq.ui.screens import outcome_screen
 
 NIC = PciAddress.parse("0000:82:00.0")
-EMPTY = Snapshot(0, Topology(CpuSet(), CpuSet()))
+EMPTY = Snapshot(Topology(CpuSet(), CpuSet()))
 
 
 def outcomes(count: int, status: Status, reason: str, **more: Any) -> Iterator[Outcome]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -73,7 +72,6 @@ def observe(
     held = {device.address for guest in guests for device in guest.devices}
     pci, interrupts, unread = observe_devices(reader, held | set(also), topology.possible, lines)
     return Snapshot(
-        taken_at=time.time(),
         topology=topology,
         boot_id=reader.text(paths.BOOT_ID),
         kernel=reader.text(paths.OS_RELEASE),

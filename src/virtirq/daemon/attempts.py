@@ -143,7 +143,6 @@ class Attempts:
             {each.key.device for each in entries if each.kind is InterruptKind.INTX},
         )
         snapshot = Snapshot(
-            0.0,
             topology,
             pci=devices.pci,
             interrupts=devices.interrupts,

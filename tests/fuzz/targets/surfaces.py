@@ -110,7 +110,7 @@ def metrics_page(data: bytes) -> None:
     guest, mover, code = [decoded(each) for each in pieces(data, 3)]
     counted = Counters(drift=Counter({mover: 3, f"{mover}\n": 4}))
     told = DaemonStatus(1, 2.0, "1", "e", "g", counters=counted)
-    snapshot = Snapshot(0.0, Topology(CpuSet([0]), CpuSet([0])))
+    snapshot = Snapshot(Topology(CpuSet([0]), CpuSet([0])))
     plan = Plan((GuestPlan(Guest(guest, "x")), GuestPlan(Guest(f"{guest}\t", "x"))))
     found = Finding(code, Severity.NOTE, "s", "m", "h")
     page = prometheus.render(snapshot, plan, [found], told)
