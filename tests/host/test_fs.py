@@ -14,6 +14,7 @@ from virtirq.host import paths
 from virtirq.host.fs import HostFs, LiveFs, Reader, decode
 from virtirq.host.interrupts import read_interrupts, read_vector_load
 from virtirq.host.irqbalance import read_irqbalance
+from virtirq.host.paths import KernelPath
 from virtirq.host.pci import list_addresses, read_devices
 from virtirq.host.posting import read_posting
 from virtirq.host.topology import read_topology
@@ -170,6 +171,59 @@ def failing(number: int, path: str, *, foreign: bool = False) -> MadeFs:
     fs = MadeHost(foreign=foreign).fs()
     fs.faults[path] = number
     return fs
+
+
+SOME = KernelPath("/sys/some/{one}")
+LONG = "9" * 5000
+
+
+class TestValues:
+    """One place reads a number, and one a CPU list: what is none of them is a gap."""
+
+    @staticmethod
+    def reader(text: str | None) -> Reader:
+        return Reader(MadeHost(files={} if text is None else {SOME.at("a"): text}).live())
+
+    @pytest.mark.parametrize(
+        ("text", "ten", "sixteen"),
+        [
+            ("0", 0, 0),
+            ("-1", -1, None),
+            ("10", 10, 16),
+            ("0x10", 16, 16),
+            ("007", 7, 7),
+            ("999999999", 999999999, 0x999999999),
+            ("9999999999", None, 0x9999999999),
+            ("d2008c40660462", None, 0xD2008C40660462),
+            ("0x" + "f" * 16, 2**64 - 1, 2**64 - 1),
+            ("0x" + "f" * 17, None, None),
+            *((text, None, None) for text in ("", "x", "0x", "-0x1", "1_0", "+1", "1 0", "1.0")),
+            *((text, None, None) for text in ("\u00b2", "\u0662", "0X1", LONG)),
+        ],
+    )
+    def test_numbers(self, text: str, ten: int | None, sixteen: int | None) -> None:
+        for base, value in ((10, ten), (16, sixteen)):
+            reader = self.reader(text)
+            assert reader.number(SOME, "a", base=base) == value  # type: ignore[arg-type]
+            why = f"{text[:40]!r} is not a number"
+            assert reader.gaps == (() if value is not None else (Gap(SOME.at("a"), why),))
+
+    @pytest.mark.parametrize(("text", "cpus"), [("0-3,8\n", "0-3,8"), ("", ""), ("3,2", "2-3")])
+    def test_lists(self, text: str, cpus: str) -> None:
+        reader = self.reader(text)
+        assert str(reader.cpus(SOME, "a")) == cpus
+        assert reader.gaps == ()
+
+    @pytest.mark.parametrize("text", ["x", "3-2", "99999", "0-99999999999", LONG])
+    def test_what_is_no_list(self, text: str) -> None:
+        reader = self.reader(text)
+        assert reader.cpus(SOME, "a") is None
+        assert [gap.path for gap in reader.gaps] == [SOME.at("a")]
+
+    def test_what_is_not_there(self) -> None:
+        reader = self.reader(None)
+        assert (reader.cpus(SOME, "a"), reader.number(SOME, "a")) == (None, None)
+        assert reader.gaps == (Gap(SOME.at("a"), os.strerror(errno.ENOENT)),)
 
 
 class TestGaps:

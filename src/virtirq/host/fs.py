@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from abc import ABC, abstractmethod
 from itertools import islice
-from typing import Final
+from typing import Final, Literal
 
+from virtirq.cpuset import CpuSet
+from virtirq.errors import CpuSetError
 from virtirq.host.paths import KernelPath
 from virtirq.host.statx import FileId, file_id
 from virtirq.model import Gap
@@ -21,6 +24,8 @@ from virtirq.model import Gap
 _PIECE: Final = 16384  # read(2) of more costs as much as the open: its buffer is made anew
 _MOST: Final = 64 << 20
 """Bytes of a file that is read whole: ``/proc/kallsyms``, the largest of them, has some 10 MB."""
+_DECIMAL: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
+_HEXADECIMAL: Final = re.compile(r"(?:0x)?[0-9a-f]{1,16}", re.ASCII)
 _NO_WRITING: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
@@ -248,6 +253,31 @@ class Reader:
         except OSError as error:
             self.failed(path, where, error)
             return None
+
+    def cpus(self, path: KernelPath, *names: object) -> CpuSet | None:
+        """A file that holds a CPU list; None when absent, unreadable or malformed."""
+        text = self.text(path, *names)
+        if text is None:
+            return None
+        try:
+            return CpuSet.parse(text)
+        except CpuSetError as error:
+            self.malformed(path, path.at(*names), error)
+            return None
+
+    def number(self, path: KernelPath, *names: object, base: Literal[10, 16] = 10) -> int | None:
+        """A file that holds a number; None when absent, unreadable or malformed.
+
+        At most nine decimal digits, or 64 bits in hexadecimal: where `base` is 16, or by ``0x``.
+        """
+        text = self.text(path, *names)
+        if text is None:
+            return None
+        base = 16 if text.startswith("0x") else base
+        if (_HEXADECIMAL if base == 16 else _DECIMAL).fullmatch(text):
+            return int(text, base)
+        self.malformed(path, path.at(*names), f"{text[:40]!r} is not a number")
+        return None
 
     def link(self, path: KernelPath, *names: object) -> str | None:
         """The last component of a link's target; None when there is no link."""

@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Container, Iterable
 
 from virtirq.cpuset import CpuSet
-from virtirq.errors import CpuSetError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.pci import read_intx_line, read_vectors
-from virtirq.host.topology import read_cpus
 from virtirq.model import Interrupt, InterruptKind, PciAddress, VfioAction
 
 
@@ -52,14 +50,10 @@ def read_vector_load(reader: Reader) -> Counter[int]:
     for name in reader.names(paths.IRQ_DIR, paths.IRQ_AFFINITY):
         if not name.isdecimal():
             continue
-        where = paths.IRQ_EFFECTIVE.at(name)
-        try:
-            load.update(CpuSet.parse(reader.fs.read(where)))
-        except OSError as error:
-            if not _gone(reader, name):
-                reader.failed(paths.IRQ_EFFECTIVE, where, error)
-        except CpuSetError as error:
-            reader.malformed(paths.IRQ_EFFECTIVE, where, error)
+        mark = reader.mark()
+        load.update(reader.cpus(paths.IRQ_EFFECTIVE, name) or ())
+        if reader.mark() != mark and _gone(reader, name):
+            reader.back_to(mark)
     return load
 
 
@@ -121,7 +115,7 @@ def read_interrupt(
     text = reader.text(paths.IRQ_ACTIONS, irq)
     actions = None if text is None else _split(text)
     vector = _vector_of(actions, address)
-    affinity = read_cpus(reader, paths.IRQ_AFFINITY, irq)
+    affinity = reader.cpus(paths.IRQ_AFFINITY, irq)
     interrupt = Interrupt(
         irq=irq,
         device=address,
@@ -129,7 +123,7 @@ def read_interrupt(
         vector=vector,
         actions=actions,
         affinity=affinity,
-        effective=read_cpus(reader, paths.IRQ_EFFECTIVE, irq) or None,
+        effective=reader.cpus(paths.IRQ_EFFECTIVE, irq) or None,
         counts=_read_counts(reader, irq, cpus) if cpus else None,
         settable=_settable(reader, irq) if affinity is not None else None,
     )

@@ -11,11 +11,7 @@ from typing import Final
 from virtirq.errors import InputError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
-from virtirq.host.paths import KernelPath
-from virtirq.host.topology import read_cpus
 from virtirq.model import PciAddress, PciDevice
-
-_NUMBER = re.compile(r"-?\d{1,9}|0x[0-9a-f]{1,8}", re.ASCII)
 
 # The link leads to PCI-FUNCTION/vfio-dev/vfioN; that of a mediated device has a UUID before it.
 _OF_PCI: Final = re.compile(r"/([0-9a-f]{4,8}(?::[0-9a-f]{2}){2}\.[0-7])/vfio-dev/[^/]+", re.ASCII)
@@ -103,12 +99,12 @@ def _read_device(reader: Reader, address: PciAddress) -> PciDevice:
     physfn = reader.link(paths.PCI_PHYSFN, address)
     return PciDevice(
         address=address,
-        vendor=_number(reader, paths.PCI_VENDOR, address),
-        device=_number(reader, paths.PCI_DEVICE, address),
-        class_code=_number(reader, paths.PCI_CLASS, address),
+        vendor=reader.number(paths.PCI_VENDOR, address),
+        device=reader.number(paths.PCI_DEVICE, address),
+        class_code=reader.number(paths.PCI_CLASS, address),
         driver=reader.link(paths.PCI_DRIVER, address),
-        node=_number(reader, paths.PCI_NODE, address),
-        local_cpus=read_cpus(reader, paths.PCI_LOCAL_CPUS, address),
+        node=reader.number(paths.PCI_NODE, address),
+        local_cpus=reader.cpus(paths.PCI_LOCAL_CPUS, address),
         physfn=_address(physfn),
         vfio_device=_has_vfio_device(reader, address),
     )
@@ -135,14 +131,4 @@ def read_intx_line(reader: Reader, address: PciAddress) -> int | None:
     With plain MSI the file gives the first vector's IRQ instead, with MSI-X still the INTx line
     (drivers/pci/pci-sysfs.c, irq_show()).
     """
-    return _number(reader, paths.PCI_IRQ, address) or None
-
-
-def _number(reader: Reader, path: KernelPath, address: PciAddress) -> int | None:
-    text = reader.text(path, address)
-    if text is None:
-        return None
-    if _NUMBER.fullmatch(text):
-        return int(text, 16 if "x" in text else 10)
-    reader.malformed(path, path.at(address), f"{text[:40]!r} is not a number")
-    return None
+    return reader.number(paths.PCI_IRQ, address) or None

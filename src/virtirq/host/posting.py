@@ -45,14 +45,8 @@ def read_posting(reader: Reader) -> Posting:
 
 
 def _iommus_that_post(reader: Reader) -> list[str]:
-    found = []
-    for name in sorted(reader.names(paths.IOMMU_DIR, paths.VTD_CAP)):
-        text = reader.text(paths.VTD_CAP, name)
-        if text is None:
-            continue
-        try:
-            if int(text, 16) & _VTD_CAP_PI:
-                found.append(name)
-        except ValueError as error:
-            reader.malformed(paths.VTD_CAP, paths.VTD_CAP.at(name), error)
-    return found
+    return [
+        name
+        for name in sorted(reader.names(paths.IOMMU_DIR, paths.VTD_CAP))
+        if (reader.number(paths.VTD_CAP, name, base=16) or 0) & _VTD_CAP_PI
+    ]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from virtirq.cpuset import MAX_CPUS, CpuSet, union
-from virtirq.errors import CpuSetError
 from virtirq.host import paths
 from virtirq.host.fs import Reader
 from virtirq.host.paths import KernelPath
 from virtirq.model import Node, Topology
 
-_LEVELS: Final = tuple("123456789")
 _CPU = re.compile(r"cpu(\d{1,5})", re.ASCII)
 _NODE = re.compile(r"node(\d{1,4})", re.ASCII)
 # drivers/base/cacheinfo.c, size_show()
@@ -27,15 +25,15 @@ def read_topology(reader: Reader) -> Topology:
     that have a ``topology`` directory, which an offline one has not (drivers/base/topology.c).
     """
     nodes = _read_nodes(reader)
-    online = read_cpus(reader, paths.CPU_ONLINE)
+    online = reader.cpus(paths.CPU_ONLINE)
     if online is None:
         online = union(node.cpus for node in nodes.values()) or _by_directories(reader)
-    possible = read_cpus(reader, paths.CPU_POSSIBLE)
+    possible = reader.cpus(paths.CPU_POSSIBLE)
     llcs = _read_llcs(reader, online)
     return Topology(
         online=online,
         possible=online if possible is None else possible,
-        isolated=(read_cpus(reader, paths.CPU_ISOLATED) or CpuSet())
+        isolated=(reader.cpus(paths.CPU_ISOLATED) or CpuSet())
         | _read_if_there(reader, paths.CGROUP_ISOLATED),
         nohz_full=_read_nohz_full(reader),
         nodes=nodes,
@@ -49,18 +47,6 @@ def read_topology(reader: Reader) -> Topology:
     )
 
 
-def read_cpus(reader: Reader, path: KernelPath, *names: object) -> CpuSet | None:
-    """A file that holds a CPU list; None when absent, unreadable or malformed."""
-    text = reader.text(path, *names)
-    if text is None:
-        return None
-    try:
-        return CpuSet.parse(text)
-    except CpuSetError as error:
-        reader.malformed(path, path.at(*names), error)
-        return None
-
-
 def _read_if_there(reader: Reader, path: KernelPath) -> CpuSet:
     """A CPU list that few hosts have, empty without it.
 
@@ -68,9 +54,9 @@ def _read_if_there(reader: Reader, path: KernelPath) -> CpuSet:
     worth a line to everybody who looks at one.
     """
     if reader.fs.covers(path):
-        return read_cpus(reader, path) or CpuSet()
+        return reader.cpus(path) or CpuSet()
     mark = reader.mark()
-    found = read_cpus(reader, path)
+    found = reader.cpus(path)
     reader.back_to(mark)
     return found or CpuSet()
 
@@ -88,19 +74,19 @@ def _read_nohz_full(reader: Reader) -> CpuSet:
     # Without nohz_full= the file reads "(null)" (drivers/base/cpu.c, print_cpus_nohz_full()).
     if reader.text(paths.CPU_NOHZ_FULL) in (None, "(null)"):
         return CpuSet()
-    return read_cpus(reader, paths.CPU_NOHZ_FULL) or CpuSet()
+    return reader.cpus(paths.CPU_NOHZ_FULL) or CpuSet()
 
 
 def _read_nodes(reader: Reader) -> dict[int, Node]:
     mark = reader.mark()
     text = reader.text(paths.NODES_ONLINE)
-    online = None if text is None else read_cpus(reader, paths.NODES_ONLINE)
+    online = None if text is None else reader.cpus(paths.NODES_ONLINE)
     numbers = _node_directories(reader) if online is None else list(online)
     if numbers and text is None:
         reader.back_to(mark)  # nothing is unknown: every online node has a directory
     nodes = {}
     for number in numbers:
-        cpus = read_cpus(reader, paths.NODE_CPUS, f"node{number}")
+        cpus = reader.cpus(paths.NODE_CPUS, f"node{number}")
         if cpus is None:
             continue
         nodes[number] = Node(number, cpus, _read_distances(reader, number, numbers))
@@ -135,7 +121,7 @@ def _read_groups(reader: Reader, online: CpuSet, path: KernelPath) -> tuple[CpuS
     for cpu in online:
         if cpu in seen:
             continue
-        group = read_cpus(reader, path, f"cpu{cpu}")
+        group = reader.cpus(path, f"cpu{cpu}")
         if group is not None and cpu in group:
             groups.append(group)
             seen |= group
@@ -168,11 +154,10 @@ def _read_llcs(reader: Reader, online: CpuSet) -> dict[CpuSet, _Llc]:
         for index in reader.names(f"{paths.CPU_DIR}/cpu{cpu}/cache", paths.CACHE_LEVEL):
             if not index.startswith("index"):
                 continue
-            level = reader.text(paths.CACHE_LEVEL, f"cpu{cpu}", index)
-            # One digit: the kernel knows no more than a few levels.
-            if level is not None and level in _LEVELS and int(level) > best:
-                best, last = int(level), index
-        group = last and read_cpus(reader, paths.CACHE_CPUS, f"cpu{cpu}", last)
+            level = reader.number(paths.CACHE_LEVEL, f"cpu{cpu}", index)
+            if level is not None and level > best:
+                best, last = level, index
+        group = last and reader.cpus(paths.CACHE_CPUS, f"cpu{cpu}", last)
         if group and cpu in group:
             groups[group] = _Llc(best, _read_size(reader, f"cpu{cpu}", str(last)))
             seen |= group

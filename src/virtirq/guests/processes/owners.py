@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-from virtirq.guests.processes.threads import text_of
+from virtirq.guests.processes.threads import number, text_of
 from virtirq.host import paths
 from virtirq.host.fs import HostFs
 
@@ -45,9 +45,5 @@ def speaks_for_root(fs: HostFs, pid: int, owner: Owner | None) -> bool:
     """
     if owner is None or not owner.root:
         return False
-    user = _number(text_of(fs, paths.LOGIN_USER.at(pid)))
+    user = number(text_of(fs, paths.LOGIN_USER.at(pid)), digits=10)
     return user in (None, 0, _NOBODY_LOGGED_IN)
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isdecimal() and text.isascii() and len(text) < 11 else None

@@ -99,8 +99,10 @@ def numbers(fs: HostFs, directory: str, most: int = MOST_PROCESSES) -> list[int]
     return sorted(filter(None, map(number, names)))
 
 
-def number(text: str | None) -> int | None:
-    return int(text) if text and text.isdecimal() and text.isascii() and len(text) < 10 else None
+def number(text: str | None, digits: int = 9) -> int | None:
+    """The number that the text is, of so many digits at most."""
+    short = text and text.isascii() and text.isdecimal() and len(text) <= digits
+    return int(text) if text and short else None
 
 
 def text_of(fs: HostFs, path: str, most: int = MOST_TEXT) -> str | None:
