@@ -41,7 +41,7 @@ from virtirq.daemon.reconciler import Reconciler
 from virtirq.daemon.registry import Change
 from virtirq.daemon.source_state import Sources, SourceState
 from virtirq.daemon.timers import Timers
-from virtirq.guests.processes.find import SOURCE
+from virtirq.guests.processes.find import SOURCE, Found
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
 from virtirq.model import AUTO, Guest, GuestDevice, PciAddress, Vcpu
@@ -243,7 +243,7 @@ class Stage:
 
     @property
     def at_rest(self) -> bool:
-        kinds = {"process", "process later", "processes"}
+        kinds = {"process", "process later", "processes", "holder"}
         return not (kinds & self.timers._due.keys() or self.timers._at_work)
 
     def forget(self, pid: int, delay: float) -> None:
@@ -384,6 +384,30 @@ class TestWhatOthersWereNotTold:
             assert stage.written() == []
 
         play(act, qemu(pid), replace(DPDK, pid=second, fds=[D]), opened=[A, C, D])
+
+
+def test_who_sets_up_what_nobody_has_is_looked_at_so_often(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From however many threads: each look costs, and no guest slows it down."""
+    looked: list[int] = []
+
+    def read(_: object, pid: int, known: object) -> Found:
+        looked.append(pid)
+        return Found()
+
+    monkeypatch.setattr(module, "read_process", read)
+
+    async def act(stage: Stage) -> None:
+        await stage.begin()
+        for first in (1000, 2000):
+            stage.processes.requested([requested(first + each) for each in range(500)])
+            await stage.until(lambda: looked)
+        await stage.rest()
+        assert len(looked) == 2
+        assert looked[1] >= 2000, "the last, for the others may have let go"
+
+    play(act, opened=[A])
 
 
 class TestTheFirstLook:

@@ -34,6 +34,7 @@ from virtirq.host import paths
 from virtirq.host.events import KernelEvent
 from virtirq.host.fs import HostFs
 from virtirq.model import Gap, Guest, PciAddress, VfioAction
+from virtirq.policy.pace import Pace
 
 _BURST: Final = 0.05
 """Seconds to wait for more of the same process."""
@@ -80,6 +81,10 @@ class ProcessSource:
         """The pidfd of each guest's process, by pid."""
         self._reads = Lane("process", at_once=_AT_ONCE, limit=_PATIENCE)
         """By pid, and all of them at once."""
+        self._setters: dict[PciAddress, int] = {}
+        """Who has set up a device that no guest has, the last of them: a thread of its process."""
+        self._paces: dict[PciAddress, Pace[None]] = {}
+        """How often they are looked at, for each such device."""
         self._said: set[Gap] = set()
         self._meanwhile: set[int] | None = None
         """Processes looked at while all are looked through: that has older news of them."""
@@ -141,19 +146,32 @@ class ProcessSource:
         """These tasks have had interrupts set up."""
         if not self.on:
             return
-        asked = {
+        asked = dict.fromkeys(
             (action.device, event.pid)
             for event in events
             if (action := VfioAction.parse(event.name)) is not None
-        }
+        )
         for device, pid in asked:
             owner = self._owner(device)
             if owner is None:
-                self.look(pid)
+                self._look_for_holder(device, pid)
             elif owner.pid is not None and (owner.source == SOURCE or _is_held(owner, device)):
                 self.look(owner.pid, _GROWN)
                 if pid != owner.pid and all(vcpu.tid != pid for vcpu in owner.vcpus):
                     self.look(pid)  # one of its other threads, or somebody who has it now
+
+    def _look_for_holder(self, device: PciAddress, pid: int) -> None:
+        """Look at who has set the device up, which nobody slows down: whose it is is not known."""
+        pace = self._paces.setdefault(device, Pace(self._loop.time))
+        self._setters[device] = pid
+        delay = max(_BURST, pace.wait(None))
+        self._timers.soon(("holder", device), delay, partial(self._look_at_setter, device))
+
+    async def _look_at_setter(self, device: PciAddress) -> None:
+        pid = self._setters.pop(device, None)
+        if pid is not None:
+            self._paces[device].changed(None)
+            await self._look(pid)
 
     def device_changed(self, address: PciAddress) -> None:
         """A device was given to a driver, or taken from one."""
@@ -185,7 +203,7 @@ class ProcessSource:
 
     def close(self) -> None:
         self.on = False
-        for key in (_EVERYBODY, ("process",), ("process later",)):
+        for key in (_EVERYBODY, ("process",), ("process later",), ("holder",)):
             self._timers.cancel(*key)
         for descriptor in self._ends.values():
             self._loop.remove_reader(descriptor)
