@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -180,3 +181,36 @@ def test_so_many_only_and_who_says_too_much_is_hung_up_on(tmp_path: Path) -> Non
 
     in_daemon(tmp_path, told, work)
     assert told.done[-2:] == [f"hold {WEB}", f"release {WEB}"]
+
+
+def test_no_room_for_a_connection_does_not_keep_the_loop_busy(tmp_path: Path) -> None:
+    class Full(socket.socket):
+        """As of a process that has as many files open as it may."""
+
+        tries, room = 0, False
+
+        def accept(self) -> tuple[socket.socket, object]:
+            Full.tries += 1
+            if not Full.room:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return super().accept()
+
+    told = Told()
+
+    async def main() -> None:
+        async with holds(tmp_path, told) as made:
+            assert made._listening is not None
+            full = Full(fileno=made._listening.detach())
+            made._loop.remove_reader(full)
+            made._listening = full
+            made._listen()
+            with socket.socket(socket.AF_UNIX) as asks:
+                asks.connect(str(tmp_path / SOCKET))
+                asks.send(f"{WEB}\n".encode())
+                for _ in range(1000):
+                    await asyncio.sleep(0)
+                assert 0 < Full.tries < 100, "not at each turn of the loop"
+                Full.room = True
+                await until(lambda: made.held == {WEB})
+
+    asyncio.run(main())

@@ -18,6 +18,8 @@ from virtirq.control.holding import HELD, LONGEST, SOCKET
 from virtirq.daemon.log import Log
 from virtirq.errors import DeploymentError
 
+_PAUSE: Final = 0.25
+"""Seconds until who could not be let in is let in."""
 _MOST: Final = 16
 """Connections at once; who else asks is turned away."""
 
@@ -61,7 +63,11 @@ class Holds:
             listening.close()
             raise DeploymentError(f"{self._path}: {error.strerror}") from error
         self._listening = listening
-        self._loop.add_reader(listening, self._let_in, listening)
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._listening is not None:
+            self._loop.add_reader(self._listening, self._let_in, self._listening)
 
     def close(self) -> None:
         for holder in tuple(self._holders):
@@ -76,7 +82,11 @@ class Holds:
     def _let_in(self, listening: socket.socket) -> None:
         try:
             holder, _ = listening.accept()
-        except OSError:  # it has hung up, or there is no room: it asks again
+        except BlockingIOError:  # it has hung up
+            return
+        except OSError:  # no room: it stays to be let in, and the loop would hear of nothing else
+            self._loop.remove_reader(listening)
+            self._loop.call_later(_PAUSE, self._listen)
             return
         if len(self._holders) >= _MOST:
             holder.close()
