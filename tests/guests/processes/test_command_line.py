@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.steps import steps
 from virtirq.guests.processes.command_line import read_command_line
 from virtirq.guests.processes.qemu import pairs
 from virtirq.guests.processes.values import (
@@ -306,6 +307,20 @@ def test_what_is_set_of_many_devices_is_looked_up() -> None:
     last = f"device.d{many - 1}.host"
     told = read_command_line(words + ["-set", f"{last}=41:00.0"] * many + ["-S"])
     assert told.devices == (PciAddress(0, 0x41, 0, 0),)
+
+
+def test_what_is_set_of_many_devices_costs_what_it_is_long() -> None:
+    """Of twice as many devices and changes, twice as much is done."""
+
+    def done(many: int) -> int:
+        words = ["qemu"]
+        for number in range(many):
+            words += ["-device", f"vfio-pci,id=d{number}"]
+        words += [f"-set device.d{many - 1}.host=41:00.0"] * many
+        words = " ".join(words).split()
+        return steps(lambda: read_command_line(words))
+
+    assert done(400) < 2.2 * done(200)
 
 
 def test_of_two_devices_with_one_id_the_first_is_changed() -> None:

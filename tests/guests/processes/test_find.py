@@ -806,20 +806,31 @@ class TestHidden:
         assert read_process(Scene([QEMU], opened=[A]).fs(), 100) == Found(gaps=(gap,))
 
     def crowd(self, *users: int) -> list[Made]:
-        """Thirty processes of each of these, called like a monitor and with 20 open files each."""
+        """Thirty processes of each of these, called like a monitor, with 20 open files or just one.
+
+        Those with one use up whatever is left.
+        """
         threads = [("qemu-system-x86", "0")]
         return [
-            Made(1000 + 100 * place + number, ["x"], ["/dev/null"] * 20, threads, uid=user)
+            Made(
+                1000 + 100 * place + number,
+                ["x"],
+                ["/dev/null"] * (20 if number < 15 else 1),
+                threads,
+                uid=user,
+            )
             for place, user in enumerate(users)
             for number in range(30)
         ]
 
-    @pytest.mark.parametrize("bound", ["_SHARE", "_MOST_OF_USER", "_MOST_READ"])
+    @pytest.mark.parametrize(
+        ("bound", "most"), [("_SHARE", 100), ("_MOST_OF_USER", 100), ("_MOST_READ", 200)]
+    )
     def test_one_users_crowd_does_not_hide_anothers_guest(
-        self, bound: str, monkeypatch: pytest.MonkeyPatch
+        self, bound: str, most: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(holders, "_SHARE", 50)
-        monkeypatch.setattr(holders, bound, 100)
+        monkeypatch.setattr(holders, bound, most)
         victim = replace(DPDK, pid=5000, uid=107)
         found = Scene([*self.crowd(1000, 1001, 1002), QEMU, victim], opened=[A, C]).found()
         assert devices(found) == {"web": [A], "dpdk-testpmd-5000": [C]}
