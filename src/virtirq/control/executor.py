@@ -81,7 +81,8 @@ class _Step:
 
     `file` is its affinity. `incarnation` and `before` are what was found, `known` is what the
     journal knew of it, `written` what the kernel has taken. `announced`: the journal says that
-    it is about to be moved. `stays`: it is not over, and the journal must not forget it.
+    it is about to be moved. `unclear`: the last write failed, and whether it was taken all the same
+    cannot be told. `stays`: it is not over, and the journal must not forget it.
     """
 
     pin: Pin
@@ -91,6 +92,7 @@ class _Step:
     known: Remembered | None = None
     announced: bool = False
     written: CpuSet | None = None
+    unclear: bool = False
     stays: bool = False
     unwritten: str | None = None
     status: Status | None = None
@@ -229,6 +231,8 @@ class Executor:
             step.end(Status.VANISHED, text)
         elif not there:
             step.end(Status.VANISHED, "the IRQ number is another interrupt's now")
+        elif not before:
+            step.end(Status.FAILED, "its affinity names no CPU, so nobody could put it back")
         elif before == pin.after:
             step.end(Status.UNCHANGED, THERE, before)
         elif self._restoring and known and before not in known.written:
@@ -295,15 +299,15 @@ class Executor:
             except OSError as error:
                 if _gone(step, error):
                     raise
-                last = error
+                last, step.unclear = error, error.errno != errno.ENOSPC
                 if error.errno != errno.ENOSPC:
                     break
                 if len(wanted) == 1:
                     self._full.add(wanted.first())
             else:
-                step.written = wanted
+                step.written, step.unclear = wanted, False
                 return
-        self._refused(step, last)
+        self._refused(step, wanted, last)
 
     def _choices(self, pin: Pin) -> Iterator[CpuSet]:
         """What to write: the plan's choice, then for want of vectors other single CPUs."""
@@ -317,10 +321,13 @@ class Executor:
                     budget -= 1
                     yield CpuSet([cpu])
 
-    def _refused(self, step: _Step, error: OSError | None) -> None:
+    def _refused(self, step: _Step, wanted: CpuSet, error: OSError | None) -> None:
         pin = step.pin
         number = (error and error.errno) or errno.EIO
         affinity = step.read()
+        step.unclear = affinity not in (step.before, wanted)
+        if affinity == wanted:
+            step.written = wanted  # whatever the kernel has said of it
         if number in _DEPLOYMENT:
             self._stopped = _DEPLOYMENT[number]
             self.deployment_fault = True
@@ -403,7 +410,8 @@ class Executor:
             over = [step for step in steps if step.done and not step.stays]
             self._note(over, self._journal.forget, *(step.pin.key for step in over))
             return
-        back = [step for step in steps if step.announced and step.written is None]
+        # Of what is unclear both values stay ours, as after a crash.
+        back = [s for s in steps if s.announced and s.written is None and not s.unclear]
         self._note(back, self._journal.refused, *(step.pin.key for step in back))
         taken = [step for step in steps if step.written is not None]
         self._note(taken, self._journal.moved, *((s.pin.key, s.written) for s in taken))

@@ -116,6 +116,9 @@ def read_interrupt(
     actions = None if text is None else _split(text)
     vector = _vector_of(actions, address)
     affinity = reader.cpus(paths.IRQ_AFFINITY, irq)
+    if affinity is not None and not affinity:  # nobody could put that back
+        reader.malformed(paths.IRQ_AFFINITY, paths.IRQ_AFFINITY.at(irq), "names no CPU")
+        affinity = None
     interrupt = Interrupt(
         irq=irq,
         device=address,
