@@ -132,6 +132,11 @@ class Interrupt:
     settable: bool | None = None
 
     @property
+    def idle(self) -> bool:
+        """Whether it is known to have never fired."""
+        return self.counts is not None and not self.counts
+
+    @property
     def own_action(self) -> str | None:
         """The action that VFIO registered for this interrupt's device, None if there is none."""
         for name in self.actions or ():
@@ -503,7 +508,7 @@ class Pin:
     """Give interrupt `irq` the affinity `after`. `before` is None when it could not be read.
 
     Where the kernel has no vector left on `after`, single CPUs of `alternatives` are tried, the
-    first set first.
+    first set first. `idle`: it is known to have never fired.
     """
 
     irq: int
@@ -515,6 +520,7 @@ class Pin:
     kind: InterruptKind = InterruptKind.MSIX
     alternatives: tuple[CpuSet, ...] = ()
     follows: Follows | None = None
+    idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -594,7 +600,9 @@ class Plan:
 
     @property
     def pins(self) -> tuple[Pin, ...]:
-        return tuple(a for a in self.actions if isinstance(a, Pin))
+        """In the order in which they are carried out: what never fired comes last."""
+        pins = [action for action in self.actions if isinstance(action, Pin)]
+        return tuple(sorted(pins, key=lambda pin: pin.idle))
 
 
 class Status(Enum):
@@ -618,7 +626,10 @@ class Status(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a Pin, with the affinity and effective affinity read back afterwards."""
+    """What became of a Pin, with the affinity and effective affinity read back afterwards.
+
+    `crowded`: the kernel has no vector left on any of its CPUs.
+    """
 
     pin: Pin
     status: Status
@@ -626,6 +637,7 @@ class Outcome:
     affinity: CpuSet | None = None
     effective: CpuSet | None = None
     hint: str | None = None
+    crowded: bool = False
 
 
 class Severity(Enum):

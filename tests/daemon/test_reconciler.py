@@ -1971,3 +1971,70 @@ def test_whatever_happens_all_is_in_place_in_the_end_and_can_be_put_back() -> No
             max_examples=80, stateful_step_count=30, suppress_health_check=list(HealthCheck)
         ),
     )
+
+
+class TestRoom:
+    """More vectors than the guest's CPUs have room for."""
+
+    FIVE = Guest(
+        "five",
+        "test",
+        uuid="u-five",
+        pid=905,
+        vcpus=pinned(4),
+        devices=(GuestDevice(NIC, "hostdev"), GuestDevice(OTHER, "hostdev")),
+    )
+
+    @pytest.fixture
+    def crowded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+        """CPU 4 has room for four, and NIC's came first."""
+        monkeypatch.setattr("virtirq.host.scratch.VECTORS_PER_CPU", 4)
+        made = Scene(tmp_path, replace(HOST, interrupts=()))
+        made.reconciler.know([self.FIVE])
+        assert made.places(100, 101, 102, 103, 120, 121) == {
+            **dict.fromkeys(range(100, 104), "4"),
+            **dict.fromkeys((120, 121), "0-7"),
+        }
+        yield made
+        made.die()
+
+    def fires(self, scene: Scene, irq: int) -> None:
+        scene.fs.set(paths.IRQ_COUNTS.at(irq), "5,0,0,0,0,0,0,0")
+
+    def test_what_fires_gets_the_place_of_what_never_did(self, crowded: Scene) -> None:
+        self.fires(crowded, 100)
+        self.fires(crowded, 121)
+        crowded.time.pass_(1)
+        assert crowded.places(100, 121) == {100: "4", 121: "4"}
+        moved = [irq for irq in (101, 102, 103) if crowded.fs.where(irq) != "4"]
+        assert len(moved) == 1
+        assert crowded.fs.where(moved[0]) == "0-3,5-7"
+        assert crowded.places(120) == {120: "0-7"}
+
+    def test_it_stays_so(self, crowded: Scene) -> None:
+        self.fires(crowded, 121)
+        crowded.time.pass_(1)
+        before = crowded.places()
+        crowded.reconciler.look_at_all()
+        crowded.time.pass_(1000)
+        crowded.reconciler.look_at_all()
+        assert crowded.places() == before
+
+    def test_while_nothing_fires_it_is_looked_at_less_and_less(self, crowded: Scene) -> None:
+        crowded.time.pass_(10_000)
+        crowded.fs.calls.clear()
+        crowded.time.pass_(3000)
+        looks = [path for what, path in crowded.fs.calls if path == paths.IRQ_COUNTS.at(100)]
+        assert len(looks) == 10
+        assert crowded.fs.written() == []
+
+    def test_with_room_nothing_is_looked_at(self, scene: Scene) -> None:
+        scene.time.pass_(10_000)
+        assert scene.fs.calls == []
+
+    def test_when_the_guest_has_gone(self, crowded: Scene) -> None:
+        crowded.reconciler.gone(self.FIVE.key)
+        crowded.time.pass_(1000)
+        crowded.quiet()
+        crowded.time.pass_(10_000)
+        assert crowded.fs.calls == []

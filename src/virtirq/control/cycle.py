@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -39,6 +40,7 @@ from virtirq.model import (
 from virtirq.policy.config import Config
 from virtirq.policy.plan import plan
 from virtirq.policy.restoring import remembered_guest, restore_plan, settled
+from virtirq.policy.room import making_room
 
 STATE_DIR: Final = Path("/run/virtirq")
 _NAMED: Final = 20
@@ -270,7 +272,19 @@ def _carry_out(
     restoring: bool,
 ) -> Done:
     names = {each.guest.key: each.guest.name for each in todo.guests}
-    executor = Executor(fs, journal, names=names, restoring=restoring, interrupted=interrupted)
+    executor = Executor(
+        fs,
+        journal,
+        names=names,
+        restoring=restoring,
+        interrupted=interrupted,
+        room=partial(
+            making_room,
+            actions=() if restoring else todo.actions,
+            interrupts=snapshot.interrupts,
+            topology=snapshot.topology,
+        ),
+    )
     outcomes = executor.run(todo.pins)
     return Done(snapshot, todo, outcomes, executor.deployment_fault)
 

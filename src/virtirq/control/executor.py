@@ -99,6 +99,7 @@ class _Step:
     text: str = ""
     affinity: CpuSet | None = None
     hint: str | None = None
+    crowded: bool = False
 
     def end(
         self, status: Status, text: str, affinity: CpuSet | None = None, hint: str | None = None
@@ -119,7 +120,8 @@ class Executor:
     `names` are what people call the guests, by their keys. With `restoring`, pins put back what
     the journal knows: they need no line in it beforehand, and what is put back is forgotten.
     `batch` is how many pins are taken together; `interrupted` is asked before each write.
-    `mover` is who has moved an interrupt that is not where it was left.
+    `mover` is who has moved an interrupt that is not where it was left. `room` says what to move
+    out of the way of pins that the kernel has no vector for.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class Executor:
         batch: int = _BATCH,
         mover: str = SOMEONE,
         interrupted: Callable[[], bool] = lambda: False,
+        room: Callable[[Sequence[Pin]], Sequence[Pin]] = lambda _: (),
     ) -> None:
         self._fs = fs
         self._journal = journal
@@ -140,6 +143,7 @@ class Executor:
         self._batch = batch
         self._mover = mover
         self._interrupted = interrupted
+        self._room = room
         self._full: set[int] = set()
         self._stopped: tuple[str, str | None] | None = None
         self.deployment_fault = False
@@ -151,12 +155,23 @@ class Executor:
         """Carry out the pins in order; one outcome each. Never raises for what the kernel says.
 
         When /proc/irq or the journal cannot be written at all, or on an interruption, the rest
-        is not tried.
+        is not tried. What is moved to make room for pins comes after all of them.
         """
+        outcomes = self._run_all(pins)
+        lacking = [each.pin for each in outcomes if each.crowded and not each.pin.idle]
+        moved = tuple(self._room(lacking)) if lacking and self._stopped is None else ()
+        if not moved:
+            return tuple(outcomes)
+        made = self._run_all(moved)
+        self._full.clear()
+        again = {each.pin.key: each for each in self._run_all(tuple(lacking))}
+        return (*(again.get(each.pin.key, each) for each in outcomes), *made)
+
+    def _run_all(self, pins: tuple[Pin, ...]) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for first in range(0, len(pins), self._batch):
             outcomes += self._run([_Step(pin) for pin in pins[first : first + self._batch]])
-        return tuple(outcomes)
+        return outcomes
 
     def _run(self, steps: Sequence[_Step]) -> list[Outcome]:
         self._heed_interruption()
@@ -333,6 +348,7 @@ class Executor:
             self.deployment_fault = True
             step.end(Status.FAILED, self._stopped[0], affinity, self._stopped[1])
             return
+        step.crowded = number == errno.ENOSPC
         if number in _REFUSALS:
             text = _REFUSALS[number].format(cpus=_all(pin))
             step.end(Status.REFUSED, text, affinity)
@@ -435,7 +451,7 @@ class Executor:
         if step.unwritten is not None:
             # What the kernel did is done; what is in the journal still allows to undo it.
             text = f"{text}; {step.unwritten}"
-        return Outcome(step.pin, status, text, affinity, effective or None, step.hint)
+        return Outcome(step.pin, status, text, affinity, effective or None, step.hint, step.crowded)
 
     def _effective(self, pin: Pin) -> CpuSet:
         try:

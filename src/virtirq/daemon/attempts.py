@@ -60,16 +60,20 @@ class Attempts:
         trigger: Trigger,
         guests: Mapping[str, Guest],
         mover: str = SOMEONE,
+        room: Callable[[Sequence[Pin]], Sequence[Pin]] = lambda _: (),
     ) -> tuple[Outcome, ...] | None:
         """What became of each; None when nothing could be tried: then try again later.
 
-        `guests` are those that are known, by key; `mover` is who has moved the interrupts.
+        `guests` are those that are known, by key; `mover` is who has moved the interrupts; `room`
+        is the Executor's.
         """
         keys = {pin.guest for pin in pins}
         names = {key: guests[key].name for key in keys if key in guests}
         try:
             with self._journal.held(_WAIT) as journal:
-                executor = Executor(self._fs, journal, names=names, batch=_BATCH, mover=mover)
+                executor = Executor(
+                    self._fs, journal, names=names, batch=_BATCH, mover=mover, room=room
+                )
                 outcomes = executor.run(tuple(pins))
         except VirtirqError as error:
             self._complain(str(error), error.hint)

@@ -20,7 +20,7 @@ from virtirq.daemon.log import Log
 from virtirq.daemon.registry import Change, Registry
 from virtirq.daemon.retries import Postponed, Retries
 from virtirq.daemon.source_state import Sources, holder_is_gone
-from virtirq.daemon.timers import Timers
+from virtirq.daemon.timers import Key, Timers
 from virtirq.host import paths
 from virtirq.host.events import KernelEvent
 from virtirq.host.fs import HostFs, Reader
@@ -51,10 +51,14 @@ from virtirq.policy.findings import contested
 from virtirq.policy.pace import SetUps
 from virtirq.policy.plan import Desired
 from virtirq.policy.restoring import SOMEONE
+from virtirq.policy.room import making_room
 
 SOMEBODY: Final = "someone unknown"
 _SOON: Final = (0.01, 0.2)
 """Seconds until a look at what was announced and is not there yet."""
+_ROOM: Final[Key] = ("room",)
+_LACKING: Final = (1.0, 300.0)
+"""Seconds between looks at which vectors that found no room have fired, at first and at most."""
 
 
 class _Noted(NamedTuple):
@@ -112,6 +116,8 @@ class Reconciler:
         self._retries = Retries(timers, self._again)
         self._held: set[str] = set()
         """Guests that are left alone for a while: see `hold`."""
+        self._lacking: set[PciAddress] = set()
+        """Devices with vectors that the kernel had no room for."""
         self._places: dict[InterruptKey, tuple[int | None, str] | None] = {}
         """Incarnation and affinity of each interrupt after the last `poll`."""
 
@@ -351,6 +357,7 @@ class Reconciler:
         self._pci.pop(address, None)
         self._make_peace(address)
         self._attempts.forget(address)
+        self._lacking.discard(address)
         self._set_ups.forget(address)
         self._noted.pop(address, None)
         self._timers.cancel("look", address)
@@ -581,6 +588,30 @@ class Reconciler:
             self._carry_out(pins, trigger)
         return len(pins)
 
+    def _make_room(self) -> None:
+        """Vectors that found no room may have fired since: those that never did then make it.
+
+        When a guest sets its vectors up, nobody knows which it will use, and the first come are the
+        first served.
+        """
+        guests = {d.guest.key for each in self._lacking if (d := self._desired.of(each))}
+        devices = {d.device.address: d for d in self._desired.devices if d.guest.key in guests}
+        read = read_interrupts(Reader(self._fs), sorted(devices), self._topology.possible)
+        found = by_device(read)
+        actions = [
+            action
+            for address, device in devices.items()
+            for action in device.plan(found.get(address, ())).actions
+        ]
+        pins = [each for each in actions if isinstance(each, Pin)]
+        self._lacking = {pin.key.device for pin in pins}
+        busy = [pin for pin in pins if not pin.idle and not self._contentions.wait(pin.key)]
+        room = partial(making_room, actions=actions, interrupts=read, topology=self._topology)
+        if busy and any(not o.crowded for o in self._carry_out(busy, Trigger.PLAN, room=room)):
+            self._timers.done(_ROOM)
+        if self._lacking and not self._timers.is_due(_ROOM):
+            self._timers.again(_ROOM, self._make_room, _LACKING)
+
     def poll(self) -> bool:
         """Look at everything, for want of events; whether anything was not as it was left."""
         before = self.ledger.everything()
@@ -659,7 +690,11 @@ class Reconciler:
         self._timers.put_off(("contested", key), delay, over)
 
     def _carry_out(
-        self, pins: Sequence[Pin], trigger: Trigger, mover: str = SOMEONE
+        self,
+        pins: Sequence[Pin],
+        trigger: Trigger,
+        mover: str = SOMEONE,
+        room: Callable[[Sequence[Pin]], Sequence[Pin]] = lambda _: (),
     ) -> tuple[Outcome, ...]:
         if self._held:
             pins = [pin for pin in pins if pin.guest not in self._held]
@@ -669,10 +704,15 @@ class Reconciler:
         if self._retries.waiting:
             self._retries.postpone(look=devices)
             return ()
-        outcomes = self._attempts.carry_out(pins, trigger, self.registry.by_key, mover)
+        outcomes = self._attempts.carry_out(pins, trigger, self.registry.by_key, mover, room)
         self._retries.tried(blocked=outcomes is None)
         if outcomes is None:
             self._retries.postpone(look=devices)
+        crowded = {each.pin.key.device for each in outcomes or () if each.crowded}
+        if crowded - self._lacking:
+            self._timers.done(_ROOM)
+            self._lacking |= crowded
+            self._timers.again(_ROOM, self._make_room, _LACKING)
         return outcomes or ()
 
     def _name_of(self, address: PciAddress) -> str:

@@ -188,6 +188,7 @@ class DesiredDevice:
                 kind=interrupt.kind,
                 alternatives=place.alternatives,
                 follows=place.follows,
+                idle=interrupt.idle,
             )
         return Keep(interrupt.irq, key, self.guest.key, reason, place.cpus, place.follows)
 

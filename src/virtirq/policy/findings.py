@@ -23,6 +23,7 @@ from virtirq.model import (
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.config import Rule
 from virtirq.policy.contention import Contention
+from virtirq.policy.room import room_of
 from virtirq.policy.target import (
     Taken,
     anywhere,
@@ -143,10 +144,13 @@ def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Finding]:
         yield _finding("interrupts-posted", "host", f"device interrupts may be posted: {basis}")
     for address, count in snapshot.unclaimed.items():
         yield device_unclaimed(address, count)
-    full = CpuSet(c for c in targets if snapshot.vectors_on.get(c, 0) >= VECTORS_LOW)
+    full = targets & _full(snapshot)
     if full:
         most = max(snapshot.vectors_on[cpu] for cpu in full)
         text = f"up to {most} of about 200 vectors are in use on target CPUs {full}"
+        idle = sum(1 for pin in plan.pins if pin.idle and room_of(pin) <= full)
+        if idle:
+            text += f"; {idle} interrupts that have never fired find no room there"
         yield _finding("vectors-low", f"CPU {full}", text)
 
 
@@ -164,6 +168,11 @@ def _of_guest(snapshot: Snapshot, planned: GuestPlan, still: _Pools) -> Iterator
         yield _finding("vcpus-not-pinned", guest.name, text)
     if any(_unpinned_emulator(each, guest, snapshot) for each in directives):
         yield _finding("emulator-not-pinned", guest.name, f"its emulator may run on {where}")
+
+
+def _full(snapshot: Snapshot) -> CpuSet:
+    """The CPUs that are short of vectors."""
+    return CpuSet(cpu for cpu, count in snapshot.vectors_on.items() if count >= VECTORS_LOW)
 
 
 def _drivers(snapshot: Snapshot, plan: Plan) -> set[str]:
@@ -273,7 +282,7 @@ def _of_device(snapshot: Snapshot, guest: Guest, plan: DevicePlan) -> Iterator[F
     if "intx-shared" in reasons:
         shared = next(a for a in plan.actions if a.reason.code == "intx-shared")
         yield _finding("intx-shared", subject, f"IRQ {shared.irq}: {shared.reason.text}")
-    yield from _misplaced(subject, plan)
+    yield from _misplaced(subject, plan, _full(snapshot))
 
 
 def _others(snapshot: Snapshot, guest: Guest) -> Iterator[Guest]:
@@ -289,8 +298,11 @@ _MISPLACED: Final = (
 """Reason of the pins, code of the finding, and what to say of them."""
 
 
-def _misplaced(subject: str, plan: DevicePlan) -> Iterator[Finding]:
+def _misplaced(subject: str, plan: DevicePlan, full: CpuSet) -> Iterator[Finding]:
+    """What is not where it should be, but for what never fired and finds no room: see _of_host."""
+    there = [each for each in plan.actions if isinstance(each, Pin)]
+    there = [each for each in there if not (each.idle and room_of(each) <= full)]
     for reason, code, what in _MISPLACED:
-        pins = [a for a in plan.actions if isinstance(a, Pin) and a.reason.code == reason]
+        pins = [each for each in there if each.reason.code == reason]
         if pins:
             yield _finding(code, subject, f"{len(pins)} of {len(plan.actions)} interrupts {what}")

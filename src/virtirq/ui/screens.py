@@ -188,7 +188,7 @@ def plan_screen(snapshot: Snapshot, plan: Plan) -> Document:
 def outcome_screen(done: Done) -> Document:
     """What became of the plan: a sum, and a line for whatever did not simply work."""
     document = Document()
-    tried, not_tried = list[Outcome](), Counter[str]()
+    tried, not_tried, idle = list[Outcome](), Counter[str](), Counter[str]()
     for outcome in done.outcomes:
         if outcome.reason.startswith(_NOT_TRIED):
             not_tried[outcome.reason.removeprefix(_NOT_TRIED)] += 1
@@ -197,10 +197,16 @@ def outcome_screen(done: Done) -> Document:
     for outcome in tried:
         if _as_planned(outcome):
             continue
+        if outcome.crowded and outcome.pin.idle:
+            idle[outcome.reason] += 1
+            continue
         document.line(
             Cell(outcome.status.value, _STYLES.get(outcome.status.value, "warn")),
             f": IRQ {outcome.pin.irq} {outcome.pin.key}: {outcome.reason}",
         )
+    for reason, number in idle.items():
+        refused = Cell(Status.REFUSED.value, _STYLES.get(Status.REFUSED.value, "warn"))
+        document.line(refused, f": {number} that have never fired: {reason}")
     hints = {outcome.hint for outcome in done.outcomes if outcome.hint}
     for hint in sorted(hints):
         document.line(f"hint: {hint}")

@@ -1,0 +1,68 @@
+"""Who gets the vectors of a CPU where there are not enough of them.
+
+x86 has about 200 for devices on each CPU (arch/x86/include/asm/irq_vectors.h), and only the kernel
+knows how many are left. A guest whose devices set up more than its CPUs can take uses few of them:
+those that have never fired have no claim on room. They are moved last, and where one that has fired
+finds none, one that has not makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from virtirq.cpuset import CpuSet, union
+from virtirq.model import Action, Interrupt, Pin, Reason, Topology
+
+
+def making_room(
+    lacking: Iterable[Pin],
+    actions: Iterable[Action],
+    interrupts: Iterable[Interrupt],
+    topology: Topology,
+) -> tuple[Pin, ...]:
+    """Where to move idle interrupts in the way of `lacking`, which the kernel had no vector for.
+
+    They are of the same guest, and go to CPUs that nobody here waits for. `actions` are all that is
+    decided of the guests' interrupts; `interrupts` have the counts.
+    """
+    lacking = tuple(lacking)
+    wanted = union(room_of(pin) for pin in lacking)
+    elsewhere = topology.general - wanted
+    if not elsewhere:
+        return ()
+    counted = {(each.irq, each.key): each for each in interrupts}
+    idle: dict[tuple[str, int], list[tuple[Action, Interrupt]]] = {}
+    for action in actions:
+        interrupt = counted.get((action.irq, action.key))
+        if interrupt is None or not interrupt.idle:
+            continue
+        ours = isinstance(action, Pin) or action.wanted is not None
+        if ours and interrupt.effective is not None and len(interrupt.effective) == 1:
+            place = action.guest, interrupt.effective.first()
+            idle.setdefault(place, []).append((action, interrupt))
+    made = []
+    for pin in lacking:
+        for cpu in (*pin.after, *(room_of(pin) - pin.after)):
+            if them := idle.get((pin.guest, cpu)):
+                action, interrupt = them.pop()
+                made.append(_away(action, interrupt, cpu, elsewhere))
+                break
+    return tuple(made)
+
+
+def room_of(pin: Pin) -> CpuSet:
+    """The CPUs of which one will do."""
+    return pin.after | union(pin.alternatives)
+
+
+def _away(action: Action, interrupt: Interrupt, cpu: int, elsewhere: CpuSet) -> Pin:
+    text = f"never fired: makes room on CPU {cpu} for one that has"
+    return Pin(
+        action.irq,
+        action.key,
+        action.guest,
+        before=interrupt.affinity,
+        after=elsewhere,
+        reason=Reason("makes-room", text),
+        kind=interrupt.kind,
+    )
