@@ -1973,6 +1973,32 @@ def test_whatever_happens_all_is_in_place_in_the_end_and_can_be_put_back() -> No
     )
 
 
+class TestIsolation:
+    """CPUs are isolated at run time, by a cpuset partition."""
+
+    def test_local_keeps_off(self, bare: Scene) -> None:
+        where = paths.CGROUP_ISOLATED.at()
+        config = parse_config([("x.toml", 'default = "local"')])
+        bare.fs.set(where, "")
+        bare.reconciler.reconfigure(config)
+        bare.reconciler.know([replace(DB, vcpus=pinned(0))])
+        before = bare.places(120, 121)
+        assert before == {120: "2", 121: "3"}
+        bare.fs.set(where, "2-3")
+        assert bare.reconciler.cpusets_changed()
+        assert bare.places(120, 121) == {120: "1", 121: "1"}
+        bare.fs.set(where, "")
+        assert bare.reconciler.cpusets_changed()
+        assert bare.places(120, 121) == before
+
+    def test_other_writes_cost_a_read_or_two(self, scene: Scene) -> None:
+        assert not scene.reconciler.cpusets_changed()
+        assert [path for what, path in scene.fs.calls if what == "read"] == [
+            *(paths.CPU_ISOLATED.at(), paths.CGROUP_ISOLATED.at())
+        ]
+        assert scene.fs.written() == []
+
+
 class TestRoom:
     """More vectors than the guest's CPUs have room for."""
 

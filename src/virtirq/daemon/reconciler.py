@@ -26,7 +26,7 @@ from virtirq.host.events import KernelEvent
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.interrupts import read_interrupt, read_interrupts
 from virtirq.host.pci import read_devices
-from virtirq.host.topology import read_topology
+from virtirq.host.topology import read_isolated, read_topology
 from virtirq.model import (
     Action,
     Aimed,
@@ -238,6 +238,13 @@ class Reconciler:
         self._pci.clear()
         self._topology = read_topology(Reader(self._fs))
         self._compute_all()
+
+    def cpusets_changed(self) -> bool:
+        """Somebody has written to a cpuset: whether that has isolated CPUs, or let go of some."""
+        if read_isolated(Reader(self._fs)) == self._topology.isolated:
+            return False
+        self.cpus_changed()
+        return True
 
     def device_changed(self, address: PciAddress) -> None:
         """A device was given to a driver, or taken from one."""

@@ -650,6 +650,13 @@ class Daemon:
         """Threads may run elsewhere now, by a cpuset say: whose those are, the threads tell."""
         guests = self._reconciler.guests
         self._timers.soon(("threads",), _CONFINED, partial(self._look_at_threads, guests))
+        self._timers.soon(("isolation",), _CONFINED, self._isolation)
+
+    def _isolation(self) -> None:
+        """A cpuset partition may have been made or dissolved."""
+        if self._reconciler.cpusets_changed():
+            self._log.info("other CPUs are isolated now: all guests are planned for again")
+            self._spare()
 
     async def _look_at_unwatched(self) -> None:
         keys, self._unwatched = self._unwatched, set()
@@ -687,6 +694,7 @@ class Daemon:
 
     async def _poll(self) -> None:
         """Look now and then: sooner again where something has changed."""
+        self._isolation()
         changed = self._reconciler.poll()
         self._processes.look_at_all()
         # All processes are looked at anyway.

@@ -33,8 +33,7 @@ def read_topology(reader: Reader) -> Topology:
     return Topology(
         online=online,
         possible=online if possible is None else possible,
-        isolated=(reader.cpus(paths.CPU_ISOLATED) or CpuSet())
-        | _read_if_there(reader, paths.CGROUP_ISOLATED),
+        isolated=read_isolated(reader),
         nohz_full=_read_nohz_full(reader),
         nodes=nodes,
         siblings=_read_groups(reader, online, paths.CPU_SIBLINGS),
@@ -45,6 +44,16 @@ def read_topology(reader: Reader) -> Topology:
         performance=_read_if_there(reader, paths.CPU_PERFORMANCE),
         efficiency=_read_if_there(reader, paths.CPU_EFFICIENCY),
     )
+
+
+def read_isolated(reader: Reader) -> CpuSet:
+    """CPUs without a scheduling domain: since the boot, and by cpuset partitions.
+
+    Nothing tells of the latter but the writes that make them: no uevent, and the file of the root
+    cgroup is not one that poll(2) wakes for (Linux kernel, kernel/cgroup/cpuset.c, dfl_files).
+    """
+    by_boot = reader.cpus(paths.CPU_ISOLATED) or CpuSet()
+    return by_boot | _read_if_there(reader, paths.CGROUP_ISOLATED)
 
 
 def _read_if_there(reader: Reader, path: KernelPath) -> CpuSet:
