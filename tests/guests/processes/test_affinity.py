@@ -83,6 +83,18 @@ def test_threads_are_found_by_the_uuid() -> None:
     assert Processes(fs(noise, process())).seen(WEB) == SEEN
 
 
+@pytest.mark.parametrize(
+    ("policy", "defined", "realtime"), [("1", False, True), ("0", True, False)]
+)
+def test_the_policy_that_a_thread_has_now(policy: str, defined: bool, realtime: bool) -> None:
+    """Whatever libvirt was told: chrt(1) may have been at work since."""
+    text = f"4243 (x) S 1{' 0' * 36} {policy} 0 0 0 0"
+    guest = replace(WEB, vcpus=tuple(replace(each, realtime=defined) for each in WEB.vcpus))
+    seen = Processes(fs(process(), {"/proc/4242/task/4243/stat": text})).seen(guest)
+    assert seen is not None
+    assert [each.realtime for each in seen.vcpus] == [realtime, defined, defined]
+
+
 def test_the_pid_file_saves_the_search() -> None:
     made = fs(process(), {"/run/libvirt/qemu/web.pid": "4242"})
     assert Processes(made).seen(WEB) == SEEN

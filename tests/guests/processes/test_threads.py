@@ -70,6 +70,17 @@ def test_by_name(names: tuple[str, str], order: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("policy", "realtime"), [(0, False), (1, True), (2, True), (3, False), (6, True)]
+)
+def test_a_real_time_policy(policy: int, realtime: bool) -> None:
+    """chrt(1), or whatever starts the program: libvirt's definition is not the only one to say."""
+    fs = threads(("vmm", "0-7"), ("CPU 0/KVM", "4"), ("CPU 1/KVM", "5"))
+    fields = ["S", "1", *["0"] * 36, str(policy), "0", "0", "0", "0"]
+    fs.set(f"/proc/{PID}/task/{PID + 1}/stat", f"{PID + 1} (CPU 0/KVM) {' '.join(fields)}")
+    assert [each.realtime for each in machine(fs, PID, {}, 2).vcpus] == [realtime, False]
+
+
+@pytest.mark.parametrize(
     "name",
     ["CPU x/KVM", "CPU 0/", "vcpu", "vcpu0x", "xvcpu0", "vcpu٣", "CPU 123456/KVM", "a\nvcpu0"],
 )

@@ -30,6 +30,7 @@ from virtirq.guests.processes.threads import (
     Threads,
     allowed,
     iothread_cpus,
+    is_realtime,
     named_threads,
     number,
     numbers,
@@ -102,7 +103,12 @@ class Processes:
     def _vcpu(self, vcpu: Vcpu, threads: Threads) -> Vcpu:
         tid = threads.vcpus.get(vcpu.index, threads.all_vcpus)
         cpus = None if tid is None else allowed(self._fs, threads.pid, tid)
-        return vcpu if cpus is None else replace(vcpu, cpus=cpus, tid=tid)
+        if tid is None or cpus is None:
+            return vcpu
+        realtime = is_realtime(self._fs, threads.pid, tid)
+        return replace(
+            vcpu, cpus=cpus, tid=tid, realtime=vcpu.realtime if realtime is None else realtime
+        )
 
     def _threads(self, guest: Guest) -> tuple[Threads, int] | None:
         """The threads of the one process that can be the guest's, and its user."""

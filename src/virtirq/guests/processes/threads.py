@@ -63,7 +63,12 @@ _KVM_VCPU: Final = re.compile(r"vcpu([0-9]{1,9})", re.ASCII)
 _SOME_TIME: Final = re.compile("[1-9][0-9]*", re.ASCII)
 _TICKS: Final = re.compile("[0-9]{1,20}", re.ASCII)
 _STARTED: Final = 22 - 3
+_POLICY: Final = 41 - 3
 _GUEST_TIME: Final = 43 - 3  # as counted from the field after the name (proc(5))
+
+
+_REALTIME: Final = frozenset({"1", "2", "6"})
+"""SCHED_FIFO, SCHED_RR and SCHED_DEADLINE (include/uapi/linux/sched.h)."""
 
 
 @dataclass(slots=True)
@@ -212,7 +217,7 @@ def _vcpus(
             return tuple(Vcpu(index, mask) for index in range(count or 1)), ""
     apic = {tid: each for each, tid in kvm.items()}
     vcpus = tuple(
-        Vcpu(index, cpus, tid, apic.get(tid))
+        Vcpu(index, cpus, tid, apic.get(tid), is_realtime(fs, pid, tid) or False)
         for index, tid in order
         if (cpus := allowed(fs, pid, tid)) is not None
     )
@@ -225,6 +230,12 @@ def _vcpus(
 def _was_in_guest(fs: HostFs, pid: int, tid: int) -> bool:
     fields = stat_fields(text_of(fs, paths.THREAD_STAT.at(pid, tid)))
     return len(fields) > _GUEST_TIME and bool(_SOME_TIME.fullmatch(fields[_GUEST_TIME]))
+
+
+def is_realtime(fs: HostFs, pid: int, tid: int) -> bool | None:
+    """Whether the thread has a real-time policy; None when that cannot be read."""
+    fields = stat_fields(text_of(fs, paths.THREAD_STAT.at(pid, tid)))
+    return fields[_POLICY] in _REALTIME if len(fields) > _POLICY else None
 
 
 def stat_fields(text: str | None) -> list[str]:
