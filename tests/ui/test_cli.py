@@ -87,7 +87,7 @@ def test_no_golden_is_left_over() -> None:
 
 def test_every_verb_and_option_is_in_the_table() -> None:
     """Whatever the parser knows, some case types (or another test of this folder)."""
-    elsewhere = Path(__file__).parent.glob("test_*.py")
+    elsewhere = Path(__file__).parent.rglob("test_*.py")
     source = " ".join(case.line for case in CASES) + " ".join(
         each.read_text() for each in elsewhere
     )
@@ -119,8 +119,9 @@ def test_help_names_every_verb_and_the_exit_codes() -> None:
     assert re.findall(r"\b[0-6] (?=[a-z])", shown.partition("exit codes:")[2])
 
 
-def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    done = virtirq("-d", "-s", str(tmp_path / "absent"), "status")
+@pytest.mark.parametrize("option", ["-d", "--debug"])
+def test_debug_shows_the_traceback(option: str, tmp_path: Path) -> None:
+    done = virtirq(option, "-s", str(tmp_path / "absent"), "status")
     assert done.returncode == 2
     assert "RecordingError" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("virtirq: error: ")

@@ -35,6 +35,7 @@ SHOWN_BY = {
     "record": "record",
     "config": "config",
     "help": "help",
+    "top": "top",
 }
 """Verbs that need no libvirt; those that do are in test_libvirt_verbs.py."""
 NONE = {"metrics", "daemon", "demo", "draw"}

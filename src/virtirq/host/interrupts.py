@@ -127,7 +127,7 @@ def read_interrupt(
         actions=actions,
         affinity=affinity,
         effective=reader.cpus(paths.IRQ_EFFECTIVE, irq) or None,
-        counts=_read_counts(reader, irq, cpus) if cpus else None,
+        counts=read_counts(reader, irq, cpus) if cpus else None,
         settable=_settable(reader, irq) if affinity is not None else None,
     )
     if reader.mark() != mark and _gone(reader, irq):
@@ -153,7 +153,8 @@ def _vector_of(actions: tuple[str, ...] | None, address: PciAddress) -> int | No
     return None
 
 
-def _read_counts(reader: Reader, irq: int, cpus: tuple[int, ...]) -> dict[int, int] | None:
+def read_counts(reader: Reader, irq: int, cpus: tuple[int, ...]) -> dict[int, int] | None:
+    """Interrupts taken by CPU, those with none left out; `cpus` are the possible ones."""
     # One number for each *possible* CPU (kernel/irq/irqdesc.c, per_cpu_count_show()), where
     # /proc/interrupts has a column for each online one.
     text = reader.text(paths.IRQ_COUNTS, irq)

@@ -23,23 +23,27 @@ def common(
     parser: argparse.ArgumentParser,
     *,
     top: bool,
-    config: bool = True,
+    own: Collection[str] = (),
     refused: Collection[str] = (),
 ) -> None:
     """Options that may stand before or after the verb.
 
-    `config` is false where --config after the verb is virsh's. The verb's help leaves out those
-    that it has no use for, and says why when they are given all the same: `refused`.
+    `own` are those that mean something else after the verb: --config as virsh has it, say. The
+    verb's help leaves out those that it has no use for, and says why when they are given all the
+    same: `refused`.
     """
 
     def told(option: str, text: str) -> str:
         return argparse.SUPPRESS if option in refused else text
 
     default: dict[str, Any] = {} if top else {"default": argparse.SUPPRESS}
+
+    def free(*names: str) -> list[str]:
+        return [each for each in names if each not in own]
+
     completed_as_path(
         parser.add_argument(
-            "-s",
-            "--sysroot",
+            *free("-s", "--sysroot"),
             metavar="DIR",
             type=some_path,
             help=told("--sysroot", "a recorded host: a directory tree or tar archive"),
@@ -57,7 +61,7 @@ def common(
             help=told("--domain", "domain XML of a guest; may be repeated"),
         )
     )
-    if config:
+    if free("--config"):
         completed_as_path(
             parser.add_argument(
                 "--config",
@@ -85,7 +89,7 @@ def common(
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only", **default)
     parser.add_argument(
-        "-d", "--debug", action="store_true", help="show tracebacks of errors", **default
+        *free("-d", "--debug"), action="store_true", help="show tracebacks of errors", **default
     )
 
 

@@ -211,7 +211,7 @@ def make_parser(names: Sequence[str] = verbs.NAMES) -> argparse.ArgumentParser:
             description=f"{verb.help[0].upper()}{verb.help[1:]}. {verb.more}".strip(),
             allow_abbrev=False,
         )
-        arguments.common(made, top=False, config=not verb.own_config, refused=verb.refused)
+        arguments.common(made, top=False, own=verb.own, refused=verb.refused)
         verb.arguments(made)
     return parser
 

@@ -25,13 +25,14 @@ from virtirq import __version__
 from virtirq.control import counters
 from virtirq.control.counters import Counters, Histogram, Trigger
 from virtirq.control.daemon_status import DaemonStatus
-from virtirq.cpuset import CpuSet, union
+from virtirq.cpuset import CpuSet
 from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
 from virtirq.host.events import EventKind
-from virtirq.model import Action, DevicePlan, Finding, Interrupt, Pin, Plan, Snapshot, Status
+from virtirq.model import Action, DevicePlan, Finding, Interrupt, Plan, Snapshot, Status
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.listen import parse_listen
 from virtirq.ui.document import printable
+from virtirq.ui.report import near, wanted_of
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -203,16 +204,11 @@ def _places(
     snapshot: Snapshot, device: DevicePlan, action: Action, counts: Iterable[tuple[int, int]]
 ) -> Iterator[tuple[tuple[str, str], int]]:
     """(target, place) and how many interrupts were taken there; every place that there can be."""
-    target = action.after if isinstance(action, Pin) else action.wanted
-    target = CpuSet() if target is None else target
-    near = union(
-        node.cpus
-        for node in snapshot.topology.nodes.values()
-        if node.number == device.node or node.cpus & target
-    )
+    target = wanted_of(action) or CpuSet()
+    close = near(snapshot, device, action)
     totals = {"target": 0, "node": 0, "elsewhere": 0} if target else {"node": 0, "elsewhere": 0}
     for cpu, count in counts:
-        totals["target" if cpu in target else "node" if cpu in near else "elsewhere"] += count
+        totals["target" if cpu in target else "node" if cpu in close else "elsewhere"] += count
     for place, count in totals.items():
         yield (str(target), place), count
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from virtirq.cpuset import CpuSet
+from virtirq.cpuset import CpuSet, union
 from virtirq.model import (
     Action,
     DevicePlan,
@@ -98,7 +98,7 @@ class Rows:
             kind=interrupt.kind.value if interrupt else "msix",
             vector=interrupt.vector if interrupt else None,
             before=interrupt.affinity if interrupt else None,
-            after=action.after if isinstance(action, Pin) else action.wanted,
+            after=wanted_of(action),
             effective=effective,
             action="pin" if pin else "keep",
             status=status,
@@ -108,6 +108,21 @@ class Rows:
             name=interrupt.own_action if interrupt else None,
             counts=interrupt.counts if interrupt else None,
         )
+
+
+def wanted_of(action: Action) -> CpuSet | None:
+    """Where the interrupt should be; None for no opinion."""
+    return action.after if isinstance(action, Pin) else action.wanted
+
+
+def near(snapshot: Snapshot, device: DevicePlan, action: Action) -> CpuSet:
+    """CPUs of the device's node, and of the nodes where the interrupt should be."""
+    wanted = wanted_of(action) or CpuSet()
+    return union(
+        node.cpus
+        for node in snapshot.topology.nodes.values()
+        if node.number == device.node or node.cpus & wanted
+    )
 
 
 def as_json(

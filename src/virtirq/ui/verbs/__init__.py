@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Final
 
 NAMES: Final = (
-    *("status", "plan", "apply", "restore", "check", "explain", "place", "compare"),
+    *("status", "top", "plan", "apply", "restore", "check", "explain", "place", "compare"),
     *("get", "set", "unset", "define", "dumpxml"),
     "draw",
     *("daemon", "metrics", "record", "config", "demo", "help"),
@@ -25,7 +25,7 @@ class Verb:
     """`run` gives the exit code. `help` is a line, and `more` what the verb's own help adds to it.
 
     `refused` are common options that it has no use for: its help leaves them out, and it says why
-    when they are given all the same. `own_config`: its ``--config`` is virsh's.
+    when they are given all the same. `own` are those that mean something else after this verb.
     """
 
     run: Callable[[argparse.Namespace], int]
@@ -33,7 +33,7 @@ class Verb:
     more: str = ""
     arguments: Callable[[argparse.ArgumentParser], None] = lambda _: None
     refused: Collection[str] = ()
-    own_config: bool = False
+    own: Collection[str] = ()
 
 
 def load(name: str) -> Verb:

@@ -68,7 +68,7 @@ def of_object(name: str, snapshot: Snapshot, plan: Plan, findings: Sequence[Find
         )
     subjects = inputs.subjects(part)
     concerned = [each for each in findings if each.subject in subjects]
-    return Shown(report.as_json(snapshot, part, concerned), _document(snapshot, part, concerned))
+    return Shown(report.as_json(snapshot, part, concerned), explained(snapshot, part, concerned))
 
 
 def _meant(name: str, plan: Plan) -> str:
@@ -127,7 +127,8 @@ def _address(name: str) -> PciAddress | None:
         return None
 
 
-def _document(snapshot: Snapshot, part: Plan, findings: Sequence[Finding]) -> Document:
+def explained(snapshot: Snapshot, part: Plan, findings: Sequence[Finding]) -> Document:
+    """Why all of this part of a plan is where it is."""
     document = Document()
     rows = Rows(snapshot)
     interrupts = {(each.irq, each.key): each for each in snapshot.interrupts}

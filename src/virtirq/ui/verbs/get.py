@@ -76,5 +76,5 @@ VERB = Verb(
     + " With neither --live nor --config, as it runs; of one that does not, its definition.",
     _arguments,
     refused=arguments.RECORDED,
-    own_config=True,
+    own=("--config",),
 )

@@ -198,5 +198,5 @@ VERB = Verb(
     "show where a guest could run next to its devices, or pin it there",
     "It is given CPUs that no other guest's vCPUs, running or not, are pinned to.",
     _arguments,
-    own_config=True,
+    own=("--config",),
 )

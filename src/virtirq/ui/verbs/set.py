@@ -67,5 +67,5 @@ VERB = Verb(
     arguments.STORED,
     _arguments,
     refused=arguments.RECORDED,
-    own_config=True,
+    own=("--config",),
 )

@@ -1,0 +1,1 @@
+"""``virtirq top``: how often each interrupt is taken, and where. All but two files are pure."""
