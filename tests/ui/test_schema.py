@@ -36,6 +36,7 @@ SHOWN_BY = {
     "config": "config",
     "help": "help",
     "top": "top",
+    "events": "events",
 }
 """Verbs that need no libvirt; those that do are in test_libvirt_verbs.py."""
 NONE = {"metrics", "daemon", "demo", "draw"}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from virtirq.control.counters import MALFORMED, Counters
+from virtirq.control.log_entry import LogEntry
 from virtirq.control.state import StateDirectory
 from virtirq.errors import BusyError, InputError
 from virtirq.model import Aimed, Finding, PciAddress, Severity
@@ -41,6 +42,7 @@ class DaemonStatus:
     learns of interrupts and of guests. `spared` is the pid of the irqbalance that was told to
     leave our interrupts alone. `aimed` is what it knows of the guests' own choices: by device a
     mapping that is never changed in place. `readers` is by what it has read that, by guest key.
+    `recent` is what it has logged last.
     """
 
     pid: int
@@ -53,6 +55,7 @@ class DaemonStatus:
     counters: Counters | None = None
     aimed: Mapping[PciAddress, Mapping[int, Aimed]] = field(default_factory=dict)
     readers: Mapping[str, str] = field(default_factory=dict)
+    recent: tuple[LogEntry, ...] = ()
 
     def apart(self) -> DaemonStatus:
         """The same, of which nothing changes any more while the daemon goes on."""
@@ -62,6 +65,7 @@ class DaemonStatus:
     def as_json(self) -> dict[str, Any]:
         return {
             **self._rest_as_json(),
+            "recent": [each.as_json() for each in self.recent],
             "aimed": {str(each): _aimed_as_json(aimed) for each, aimed in self.aimed.items()},
         }
 
@@ -111,6 +115,7 @@ class DaemonStatus:
                 for address, vectors in data["aimed"].items()
             },
             readers={str(key): str(reader) for key, reader in data["readers"].items()},
+            recent=tuple(map(LogEntry.from_json, data.get("recent", ()))),
         )
 
 
@@ -145,7 +150,8 @@ class Writer:
                 done = 0
                 yield
         told = ", ".join(text for _, text in self._aimed.values())
-        return f'{rest[:-1]}, "aimed": {{{told}}}}}'.encode()
+        recent = ", ".join(each.text for each in status.recent)
+        return f'{rest[:-1]}, "recent": [{recent}], "aimed": {{{told}}}}}'.encode()
 
 
 def ask(state: Path) -> DaemonStatus | None:

@@ -50,7 +50,7 @@ class Attempts:
         self._log = log
         self._counters = counters
         self._timers = timers
-        self._untold: list[tuple[Outcome, Trigger, str]] = []
+        self._untold: list[tuple[Outcome, Trigger, str, str]] = []
         self._said: dict[InterruptKey, str] = {}
         self._complaint = ""
 
@@ -87,7 +87,7 @@ class Attempts:
             told = list(outcomes)
         for each in outcomes:
             self._counters.moves[trigger.value, each.status.value] += 1
-        self._tell(told, trigger, names)
+        self._tell(told, trigger, names, mover if trigger is Trigger.DRIFT else "")
         return None if executor.journal_fault else outcomes
 
     def put_back(
@@ -129,8 +129,8 @@ class Attempts:
     def flush(self) -> None:
         """Tell what has not been told yet."""
         untold, self._untold = self._untold, []
-        for outcome, trigger, guest in untold:
-            self._tell_one(outcome, trigger, guest)
+        for outcome, trigger, guest, mover in untold:
+            self._tell_one(outcome, trigger, guest, mover)
 
     def _put_back(
         self,
@@ -160,16 +160,20 @@ class Attempts:
         return frozenset(each.pin.key.device for each in outcomes if each.status.bad)
 
     def _tell(
-        self, outcomes: Iterable[Outcome], trigger: Trigger, names: Mapping[str, str]
+        self,
+        outcomes: Iterable[Outcome],
+        trigger: Trigger,
+        names: Mapping[str, str],
+        mover: str = "",
     ) -> None:
         """After whatever else has happened meanwhile: it is waiting to be moved."""
         if not self._untold:
             self._timers.soon(("tell",), 0.0, self.flush)
         self._untold += (
-            (each, trigger, names.get(each.pin.guest) or each.pin.guest) for each in outcomes
+            (each, trigger, names.get(each.pin.guest) or each.pin.guest, mover) for each in outcomes
         )
 
-    def _tell_one(self, outcome: Outcome, trigger: Trigger, guest: str) -> None:
+    def _tell_one(self, outcome: Outcome, trigger: Trigger, guest: str, mover: str) -> None:
         pin = outcome.pin
         if outcome.status in (Status.UNCHANGED, Status.VANISHED):
             return
@@ -183,6 +187,7 @@ class Attempts:
             before=pin.before,
             after=outcome.affinity,
             reason=f"{trigger.value}: {pin.reason.code}",
+            mover=mover or None,
         )
         if not outcome.status.bad:
             self._said.pop(pin.key, None)

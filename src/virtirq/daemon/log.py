@@ -42,6 +42,7 @@ class Fields(TypedDict, total=False):
     before: object
     after: object
     reason: str | None
+    mover: str | None
     finding: str | None
 
 
@@ -55,6 +56,7 @@ FIELDS: Final[Mapping[str, str]] = {
     "before": "VIRTIRQ_BEFORE",  # CPU lists, 2-5,8
     "after": "VIRTIRQ_AFTER",
     "reason": "VIRTIRQ_REASON",
+    "mover": "VIRTIRQ_MOVER",  # who had moved it before: irqbalance (pid 812)
     "finding": "VIRTIRQ_FINDING",  # a code of `virtirq check`
 }
 """Names in `Log`'s calls to names in the journal."""
@@ -84,6 +86,13 @@ class Log:
     def exception(self, message: str, **fields: Unpack[Fields]) -> None:
         """An error with the traceback of the exception that is being handled."""
         self._log(logging.ERROR, message, fields, traceback=True)
+
+    def tell(self, handler: logging.Handler) -> None:
+        """Tell this one, too, until `leave_out`."""
+        self._logger.addHandler(handler)
+
+    def leave_out(self, handler: logging.Handler) -> None:
+        self._logger.removeHandler(handler)
 
     def _log(self, level: int, message: str, fields: Fields, *, traceback: bool = False) -> None:
         if not self._logger.isEnabledFor(level):
@@ -196,7 +205,7 @@ class LinesHandler(_Handler):
     def _tell(self, record: logging.LogRecord) -> bool:
         level = record.levelname.lower()
         head = f"<{priority(record.levelno)}>" if self._priorities else f"virtirq: {level}: "
-        for line in _text(record).split("\n"):
+        for line in text_of(record).split("\n"):
             if not any(event & select.POLLOUT for _, event in self._poll.poll(0)):
                 return False
             data = f"{head}{line}".encode()
@@ -207,17 +216,20 @@ class LinesHandler(_Handler):
 def entry(record: logging.LogRecord) -> bytes:
     """The record as a datagram of the native journal protocol."""
     values = {
-        "MESSAGE": _text(record),
+        "MESSAGE": text_of(record),
         "PRIORITY": str(priority(record.levelno)),
         "SYSLOG_IDENTIFIER": _IDENTIFIER,
     }
     if record.name != _IDENTIFIER:
         values["LOGGER"] = record.name
-    fields = getattr(record, _EXTRA, {})
-    for name, field in FIELDS.items():
-        if (value := fields.get(name)) is not None:
-            values[field] = str(value)
+    values |= {FIELDS[name]: value for name, value in fields_of(record).items()}
     return b"".join(_assignment(field, value) for field, value in values.items())
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, str]:
+    """What a record tells beside its message."""
+    fields = getattr(record, _EXTRA, {})
+    return {name: str(value) for name in FIELDS if (value := fields.get(name)) is not None}
 
 
 def _assignment(field: str, value: str) -> bytes:
@@ -249,7 +261,7 @@ _EXTRA: Final = "virtirq_fields"
 _FORMATTER: Final = logging.Formatter()
 
 
-def _text(record: logging.LogRecord) -> str:
+def text_of(record: logging.LogRecord) -> str:
     """The message in one line, and the traceback's lines below it.
 
     What is not printable is replaced: it would steer a terminal, and journalctl(1) shows a
@@ -274,6 +286,11 @@ def _cut(data: bytes, longest: int) -> bytes:
         return data
     kept = data[: longest - len(_CUT)]
     return kept.decode(errors="ignore").encode() + _CUT
+
+
+def cut(text: str, longest: int) -> str:
+    """At most so many characters, and a mark where something is missing."""
+    return text if len(text) <= longest else text[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _about_lost(count: int) -> logging.LogRecord:

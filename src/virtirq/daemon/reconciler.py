@@ -507,6 +507,7 @@ class Reconciler:
                 guest=self._name_of(key.device),
                 device=key.device,
                 irq=irq,
+                mover=teller,
                 finding="affinity-contested",
             )
             self._wait(key, delay, teller)

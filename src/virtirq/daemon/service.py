@@ -31,6 +31,7 @@ from virtirq.daemon.kernel_events import KernelEvents, open_kernel_events
 from virtirq.daemon.libvirt_source import LibvirtSource
 from virtirq.daemon.log import Log
 from virtirq.daemon.process_source import ProcessSource
+from virtirq.daemon.recent import Recent
 from virtirq.daemon.reconciler import Reconciler
 from virtirq.daemon.registry import Change
 from virtirq.daemon.source_state import Sources, SourceState, all_told
@@ -139,6 +140,8 @@ class Daemon:
         """Raises BusyError, DeploymentError."""
         self._setup = setup
         self._log = log
+        self._recent = Recent()
+        log.tell(self._recent)
         self._fs = LiveFs()
         self._loop = asyncio.get_running_loop()
         self._since = time.time()
@@ -327,6 +330,7 @@ class Daemon:
         self._journal.close()
         self._lock.close()
         self._log.info("stopped")
+        self._log.leave_out(self._recent)
 
     def _finds(self, config: Config) -> bool:
         """Whether guests are found by their processes: whoever names files has named them all."""
@@ -466,6 +470,7 @@ class Daemon:
             counters=self._counters,
             aimed=self._reconciler.aimed,
             readers=self._follower.readers,
+            recent=self._recent.entries,
         )
 
     def _inside(self) -> Inside:

@@ -15,7 +15,7 @@ NAMES: Final = (
     *("status", "top", "plan", "apply", "restore", "check", "explain", "place", "compare"),
     *("get", "set", "unset", "define", "dumpxml"),
     "draw",
-    *("daemon", "metrics", "record", "config", "demo", "help"),
+    *("daemon", "events", "metrics", "record", "config", "demo", "help"),
 )
 """In the order in which the help lists them."""
 

@@ -1,0 +1,1 @@
+"""``virtirq events``: what was moved, by whom, when and why."""
