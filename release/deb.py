@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,8 @@ from . import ROOT, python
 
 DEBIAN: Final = ROOT / "debian"
 TOOLS: Final = ("lintian",)
+UNUSED: Final = ("tests", "lab", "bench", "release", "tools")
+"""What of the source makes no difference to the package."""
 # /dev and /proc as they are here: a plain user may make neither in a tree. $0: the tree.
 _INSIDE: Final = """\
 mount --rbind /dev "$0/dev"; mount --rbind /proc "$0/proc"; mount --bind "$1" "$0/build"
@@ -38,10 +41,19 @@ def packages() -> Path:
     """A directory of the cache with the .deb, what it was built from, and lintian's answer."""
     with cache.scratch() as work:
         source = python.sdist(work)
-        parts: list[str | bytes] = [_tree().name, source.read_bytes(), Path(__file__).read_bytes()]
+        parts: list[str | bytes] = [_tree().name, Path(__file__).read_bytes(), *_used(source)]
         for path in sorted(filter(Path.is_file, DEBIAN.rglob("*"))):
             parts += [str(path.relative_to(DEBIAN)), path.read_bytes()]
         return cache.artefact("deb", cache.digest(*parts), lambda made: _build(source, made))
+
+
+def _used(source: Path) -> Iterator[str | bytes]:
+    """Names and contents."""
+    with tarfile.open(source) as archive:
+        for member in archive:
+            content = archive.extractfile(member)
+            if content is not None and member.name.split("/")[1] not in UNUSED:
+                yield from (member.name, content.read())
 
 
 def _build(source: Path, made: Path) -> None:
