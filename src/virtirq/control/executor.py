@@ -22,7 +22,7 @@ from typing import Final
 
 from virtirq.control.journal import Journal
 from virtirq.cpuset import CpuSet
-from virtirq.errors import JournalError, VirtirqError
+from virtirq.errors import CpuSetError, JournalError, VirtirqError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, OpenFile
 from virtirq.host.interrupts import handlers, has_handler, has_interrupt
@@ -81,8 +81,7 @@ class _Step:
 
     `file` is its affinity. `incarnation` and `before` are what was found, `known` is what the
     journal knew of it, `written` what the kernel has taken. `announced`: the journal says that
-    it is about to be moved. `unclear`: the last write failed, and whether it was taken all the same
-    cannot be told. `stays`: it is not over, and the journal must not forget it.
+    it is about to be moved. `stays`: it is not over, and the journal must not forget it.
     """
 
     pin: Pin
@@ -92,7 +91,6 @@ class _Step:
     known: Remembered | None = None
     announced: bool = False
     written: CpuSet | None = None
-    unclear: bool = False
     stays: bool = False
     unwritten: str | None = None
     status: Status | None = None
@@ -111,7 +109,11 @@ class _Step:
         return self.status in (Status.APPLIED, Status.UNCHANGED, Status.PENDING)
 
     def read(self) -> CpuSet:
-        return CpuSet.parse(self.file.read())
+        """Raises OSError, and CpuSetError for what no affinity can be."""
+        found = CpuSet.parse(self.file.read())
+        if not found:
+            raise CpuSetError("its affinity names no CPU, so nobody could put it back")
+        return found
 
 
 class Executor:
@@ -246,8 +248,6 @@ class Executor:
             step.end(Status.VANISHED, text)
         elif not there:
             step.end(Status.VANISHED, "the IRQ number is another interrupt's now")
-        elif not before:
-            step.end(Status.FAILED, "its affinity names no CPU, so nobody could put it back")
         elif before == pin.after:
             step.end(Status.UNCHANGED, THERE, before)
         elif self._restoring and known and before not in known.written:
@@ -312,17 +312,30 @@ class Executor:
             try:
                 step.file.write(str(wanted))
             except OSError as error:
+                if self._took(step, wanted):
+                    step.written = wanted
+                    return
                 if _gone(step, error):
                     raise
-                last, step.unclear = error, error.errno != errno.ENOSPC
+                last = error
                 if error.errno != errno.ENOSPC:
                     break
                 if len(wanted) == 1:
                     self._full.add(wanted.first())
             else:
-                step.written, step.unclear = wanted, False
+                step.written = wanted
                 return
-        self._refused(step, wanted, last)
+        self._refused(step, last)
+
+    def _took(self, step: _Step, wanted: CpuSet) -> bool:
+        """Whether a write that has failed was done all the same.
+
+        Where that cannot be read, the journal goes on to count both values as ours.
+        """
+        step.stays = True
+        affinity = step.read()
+        step.stays = False
+        return affinity == wanted
 
     def _choices(self, pin: Pin) -> Iterator[CpuSet]:
         """What to write: the plan's choice, then for want of vectors other single CPUs."""
@@ -336,13 +349,10 @@ class Executor:
                     budget -= 1
                     yield CpuSet([cpu])
 
-    def _refused(self, step: _Step, wanted: CpuSet, error: OSError | None) -> None:
+    def _refused(self, step: _Step, error: OSError | None) -> None:
         pin = step.pin
         number = (error and error.errno) or errno.EIO
         affinity = step.read()
-        step.unclear = affinity not in (step.before, wanted)
-        if affinity == wanted:
-            step.written = wanted  # whatever the kernel has said of it
         if number in _DEPLOYMENT:
             self._stopped = _DEPLOYMENT[number]
             self.deployment_fault = True
@@ -427,7 +437,7 @@ class Executor:
             self._note(over, self._journal.forget, *(step.pin.key for step in over))
             return
         # Of what is unclear both values stay ours, as after a crash.
-        back = [s for s in steps if s.announced and s.written is None and not s.unclear]
+        back = [s for s in steps if s.announced and s.written is None and not s.stays]
         self._note(back, self._journal.refused, *(step.pin.key for step in back))
         taken = [step for step in steps if step.written is not None]
         self._note(taken, self._journal.moved, *((s.pin.key, s.written) for s in taken))

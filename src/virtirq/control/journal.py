@@ -28,6 +28,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -55,6 +56,8 @@ _SEAL: Final = len(b', "crc": "01234567"}')
 _quoted: Final = json.JSONEncoder().encode
 _MAX_LINE: Final = 1 << 17
 """Bytes; two lists of every other one of 8192 CPUs are 40 kB."""
+# drivers/char/random.c, proc_do_uuid(): lib/vsprintf.c's %pU
+_BOOT_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
 class Journal:
@@ -331,8 +334,8 @@ def boot_id(fs: HostFs) -> str:
         raise _without_boot_id(error.strerror) from error
     except OSError as error:
         raise _without_boot_id(error.strerror) from error
-    if not text and fs.recording is None:
-        raise _without_boot_id("is empty")
+    if fs.recording is None and not _BOOT_ID.fullmatch(text):
+        raise _without_boot_id("is not an id" if text else "is empty")
     return text
 
 

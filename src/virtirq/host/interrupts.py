@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import stat
 from collections import Counter
 from collections.abc import Container, Iterable
 
@@ -138,7 +140,12 @@ def read_interrupt(
 
 def _gone(reader: Reader, irq: object) -> bool:
     """Whether the running kernel has freed the interrupt. A recording frees none."""
-    return reader.fs.recording is None and not reader.fs.isdir(f"{paths.IRQ_DIR}/{irq}")
+    if reader.fs.recording is not None:
+        return False
+    try:
+        return not stat.S_ISDIR(reader.fs.mode(f"{paths.IRQ_DIR}/{irq}"))
+    except OSError as error:  # what cannot be looked at for another reason may be there
+        return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)
 
 
 def _split(actions: str) -> tuple[str, ...]:
