@@ -302,6 +302,33 @@ class TestBounds:
         monkeypatch.setattr(status_server, "_user", lambda _: user)
         scene.run(deaf)
 
+    def test_on_a_slow_host_a_turn_is_over_after_a_moment(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is to be pinned waits for its end, however many hang up at once."""
+        taken = 0
+        take = scene.server._take
+
+        def slowly(connection: socket.socket) -> bool:
+            nonlocal taken
+            taken += 1
+            scene.clock.now += 0.004
+            return take(connection)
+
+        async def crowd() -> None:
+            for _ in range(30):
+                scene.connect().close()
+            assert scene.server._listening is not None
+            before = scene.clock.now
+            scene.server._let_in(scene.server._listening)
+            assert taken == 3
+            assert scene.clock.now < before + TURN
+            await scene.pass_(10 * TURN)
+            assert taken == 30
+
+        monkeypatch.setattr(scene.server, "_take", slowly)
+        scene.run(crowd)
+
     def test_connections_at_once_are_bounded(
         self, scene: Scene, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -28,6 +28,8 @@ FRESH: Final = 0.25
 """Seconds for which a document is told to whoever asks."""
 TURN: Final = 0.05
 """Seconds from one turn of letting in to the next."""
+_TAKES: Final = 0.01
+"""Seconds of a turn after which nobody else is let in, however slow this host: interrupts wait."""
 _IN_A_TURN: Final = 8
 """Who is answered in one turn; who has hung up by then or is turned away costs next to nothing."""
 _MOST: Final = 64
@@ -106,7 +108,7 @@ class StatusServer:
 
     def _let_in(self, listening: socket.socket) -> None:
         """Let a few in, and the next ones in the next turn."""
-        pause = TURN
+        pause, until = TURN, self._clock() + _TAKES
         room = min(_IN_A_TURN, _MOST - len(self._askers))
         for _ in range(_BACKLOG):
             if not room:
@@ -120,6 +122,8 @@ class StatusServer:
                     pause = WAIT
                 break
             room -= self._take(connection)
+            if self._clock() >= until:
+                break
         self._loop.remove_reader(listening)
         again = partial(self._loop.add_reader, listening, self._let_in, listening)
         self._timers.soon(("status", "turn"), pause, again)
