@@ -6,8 +6,8 @@
 # make corpus every domain XML that Debian's libvirt ships, through the parser
 # make bench  time per interrupt for read, plan and write, beside a floor; what one guest costs the
 #             daemon among 10 to 400; the status socket with hostile clients; make bench-lab  how soon
-#             the daemon moves a new vector, beside a floor, what it costs when idle, and what
-#             reading a guest's choices costs, in the lab
+#             the daemon moves a new vector, beside a floor and under attack, what it costs when
+#             idle, and what reading a guest's choices costs, in the lab
 # make fuzz   ten minutes of made-up inputs for everything that reads what others control
 #             (FUZZ_SECONDS=); what is found is kept in .fuzz/ and the beginning of the next run
 # make golden writes the tests' golden outputs again; look at the difference before you commit
@@ -65,6 +65,7 @@ bench-lab: $(VENV)/test.stamp
 	$(BIN)/python -m bench.reaction
 	$(BIN)/python -m bench.idle
 	$(BIN)/python -m bench.peek
+	$(BIN)/python -m bench.attack
 
 golden: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/ui --regenerate-output

@@ -216,6 +216,13 @@ class TestBootId:
         with pytest.raises(JournalError, match="is empty"):
             apply(fs, tmp_path)
 
+    @pytest.mark.parametrize("text", [HOST.boot_id[:20], f"{HOST.boot_id}x", "garbage"])
+    def test_not_an_id(self, tmp_path: Path, text: str) -> None:
+        fs = HOST.live()
+        fs.set(paths.BOOT_ID.at(), text)
+        with pytest.raises(JournalError, match="is not an id"):
+            apply(fs, tmp_path)
+
     def test_a_recorded_host_may_have_none(self, tmp_path: Path) -> None:
         fs = replace(HOST, boot_id=None).fs()
         found = affinities(fs)
