@@ -12,6 +12,7 @@
 #             (FUZZ_SECONDS=); what is found is kept in .fuzz/ and the beginning of the next run
 # make golden writes the tests' golden outputs again; look at the difference before you commit
 # make manual writes what is generated of the manual's pages again: options, verbs, findings
+# make pictures draws the documentation's pictures again
 # make dist   all that is given out, in dist/: wheel and source, Debian's package, one file for
 #             everything else, what has changed, check sums; make pyz and make deb make one of them
 # make install PREFIX=/usr DESTDIR=…  the systemd unit, an example configuration, the manual,
@@ -25,8 +26,8 @@ BIN := $(VENV)/bin
 # Each module's tests one after the other, the labs' modules first: those share a machine.
 BESIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=20 --durations-min=10
 
-.PHONY: run test lint lab quick-lab demo-host corpus fuzz bench bench-lab golden manual dist \
-	pyz deb install uninstall clean
+.PHONY: run test lint lab quick-lab demo-host corpus fuzz bench bench-lab golden manual pictures \
+	dist pyz deb install uninstall clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/virtirq demo
@@ -76,6 +77,9 @@ manual: $(VENV)/test.stamp
 dist pyz deb: $(VENV)/test.stamp
 	$(BIN)/python -m release $@ dist
 
+pictures: $(VENV)/test.stamp
+	$(BIN)/virtirq -s src/virtirq/demo/two-node.tar.xz draw --plan -o docs/demo-host.svg
+
 # Who sets DESTDIR makes a package.
 PREFIX ?= $(if $(DESTDIR),/usr,/usr/local)
 BINDIR ?= $(PREFIX)/bin
@@ -91,7 +95,7 @@ EXAMPLE := $(DOCDIR)/examples/virtirq.toml
 RULES := $(DATADIR)/virtirq/prometheus/virtirq.rules.yml
 KUBEVIRT := $(DATADIR)/virtirq/kubevirt/virtirq.yaml
 DASHBOARD := $(DATADIR)/virtirq/grafana/virtirq.json
-DOCS := README.md CHANGELOG.md $(wildcard docs/*.md) docs/virtirq.schema.json
+DOCS := README.md CHANGELOG.md $(wildcard docs/*.md docs/*.svg) docs/virtirq.schema.json
 # What links of the documentation lead to, where it is installed.
 LINKS := -e 's|](docs/|](|g' -e 's|](packaging/virtirq.toml)|](examples/virtirq.toml)|' \
 	-e 's|](\.\./\([A-Z]*\.md\))|](\1)|g' \

@@ -55,3 +55,9 @@ def test_without_the_module_for_png_that_is_said(monkeypatch: pytest.MonkeyPatch
         pages.png("<svg/>")
     assert "resvg_py is not installed" in str(error.value)
     assert "virtirq[png]" in str(error.value.hint)
+
+
+def test_the_documentations_picture_is_what_is_drawn(tmp_path: Path) -> None:
+    assert draw("--plan", "-o", tmp_path / "host.svg", "-q") == 0
+    drawn = (tmp_path / "host.svg").read_text()
+    assert drawn == (REPOSITORY / "docs/demo-host.svg").read_text(), "run 'make pictures'"
