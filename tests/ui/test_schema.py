@@ -99,7 +99,8 @@ ASKED = [
     if case.exit in (0, 3)
     and not case.files
     and "{bare}" not in case.line
-    and case.name not in ("version", "quiet", "draw")
+    and case.name not in ("version", "quiet")
+    and not NONE & set(shlex.split(case.line))
 ]
 
 
