@@ -95,6 +95,9 @@ CASES = [
     Case("draw-unknown-form", "-s {demo} draw -o {absent}.jpg", 2),
     Case("draw-directory-absent", "-s {demo} draw -o {absent}/host.svg", 1),
     Case("draw-json", "-s {demo} draw -o {absent}.svg --json", 2),
+    Case("report-unknown-form", "-s {demo} report -o {absent}.svg", 2),
+    Case("report-json", "-s {demo} report -o {absent}.html --json", 2),
+    Case("report-no-time", "-s {demo} report -o {absent}.html --rates never", 2),
     Case("quiet", "-q -s {demo} status"),
     Case("version", "--version"),
     # What cannot be done, and what is said about it.

@@ -39,7 +39,7 @@ SHOWN_BY = {
     "events": "events",
 }
 """Verbs that need no libvirt; those that do are in test_libvirt_verbs.py."""
-NONE = {"metrics", "daemon", "demo", "draw"}
+NONE = {"metrics", "daemon", "demo", "draw", "report"}
 """Verbs that refuse --json."""
 
 

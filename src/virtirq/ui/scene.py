@@ -106,9 +106,14 @@ class Scene:
         return count(v for band in self.bands for device in band.devices for v in device.vectors)
 
 
+def verdict(status: str) -> Verdict:
+    """What the word of a plan or an outcome comes to."""
+    return _OF_STATUS.get(status, "left")
+
+
 def count(vectors: Iterable[Vector]) -> dict[Verdict, int]:
     counted = Counter(each.verdict for each in vectors)
-    return {verdict: counted[verdict] for verdict in VERDICTS}
+    return {each: counted[each] for each in VERDICTS}
 
 
 def now(snapshot: Snapshot, plan: Plan) -> Scene:
@@ -176,11 +181,11 @@ def _vector(
 ) -> Vector:
     name = row.kind if row.vector is None else f"{row.kind} {row.vector}"
     facts = [f"IRQ {row.irq}, {name} of {device.device.address}, {guest.guest.name}"]
-    cpu, verdict = _lands(row), _OF_STATUS.get(row.status, "left")
+    cpu, judged = _lands(row), verdict(row.status)
     if after and row.moves and row.after:
         # What the kernel picks of several CPUs it tells afterwards; where it is may be one of them.
         cpu = cpu if cpu in row.after else row.after.first()
-        verdict = "right"
+        judged = "right"
         facts.append(f"to {_cpus(row.after)}, from {_cpus(row.before)}")
     else:
         facts.append(f"delivered to {_cpus(row.effective)}, may go to {_cpus(row.before)}")
@@ -188,7 +193,7 @@ def _vector(
             facts.append(f"should be on {_cpus(row.after)}")
     facts.append(f"{row.status}: {row.reason}")
     facts.append(counts.told(row.irq))
-    return Vector(row.irq, cpu, verdict, "\n".join(filter(None, facts)))
+    return Vector(row.irq, cpu, judged, "\n".join(filter(None, facts)))
 
 
 def _lands(row: Row) -> int | None:

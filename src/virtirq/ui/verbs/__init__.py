@@ -14,7 +14,7 @@ from typing import Final
 NAMES: Final = (
     *("status", "top", "plan", "apply", "restore", "check", "explain", "place", "compare"),
     *("get", "set", "unset", "define", "dumpxml"),
-    "draw",
+    *("draw", "report"),
     *("daemon", "events", "metrics", "record", "config", "demo", "help"),
 )
 """In the order in which the help lists them."""
