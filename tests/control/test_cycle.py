@@ -216,7 +216,7 @@ class TestBootId:
         with pytest.raises(JournalError, match="is empty"):
             apply(fs, tmp_path)
 
-    @pytest.mark.parametrize("text", [HOST.boot_id[:20], f"{HOST.boot_id}x", "garbage"])
+    @pytest.mark.parametrize("text", [str(HOST.boot_id)[:20], f"{HOST.boot_id}x", "garbage"])
     def test_not_an_id(self, tmp_path: Path, text: str) -> None:
         fs = HOST.live()
         fs.set(paths.BOOT_ID.at(), text)

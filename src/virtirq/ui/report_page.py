@@ -62,10 +62,10 @@ details > div {margin-left: 1.2em}
 """
 
 
-def body(view: View, measured: Measured | None, left_out: str = "") -> list[Element]:
-    """The page's parts. `left_out` says what is not told, and why."""
+def body(view: View, measured: Measured | None, taken: float, left_out: str = "") -> list[Element]:
+    """The page's parts. `taken` is seconds since the epoch; `left_out` is what is not told."""
     parts = [_part("h1", "Interrupts of passed-through devices")]
-    parts.append(_facts(view, left_out))
+    parts.append(_facts(view, taken, left_out))
     parts.append(_part("h2", "Picture"))
     scenes = [scene.now(view.snapshot, view.plan)]
     if view.plan.pins:
@@ -87,12 +87,12 @@ def body(view: View, measured: Measured | None, left_out: str = "") -> list[Elem
     return parts
 
 
-def _facts(view: View, left_out: str) -> Element:
+def _facts(view: View, taken: float, left_out: str) -> Element:
     snapshot, topology = view.snapshot, view.snapshot.topology
     counts = scene.now(snapshot, view.plan).counts
     running = {None: "not known", False: "does not run", True: "runs"}[snapshot.irqbalance.running]
     rows = [
-        ("taken", _time(snapshot.taken_at)),
+        ("taken", _time(taken)),
         ("virtirq", __version__),
         ("kernel", snapshot.kernel or "not known"),
         ("CPUs online", f"{len(topology.online)}: {topology.online}"),

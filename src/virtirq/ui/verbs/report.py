@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
         view = anonymous(view, given.config)
         left_out = "names, UUIDs and MAC addresses of guests, and what the daemon found"
-    page = pages.html("virtirq report", body(view, measured, left_out), STYLE)
+    page = pages.html("virtirq report", body(view, measured, time.time(), left_out), STYLE)
     pages.write(args.output, page.encode())
     document = Document()
     warnings = sum(each.severity.rank > 0 for each in view.findings)
