@@ -247,7 +247,7 @@ def _finding(there: Files, plan: Any, finding: dict[str, str]) -> None:
 
 def _place(there: Files, told: Any) -> None:
     if isinstance(told, str):  # there is no room: then that is said
-        assert told.startswith("virtirq: error: ")
+        assert told.startswith('{"schema": 1, "error": ')
         return
     cpus = [numbers(each["after"]) for each in told["vcpus"]]
     mine = set().union(*cpus)

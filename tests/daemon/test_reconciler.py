@@ -657,6 +657,7 @@ class TestRequested:
             "irq": 130,
             "action": "pin",
             "status": "applied",
+            "mover": None,
             "before": None,
             "after": CpuSet([4]),
             "reason": "new: new",

@@ -68,7 +68,7 @@ def test_findings_are_those_of_the_guests(say: Any) -> None:
         (("check", "x*"), "no guest is called 'x*'\nhint: guests here: build, db, web"),
         (("place", "w*"), "no guest is called 'w*'\nhint: guests here: build, db, web"),
         (("stat",), "there is no verb 'stat'\nhint: did you mean status?"),
-        (("frob",), "there is no verb 'frob'\nhint: verbs: status, plan"),
+        (("frob",), "there is no verb 'frob'\nhint: verbs: status, top, plan"),
         (("explain", "nodemismatch"), "code of a finding\nhint: did you mean node-mismatch?"),
         (("explain", "0000:41:00.1"), "code of a finding\nhint: did you mean 0000:41:00.0?"),
         (("help", "stats"), "there is no verb 'stats'\nhint: did you mean status?"),

@@ -115,6 +115,9 @@ def _key(window: Any) -> str | None:
         read = window.get_wch()
     except curses.error:
         return None
+    if read == curses.KEY_RESIZE:
+        window.clearok(True)  # what a terminal makes of its lines then, nobody knows
+        return None
     return _KEYS.get(read) if isinstance(read, int) else _CONTROLS.get(read, str(read))
 
 
