@@ -12,12 +12,14 @@ from defusedxml.ElementTree import fromstring
 from hypothesis import given, settings
 
 from tests.policy.facts import GPU, NIC, function, guest, host, msix, snapshot, snapshots
+from tests.steps import steps
 from tests.ui.pictured import two_sockets
 from virtirq.cpuset import CpuSet, union
 from virtirq.model import Plan, Snapshot
 from virtirq.policy.config import Config
 from virtirq.policy.plan import plan
 from virtirq.ui import pages, picture, scene
+from virtirq.ui.style import CHARACTER
 
 SVG = "{http://www.w3.org/2000/svg}"
 SMALL = two_sockets(4, 6, 4, hybrid=True)
@@ -296,3 +298,25 @@ def test_on_any_host_every_cpu_and_every_vector_is_drawn_once(state: Snapshot) -
         if vector.cpu in known
     ]
     assert len(lines) == len(landing)
+
+
+@pytest.mark.parametrize(
+    ("text", "room", "kept"),
+    [
+        ("web", 3, "web"),
+        ("webserver", 5, "webs…"),
+        ("中中中中", 5, "中中…"),
+        ("e\u0301e\u0301e\u0301e\u0301", 3, "e\u0301e\u0301…"),
+        ("webserver", 1, ""),
+        ("webserver", 0, ""),
+    ],
+)
+def test_what_there_is_no_room_for_is_cut(text: str, room: int, kept: str) -> None:
+    assert picture._cut(text, (room + 0.5) * CHARACTER) == kept
+
+
+def test_a_long_name_costs_what_it_is_long() -> None:
+    def done(size: int) -> int:
+        return steps(lambda: picture._cut("中" * size, 20.5 * CHARACTER))
+
+    assert done(2000) < 2.2 * done(1000)

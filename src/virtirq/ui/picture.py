@@ -614,9 +614,13 @@ def _cut(text: str, width: float) -> str:
     room = int(width / CHARACTER)
     if _columns(text) <= room:
         return text
-    while text and _columns(text) > room - 1:
-        text = text[:-1]
-    return f"{text}…" if text else ""
+    taken = columns = 0
+    for each in text:  # in one pass: a guest's name may have thousands of characters
+        columns += _columns(each)
+        if columns > room - 1:
+            break
+        taken += 1
+    return f"{text[:taken]}…" if taken else ""
 
 
 def _wrapped(text: str, room: int) -> list[str]:

@@ -6,16 +6,37 @@ import contextlib
 import io
 import socket
 from collections import Counter
-from typing import Any
+from dataclasses import replace
+from functools import cache
+from typing import Any, Final
+from xml.etree import ElementTree
 
 from tests.fuzz.engine import decoded, lines, need, pieces, target, text_of
+from tests.hostmaker import MadeHost, passthrough
 from virtirq.control.counters import Counters
+from virtirq.control.cycle import observe
 from virtirq.control.daemon_status import DaemonStatus
 from virtirq.cpuset import CpuSet
 from virtirq.errors import ConfigError
-from virtirq.model import Finding, Guest, GuestPlan, Plan, Severity, Snapshot, Topology
+from virtirq.model import (
+    Finding,
+    Guest,
+    GuestDevice,
+    GuestPlan,
+    PciAddress,
+    Plan,
+    Severity,
+    Snapshot,
+    Topology,
+    Vcpu,
+)
 from virtirq.policy.config import Config, parse_config, render_config
-from virtirq.ui import prometheus
+from virtirq.policy.plan import plan as make_plan
+from virtirq.ui import picture, prometheus, scene
+
+_DRAWN: Final = frozenset(
+    {"svg", "style", "g", "rect", "path", "text", "title", "circle", "desc", "line", "polygon"}
+)
 
 
 class _Server:
@@ -126,6 +147,50 @@ def metrics_page(data: bytes) -> None:
     need(moved == 7, "nothing that was counted is lost")
 
 
+@target(
+    "picture",
+    lines("web\x1e<script>\x1eq", "a\"&'\n\x1e]]>\x1e\u202e"),
+    "< > & ]]> -->",
+    inputs=15,
+)
+def picture_file(data: bytes) -> None:
+    """Names of guests in a picture are text of it, whatever they are."""
+    names = [decoded(each) for each in pieces(data, 3)]
+    scene = fuzzed_scene(tuple(names))
+    text = picture.svg([scene])
+    text.encode()
+    root = ElementTree.fromstring(text)
+    tags = {each.tag.rpartition("}")[2] for each in root.iter()}
+    need(tags <= _DRAWN, f"elements of ours alone: {sorted(tags - _DRAWN)}")
+    said = [
+        part for each in root.iter() if each.tag.endswith("title") for part in [each.text or ""]
+    ]
+    need(all(each.isprintable() for part in said for each in part.split("\n")), "to be shown")
+    need(
+        not any(each.lower().startswith("on") for one in root.iter() for each in one.attrib),
+        "no code",
+    )
+
+
+@cache
+def _recorded() -> tuple[Snapshot, Plan]:
+    host = MadeHost(devices=(passthrough("0000:82:00.0", vectors=2),))
+    device = GuestDevice(PciAddress.parse("0000:82:00.0"), "x")
+    guest = Guest("g", "x", vcpus=(Vcpu(0, CpuSet([1])), Vcpu(1, CpuSet([2]))), devices=(device,))
+    snapshot = observe(host.fs(), [guest])
+    return snapshot, make_plan(snapshot, Config())
+
+
+def fuzzed_scene(names: tuple[str, ...]) -> scene.Scene:
+    """A host with a guest of each name."""
+    snapshot, made = _recorded()
+    (one,) = made.guests
+    guests = [replace(one, guest=replace(one.guest, name=each)) for each in names]
+    return scene.now(
+        replace(snapshot, guests=tuple(each.guest for each in guests)), Plan(tuple(guests))
+    )
+
+
 _TOML = """default = "auto"
 spread = "vector"
 restore_on_stop = true
@@ -171,6 +236,4 @@ def config(data: bytes) -> None:
 
 def _alike(config: Config) -> Config:
     """But for where the default comes from, which is said whatever it is."""
-    from dataclasses import replace
-
     return replace(config, default_from="default of a")

@@ -252,6 +252,21 @@ def test_anything_else_is_one_clear_error(text: str) -> None:
             work(text)
 
 
+def test_a_name_that_holds_quotes_and_brackets() -> None:
+    """An alias may hold every character that is printed."""
+    alias = """ua-it's<"&>"""
+    text = (
+        "<domain><name>g</name><devices><interface type='network' cpuset='2'>"
+        """<alias name="ua-it's&lt;&quot;&amp;>"/></interface></devices></domain>"""
+    )
+    moved = to_metadata(text)
+    ((selector, _),) = moved.settings
+    assert selector.name == alias
+    back = to_attributes(moved.text)
+    assert back.settings == moved.settings
+    assert "cpuset='2'" in back.text
+
+
 @pytest.mark.parametrize("uri", ["billing department", "urn:virtirq:1 irqs", "x\ty"])
 def test_namespaces_of_others_may_hold_blanks(uri: str) -> None:
     text = (
