@@ -14,6 +14,7 @@ from virtirq.model import Guest, Status
 from virtirq.policy.config import Config
 from virtirq.policy.findings import findings
 from virtirq.policy.plan import plan
+from virtirq.ui.screens import outcome_screen
 
 ROOM = 8
 FUNCTIONS = [f"0000:8e:03.{number}" for number in range(3)]
@@ -103,6 +104,7 @@ def test_those_that_never_fired_make_room(state: Path) -> None:
         each for each in done.outcomes if each.pin.key.device.function == 2 and not each.pin.idle
     ]
     assert [each.status for each in busy] == [Status.APPLIED] * 2
+    assert outcome_screen(done).plain().count("never fired: makes room on CPU") == 2
     moved = [each for each in done.outcomes if each.pin.reason.code == "makes-room"]
     assert [(each.status, str(each.affinity)) for each in moved] == [
         (Status.APPLIED, "0-7,10-15")

@@ -54,7 +54,8 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             "Somebody uses the device by VFIO, and which guest that is cannot be told: libvirt does"
             " not know it, and no process was found that proves to hold the device. Its interrupts"
             " are left where they are.",
-            "look as root, who sees what processes have open; 'virtirq status' says what is hidden",
+            "look as root, who sees what processes have open; 'virtirq status' says what is hidden;"
+            " in a recording, name its guest by --domain",
         ),
         "device-without-node": Advice(
             _NOTE,

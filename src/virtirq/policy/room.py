@@ -9,9 +9,13 @@ finds none, one that has not makes it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from virtirq.cpuset import CpuSet, union
 from virtirq.model import Action, Interrupt, Pin, Reason, Topology
+
+MAKES_ROOM: Final = "makes-room"
+"""The reason of a pin that takes something out of another's way."""
 
 
 def making_room(
@@ -63,6 +67,6 @@ def _away(action: Action, interrupt: Interrupt, cpu: int, elsewhere: CpuSet) -> 
         action.guest,
         before=interrupt.affinity,
         after=elsewhere,
-        reason=Reason("makes-room", text),
+        reason=Reason(MAKES_ROOM, text),
         kind=interrupt.kind,
     )

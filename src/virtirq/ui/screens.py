@@ -25,6 +25,7 @@ from virtirq.model import (
     Snapshot,
     Status,
 )
+from virtirq.policy.room import MAKES_ROOM
 from virtirq.policy.target import anywhere, wide
 from virtirq.ui.document import Cell, Document, Style, Table
 from virtirq.ui.report import Row, Rows, count_outcomes
@@ -220,6 +221,8 @@ def _as_planned(outcome: Outcome) -> bool:
     """Whether there is no more to say than the plan's own line did."""
     if outcome.status is Status.UNCHANGED:
         return outcome.reason == THERE
+    if outcome.pin.reason.code == MAKES_ROOM:
+        return False  # the plan knew nothing of it
     return outcome.status is Status.APPLIED and outcome.reason == outcome.pin.reason.text
 
 
