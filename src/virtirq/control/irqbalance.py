@@ -66,7 +66,7 @@ _ATTEMPTS: Final = 2
 _PIECE: Final = 1 << 16
 _PAUSE: Final = 0.01  # seconds
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred, unix(7)
-_INSTEAD: Final = "start it with --banmod=vfio-pci"
+_INSTEAD: Final = "start it with --banmod=vfio"
 
 _HEAD: Final = re.compile(rb"SLEEP -?\d{1,10} ", re.ASCII)
 _BANNED: Final = re.compile(
@@ -80,7 +80,7 @@ class State(Enum):
     """How it stands with irqbalance.
 
     NOT_RUNNING: there is none. TOLD: its list holds ours, or none of ours once they were released.
-    SPARED: it was started with ``--banmod`` and lets every interrupt of vfio-pci be. REFUSED: it
+    SPARED: it was started with ``--banmod`` and lets every interrupt of VFIO be. REFUSED: it
     could not be told; `Told.reason` says why.
     """
 
