@@ -41,12 +41,13 @@ VECTORS_LOW: Final = 180
 
 def findings(snapshot: Snapshot, plan: Plan) -> tuple[Finding, ...]:
     """Every finding, the worst first, then by code and subject. `plan` is for `snapshot`."""
-    found = list(_of_host(snapshot, plan))
+    full = _full(snapshot)
+    found = list(_of_host(snapshot, plan, full))
     still = _still_pools(snapshot)
     for guest in plan.guests:
         found += _of_guest(snapshot, guest, still)
         for device in guest.devices:
-            found += _of_device(snapshot, guest.guest, device)
+            found += _of_device(snapshot, guest.guest, device, full)
     return in_order(found)
 
 
@@ -126,7 +127,7 @@ def rules_unmatched(rules: Iterable[Rule]) -> Iterator[Finding]:
         yield _finding("rule-unmatched", "host", f"{rule.origin} fits no device of a guest")
 
 
-def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Finding]:
+def _of_host(snapshot: Snapshot, plan: Plan, short: CpuSet) -> Iterator[Finding]:
     targets = union(d.target for g in plan.guests for d in g.devices if d.target is not None)
     irqbalance = snapshot.irqbalance
     if irqbalance.running and targets:
@@ -144,7 +145,7 @@ def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Finding]:
         yield _finding("interrupts-posted", "host", f"device interrupts may be posted: {basis}")
     for address, count in snapshot.unclaimed.items():
         yield device_unclaimed(address, count)
-    full = targets & _full(snapshot)
+    full = targets & short
     if full:
         most = max(snapshot.vectors_on[cpu] for cpu in full)
         text = f"up to {most} of about 200 vectors are in use on target CPUs {full}"
@@ -236,7 +237,9 @@ def _unpinned_emulator(directive: Directive, guest: Guest, snapshot: Snapshot) -
     return directive.word is Word.EMULATOR and wide(guest.emulator, snapshot.topology)
 
 
-def _of_device(snapshot: Snapshot, guest: Guest, plan: DevicePlan) -> Iterator[Finding]:
+def _of_device(
+    snapshot: Snapshot, guest: Guest, plan: DevicePlan, full: CpuSet
+) -> Iterator[Finding]:
     topology = snapshot.topology
     subject = f"{guest.name} {plan.device.address}"
     pci = snapshot.pci.get(plan.device.address)
@@ -282,7 +285,7 @@ def _of_device(snapshot: Snapshot, guest: Guest, plan: DevicePlan) -> Iterator[F
     if "intx-shared" in reasons:
         shared = next(a for a in plan.actions if a.reason.code == "intx-shared")
         yield _finding("intx-shared", subject, f"IRQ {shared.irq}: {shared.reason.text}")
-    yield from _misplaced(subject, plan, _full(snapshot))
+    yield from _misplaced(subject, plan, full)
 
 
 def _others(snapshot: Snapshot, guest: Guest) -> Iterator[Guest]:
