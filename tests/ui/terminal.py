@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pyte
@@ -22,10 +22,15 @@ _LIMIT = 120.0
 
 
 class Terminal:
-    """virtirq in a terminal of its own, of so many `columns` and `lines`."""
+    """virtirq, or another `program`, in a terminal of its own, of so many `columns` and `lines`."""
 
     def __init__(
-        self, *words: str, columns: int = 80, lines: int = 24, env: Mapping[str, str] | None = None
+        self,
+        *words: str,
+        columns: int = 80,
+        lines: int = 24,
+        env: Mapping[str, str] | None = None,
+        program: Sequence[str] = (sys.executable, "-m", "virtirq"),
     ) -> None:
         self._screen = pyte.Screen(columns, lines)
         self._stream = pyte.ByteStream(self._screen)
@@ -34,7 +39,7 @@ class Terminal:
         self.resize(columns, lines)
         self.modes = termios.tcgetattr(self._ours)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "virtirq", *words],
+            [*program, *words],
             stdin=self._theirs,
             stdout=self._theirs,
             stderr=self._theirs,
@@ -111,9 +116,13 @@ def _controlling() -> None:
 
 @contextmanager
 def terminal(
-    *words: str, columns: int = 80, lines: int = 24, env: Mapping[str, str] | None = None
+    *words: str,
+    columns: int = 80,
+    lines: int = 24,
+    env: Mapping[str, str] | None = None,
+    program: Sequence[str] = (sys.executable, "-m", "virtirq"),
 ) -> Iterator[Terminal]:
-    made = Terminal(*words, columns=columns, lines=lines, env=env)
+    made = Terminal(*words, columns=columns, lines=lines, env=env, program=program)
     try:
         yield made
     finally:

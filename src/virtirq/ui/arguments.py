@@ -94,15 +94,21 @@ def common(
 
 
 def guest(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("guest", metavar="GUEST", help="name, UUID or id, as virsh takes it")
+    completed(
+        parser.add_argument("guest", metavar="GUEST", help="name, UUID or id, as virsh takes it"),
+        "guests",
+    )
 
 
-def device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "device",
-        metavar="DEVICE",
-        nargs="?",
-        help="PCI address, alias or MAC address of a passed-through device; all for none",
+def device(parser: argparse.ArgumentParser, kind: str = "devices") -> None:
+    completed(
+        parser.add_argument(
+            "device",
+            metavar="DEVICE",
+            nargs="?",
+            help="PCI address, alias or MAC address of a passed-through device; all for none",
+        ),
+        kind,
     )
 
 
@@ -136,8 +142,11 @@ def force(parser: argparse.ArgumentParser) -> None:
 
 
 def guests(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "guests", metavar="GUEST", nargs="*", help="name, glob, UUID or id; all for none"
+    completed(
+        parser.add_argument(
+            "guests", metavar="GUEST", nargs="*", help="name, glob, UUID or id; all for none"
+        ),
+        "guests",
     )
 
 
@@ -156,5 +165,14 @@ def completed_as_path(action: argparse.Action) -> None:
     action.complete = {  # type: ignore[attr-defined]
         "bash": "_shtab_compgen_files",
         "zsh": "_files",
-        "fish": "__fish_complete_path",
+        "fish": "(__fish_complete_path (commandline -ct))",
+    }
+
+
+def completed(action: argparse.Action, kind: str) -> None:
+    """Its values are found when they are asked for: `kind` is one of `completion.KINDS`."""
+    action.complete = {  # type: ignore[attr-defined]
+        "bash": f"_virtirq_{kind}",
+        "zsh": f"_virtirq_{kind}",
+        "fish": f"(_virtirq_values {kind})",
     }

@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 from virtirq import __version__
 from virtirq.errors import (
     EXIT_FAILED,
-    DependencyError,
+    EXIT_OK,
     InterruptedByUserError,
     UsageError,
     VirtirqError,
@@ -26,6 +26,8 @@ from virtirq.ui.complaint import complain
 _SHELLS: Final = ("bash", "zsh", "fish")
 _DEFAULT: Final = "status"
 _LISTS_VERBS: Final = frozenset({"-h", "--help", "--print-completion"})
+_VALUES: Final = "--complete-values"
+"""Asked by a shell's completion, never by a person: see completion.py."""
 _SHORT_JSON: Final = re.compile("-[a-zA-Z]*J")
 _EPILOG: Final = """\
 exit codes: 0 ok, 1 failed, 2 usage or bad input, 3 findings, 4 applied in part,
@@ -36,6 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code. Only a bug, or ``--debug``, shows a traceback."""
     _prepare_output()
     words = sys.argv[1:] if argv is None else argv
+    if words[:1] == [_VALUES]:
+        from virtirq.ui import completion
+
+        completion.print_values(words[1:])
+        return EXIT_OK
     try:
         args = _parsed(words)
     except UsageError as error:
@@ -218,19 +225,9 @@ def make_parser(names: Sequence[str] = verbs.NAMES) -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> int:
     if args.print_completion:
-        print(_completion(args.print_completion))
+        from virtirq.ui import completion
+
+        print(completion.script(args.print_completion, make_parser()))
         return 0
     args.domains = [*args.domains, *getattr(args, "more_domains", [])]
     return verbs.load(args.verb).run(args)
-
-
-def _completion(shell: str) -> str:
-    """The script for the shell. Raises DependencyError where shtab is too old to make it."""
-    import shtab
-
-    if shell not in shtab.SUPPORTED_SHELLS:  # fish: not Debian 13's 1.7.1
-        raise DependencyError(
-            f"the shtab that is installed makes no completion for {shell}",
-            hint="a later one does: pip install --upgrade shtab",
-        )
-    return str(shtab.complete(make_parser(), shell=shell))

@@ -15,7 +15,7 @@ from virtirq.control.cycle import STATE_DIR
 from virtirq.control.log_entry import LogEntry
 from virtirq.errors import EXIT_OK, BusyError, UsageError
 from virtirq.model import Gap
-from virtirq.ui import report, screens
+from virtirq.ui import arguments, report, screens
 from virtirq.ui.document import Document
 from virtirq.ui.events import history, journald, when
 from virtirq.ui.output import show
@@ -146,11 +146,14 @@ def _lines(text: str) -> int:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    arguments.completed(
+        parser.add_argument(
+            "guests",
+            metavar="GUEST",
+            nargs="*",
+            help="name or glob; all that happened, for none",
+        ),
         "guests",
-        metavar="GUEST",
-        nargs="*",
-        help="name or glob; all that happened, for none",
     )
     parser.add_argument(
         "-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C"

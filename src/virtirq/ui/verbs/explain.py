@@ -21,7 +21,7 @@ from virtirq.model import (
 )
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.target import anywhere, wide
-from virtirq.ui import inputs, report, screens
+from virtirq.ui import arguments, inputs, report, screens
 from virtirq.ui.document import Cell, Document
 from virtirq.ui.output import Shown, show_all
 from virtirq.ui.report import Row, Rows
@@ -197,8 +197,13 @@ def _interrupt(document: Document, row: Row, interrupt: Interrupt | None) -> Non
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "object", metavar="OBJECT", help="a guest, a PCI address, an IRQ number or a finding's code"
+    arguments.completed(
+        parser.add_argument(
+            "object",
+            metavar="OBJECT",
+            help="a guest, a PCI address, an IRQ number or a finding's code",
+        ),
+        "objects",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from virtirq.errors import EXIT_OK
-from virtirq.ui import report, verbs
+from virtirq.ui import arguments, report, verbs
 from virtirq.ui.document import Document
 from virtirq.ui.output import show
 from virtirq.ui.verbs import Verb
@@ -26,7 +26,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("topic", metavar="VERB", nargs="?", help="a verb; all for none")
+    arguments.completed(
+        parser.add_argument("topic", metavar="VERB", nargs="?", help="a verb; all for none"),
+        "verbs",
+    )
 
 
 VERB = Verb(run, "show what there is, or what a verb takes", arguments=_arguments)

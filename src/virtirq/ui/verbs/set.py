@@ -51,11 +51,14 @@ def change(uri: str, args: argparse.Namespace, directive: Directive | None) -> S
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     arguments.guest(parser)
-    arguments.device(parser)
-    parser.add_argument(
-        "directive",
-        metavar="DIRECTIVE",
-        help="auto, native, emulator, local or a CPU list such as 2-5,^3",
+    arguments.device(parser, "settable")
+    arguments.completed(
+        parser.add_argument(
+            "directive",
+            metavar="DIRECTIVE",
+            help="auto, native, emulator, local or a CPU list such as 2-5,^3",
+        ),
+        "directives",
     )
     arguments.affected(parser, "change the running guest", "change what it is started from next")
     arguments.force(parser)

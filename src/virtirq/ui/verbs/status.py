@@ -106,18 +106,26 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _listing(parser: argparse.ArgumentParser) -> None:
     """As lsirq(1) has them."""
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="COLUMNS",
-        help="a list of interrupts with these columns; +COLUMNS adds to the usual ones; a wrong"
-        " name tells which there are",
+    arguments.completed(
+        parser.add_argument(
+            "-o",
+            "--output",
+            metavar="COLUMNS",
+            help="a list of interrupts with these columns; +COLUMNS adds to the usual ones; a wrong"
+            " name tells which there are",
+        ),
+        "columns",
     )
     parser.add_argument(
         "-n", "--noheadings", action="store_true", help="that list without its head"
     )
     parser.add_argument("-P", "--pairs", action="store_true", help='that list as COLUMN="value"')
-    parser.add_argument("--sort", metavar="COLUMN", help="that list in the order of this column")
+    arguments.completed(
+        parser.add_argument(
+            "--sort", metavar="COLUMN", help="that list in the order of this column"
+        ),
+        "column",
+    )
 
 
 VERB = Verb(

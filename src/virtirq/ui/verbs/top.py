@@ -131,14 +131,24 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "-d", "--delay", metavar="SECONDS", type=_seconds, default=2.0, help="between updates (2)"
     )
     parser.add_argument("-n", "--iter", metavar="N", type=_count, help="end after so many updates")
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="COLUMNS",
-        help="these columns; +COLUMNS adds to the usual ones; a wrong name tells which there are",
+    arguments.completed(
+        parser.add_argument(
+            "-o",
+            "--output",
+            metavar="COLUMNS",
+            help="these columns; +COLUMNS adds to the usual ones; a wrong name tells which there"
+            " are",
+        ),
+        "columns",
     )
-    parser.add_argument(
-        "-s", "--sort", metavar="COLUMN", help="in the order of this column (RATE); keys d, t, i, n"
+    arguments.completed(
+        parser.add_argument(
+            "-s",
+            "--sort",
+            metavar="COLUMN",
+            help="in the order of this column (RATE); keys d, t, i, n",
+        ),
+        "column",
     )
     parser.add_argument(
         "-t",
