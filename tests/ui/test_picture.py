@@ -160,6 +160,15 @@ def test_what_is_wrong_is_told_from_what_is_right() -> None:
     assert [irq for irq, each in marks.items() if each.find(f"{SVG}polygon") is not None] == ["2"]
 
 
+def test_a_crowd_of_wrong_ones_is_drawn_thinner() -> None:
+    few, many = (
+        snapshot(interrupts=[msix(1 + n, n, on="5") for n in range(number)])
+        for number in (100, 101)
+    )
+    assert drawn(few).get("class") == "virtirq"
+    assert drawn(many).get("class") == "virtirq crowded"
+
+
 def test_after_the_plan_all_are_right() -> None:
     root = drawn(SMALL, after=True)
     before, after = (Counter() for _ in range(2))  # type: ignore[var-annotated]

@@ -49,6 +49,8 @@ _DEVICE: Final = 78
 _BETWEEN: Final = 6
 """From one device to the next, at least."""
 _LEGEND: Final = 300
+_CROWD: Final = 100
+"""More wrong lines than this are drawn thinner, or nothing else could be seen."""
 WORDS: Final[Mapping[Verdict, str]] = {
     "right": "in place",
     "loose": "there by chance",
@@ -71,9 +73,9 @@ def element(scenes: Sequence[Scene]) -> Element:
         for number, scene in enumerate(scenes)
     ]
     beside = sum(panel.width + _MARGIN for panel in panels) <= _BESIDE
-    root = Element(
-        "svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "class": "virtirq"}
-    )
+    crowded = any(each.counts["wrong"] > _CROWD for each in scenes)
+    kind = "virtirq crowded" if crowded else "virtirq"
+    root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "class": kind})
     _title(root, "Interrupts of passed-through devices, and the CPUs that take them")
     SubElement(root, "style").text = STYLE
     ground = SubElement(root, "rect", {"class": "ground"})

@@ -107,6 +107,7 @@ _FORMS: Final = """\
 .virtirq .right .line {stroke-width: 1; stroke-opacity: .7}
 .virtirq .loose .line {stroke-width: 1.4; stroke-dasharray: 6 3}
 .virtirq .wrong .line {stroke-width: 2.2}
+.crowded .wrong .line {stroke-width: 1.2; stroke-opacity: .45}
 .virtirq .left .line {stroke-width: 1; stroke-dasharray: 2 4}
 .virtirq .vector:hover .line {stroke-width: 4; stroke-opacity: 1; stroke-dasharray: none}"""
 
