@@ -58,6 +58,7 @@ def looked_at(svg: str, where: Path, *, dark: bool = False) -> Any:
         capture_output=True,
         text=True,
         check=True,
+        timeout=600,
     )
     found = re.search(r'<body[^>]* data-out="([^"]*)"', done.stdout)
     assert found, done.stderr
