@@ -52,6 +52,11 @@ def expected(repository: Path) -> set[str]:
         "usr/share/virtirq/prometheus/virtirq.rules.yml",
         "usr/share/virtirq/grafana/virtirq.json",
         "usr/share/virtirq/kubevirt/virtirq.yaml",
+        *(
+            f"usr/share/virtirq/ansible/{each.relative_to(repository / 'packaging/ansible')}"
+            for each in (repository / "packaging/ansible").rglob("*")
+            if each.is_file()
+        ),
         *(f"usr/share/doc/virtirq/{name}" for name in docs),
     }
 
@@ -265,3 +270,13 @@ def test_each_setting_has_its_why(example: str) -> None:
     assert settings
     for lines in settings:
         assert lines[0].startswith("# "), lines
+
+
+def test_the_roles_variables_are_those_that_are_told_of(repository: Path) -> None:
+    role = repository / "packaging/ansible/roles/virtirq"
+    defaults = set(re.findall(r"^(virtirq_\w+):", (role / "defaults/main.yml").read_text(), re.M))
+    assert defaults
+    specified = (role / "meta/argument_specs.yml").read_text()
+    assert set(re.findall(r"^ +(virtirq_\w+):$", specified, re.M)) == defaults
+    page = (repository / "docs/ansible.md").read_text()
+    assert set(re.findall(r"^\| `(virtirq_\w+)`", page, re.M)) == defaults
