@@ -38,7 +38,7 @@ def package(directory: Path) -> Path:
 
 
 def packages() -> Path:
-    """A directory of the cache with the .deb, what it was built from, and lintian's answer."""
+    """A directory of the cache with the .deb, how it was built, and what lintian says of it."""
     with cache.scratch() as work:
         source = python.sdist(work)
         parts: list[str | bytes] = [_tree().name, Path(__file__).read_bytes(), *_used(source)]
@@ -62,8 +62,8 @@ def _build(source: Path, made: Path) -> None:
     with tarfile.open(source) as archive:
         archive.extractall(made, filter="data")
     shutil.copytree(DEBIAN, made / name / "debian")
-    _inside(made, f"cd {name}; dpkg-buildpackage -us -uc", "build.log")
-    _inside(made, "lintian --allow-root --fail-on error *.changes", "lintian.log")
+    _inside(made, f"cd {name}; dpkg-buildpackage -us -uc -b", "build.log")
+    _inside(made, "lintian --allow-root --fail-on error *.deb", "lintian.log")
     cache.remove(made / name)
 
 
