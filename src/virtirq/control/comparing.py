@@ -109,7 +109,8 @@ class Comparison:
         self._own = union(each.cpus for each in guest.vcpus if each.cpus is not None)
         self._vcpus = {each.index: each.cpus for each in guest.vcpus}
         self._snapshot = cycle.observe(fs, guests)
-        self._as_is = _places(self._interrupts())
+        there = self._interrupts()
+        self._as_is = _places(there)
         if not self._as_is:
             raise UnavailableError(
                 f"no passed-through device of {guest.name} has an interrupt in use",
@@ -132,6 +133,8 @@ class Comparison:
             for policy in policies
             if policy.directive not in (None, NATIVE)
         }
+        for policy in policies:
+            self._wanted(policy, there)  # before anything is moved
 
     def blocks(
         self,
