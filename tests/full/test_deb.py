@@ -35,7 +35,8 @@ dpkg-deb --root-owner-group -Znone -b next {NEXT}; rm -r next
 # All that a package may leave behind, but for what apt and dpkg note of it.
 FILES: Final = """\
 find /etc /usr /run/virtirq /run/systemd/system /sys/kernel/tracing/instances \
-    /var/lib/systemd/deb-systemd-helper-enabled 2> /dev/null | sort
+    /var/lib/systemd/deb-systemd-helper-enabled -path /etc/libvirt -prune -o -print \
+    2> /dev/null | sort
 cat /sys/kernel/tracing/kprobe_events
 """
 AFFINITIES: Final = "cd /proc/irq; grep . */smp_affinity_list || true"
