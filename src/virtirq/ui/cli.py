@@ -20,7 +20,7 @@ from virtirq.errors import (
     UsageError,
     VirtirqError,
 )
-from virtirq.ui import arguments, verbs
+from virtirq.ui import arguments, progress, verbs
 from virtirq.ui.complaint import complain
 
 _SHELLS: Final = ("bash", "zsh", "fish")
@@ -230,4 +230,5 @@ def _run(args: argparse.Namespace) -> int:
         print(completion.script(args.print_completion, make_parser()))
         return 0
     args.domains = [*args.domains, *getattr(args, "more_domains", [])]
-    return verbs.load(args.verb).run(args)
+    with progress.shown(args):
+        return verbs.load(args.verb).run(args)

@@ -28,6 +28,7 @@ from virtirq.policy.findings import (
     rules_unmatched,
 )
 from virtirq.policy.plan import plan as make_plan
+from virtirq.ui import progress
 
 if TYPE_CHECKING:
     from virtirq.control.daemon_status import DaemonStatus
@@ -149,7 +150,9 @@ def gather(
         if not undoing:
             raise
         config = Config()
+    progress.step("reading the recording" if args.sysroot else "opening the host")
     fs = sources.open_fs(args.sysroot)
+    progress.step("asking libvirt for guests" if asks_libvirt(args) else "reading guests")
     found = sources.find_guests(
         fs,
         args.domains,
@@ -171,6 +174,7 @@ def gather(
 
 def look(inputs: Inputs, args: argparse.Namespace) -> View:
     fs, gaps = inputs.fs, inputs.found.gaps
+    progress.step(f"reading the interrupts of {len(inputs.guests)} guests")
     try:
         daemon = daemon_of(args)
     except BusyError as error:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from virtirq.control.cycle import Done
 from virtirq.errors import EXIT_FAILED, EXIT_OK, EXIT_PARTIAL, EXIT_PERMISSION
 from virtirq.model import Finding
-from virtirq.ui import report, screens
+from virtirq.ui import progress, report, screens
 from virtirq.ui.document import Document
 
 
@@ -25,6 +25,7 @@ def show(
     document: Callable[[], Document],
 ) -> None:
     """Only what is asked for is made."""
+    progress.end()
     if args.quiet:
         return
     if args.json:

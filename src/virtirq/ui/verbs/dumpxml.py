@@ -8,7 +8,7 @@ import sys
 from virtirq.errors import EXIT_OK
 from virtirq.guests.libvirt import connection as libvirt
 from virtirq.guests.libvirt.rfcxml import to_attributes
-from virtirq.ui import arguments, inputs, report
+from virtirq.ui import arguments, inputs, progress, report
 from virtirq.ui.document import Document
 from virtirq.ui.output import show
 from virtirq.ui.verbs import Verb
@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
         data = {"schema": report.SCHEMA, "guest": name, "xml": text}
         show(args, lambda: data, Document)
     elif not args.quiet:
+        progress.end()
         sys.stdout.write(text)  # as it is: no line may be folded
     return EXIT_OK
 

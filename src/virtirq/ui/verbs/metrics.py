@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from virtirq.errors import EXIT_OK, UsageError
-from virtirq.ui import inputs, prometheus
+from virtirq.ui import inputs, progress, prometheus
 from virtirq.ui.verbs import Verb
 
 
@@ -14,6 +14,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         raise UsageError("metrics are Prometheus text: leave out --json")
     page = prometheus.render(*inputs.look(inputs.gather(args), args))
+    progress.end()
     if not args.quiet:
         sys.stdout.write(page)
     return EXIT_OK

@@ -8,13 +8,14 @@ from pathlib import Path
 from virtirq.control import sources
 from virtirq.errors import EXIT_OK
 from virtirq.host import recording
-from virtirq.ui import arguments, report, screens
+from virtirq.ui import arguments, progress, report, screens
 from virtirq.ui.document import Document
 from virtirq.ui.output import show
 from virtirq.ui.verbs import Verb
 
 
 def run(args: argparse.Namespace) -> int:
+    progress.step("reading guests")
     fs = sources.open_fs(args.sysroot)
     domains, gaps = sources.redacted_domains(
         fs,
@@ -25,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     )
     # Not the errors themselves, which may name guests.
     unread = {"guests": "not all were read when this host was recorded"} if gaps else {}
+    progress.step(f"writing {args.file.name}")
     count = recording.record(fs, args.file, domains, unread)
     document = Document()
     document.line(f"{args.file}: {count} files; try: virtirq --sysroot {args.file} status")

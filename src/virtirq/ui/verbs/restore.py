@@ -7,7 +7,7 @@ import argparse
 from virtirq.control import cycle, sources
 from virtirq.control.cycle import STATE_DIR
 from virtirq.errors import EXIT_OK, BusyError, VirtirqError
-from virtirq.ui import arguments, inputs, report, screens
+from virtirq.ui import arguments, inputs, progress, report, screens
 from virtirq.ui.complaint import complain
 from virtirq.ui.output import show, show_done
 from virtirq.ui.verbs import Verb
@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
         )
     given = inputs.gather(args, claims=False, undoing=True)
     state = sources.state_dir(args.sysroot)
+    progress.step(f"putting back the interrupts of {len(given.guests)} guests")
     with inputs.naming(given):
         done = cycle.restore(given.fs, given.guests, state, args.guests, dry_run=args.dry_run)
     if args.dry_run:

@@ -1,0 +1,53 @@
+"""Something that takes long, in a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ui.cases import hostdev
+from tests.ui.terminal import terminal
+from tests.ui.test_cli import SINGLE
+from virtirq.ui.progress import Progress
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    """A guest's definition that comes when somebody writes it."""
+    file = tmp_path / "vm.xml"
+    os.mkfifo(file)
+    return file
+
+
+def test_a_terminal_is_told_and_left_clean(slow: Path) -> None:
+    with terminal("-s", str(SINGLE), "--domain", str(slow), "check") as there:
+        there.wait_for_text("reading guests … ")
+        slow.write_text(hostdev("slow", "41", "1"))
+        there.end()
+        assert there.display[0].partition(":")[0] in ("note", "warning")
+        assert not any("…" in line for line in there.display)
+
+
+def test_nobody_else_is_told(slow: Path) -> None:
+    words = ["-m", "virtirq", "-s", str(SINGLE), "--domain", str(slow), "check"]
+    with subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        slow.write_text(hostdev("slow", "41", "1"))
+        out, error = process.communicate()
+    assert "…" not in out
+    assert error == ""
+
+
+def test_what_is_quick_needs_no_excuse() -> None:
+    out = io.StringIO()
+    progress = Progress(out, after=1000.0)
+    progress.start()
+    progress.step("reading guests")
+    progress.end()
+    assert out.getvalue() == ""
