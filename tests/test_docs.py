@@ -31,6 +31,7 @@ OTHERS = {
     "tests/test_packaging.py": {"make"},
     "tests/release": {"./virtirq.pyz"},
     "the shell": {"#!/bin/sh", "[", "for", "do", "done", "mv", "chmod", "apt", "cat", "editor"},
+    "tests/full and the role's own tests": {"ansible-playbook", "cd"},
     "their own manuals": {"qm", "kubectl", "cloud-hypervisor", "crosvm", "lscpu", "lspci", "perf"},
 }
 """`IRQBALANCE_ARGS=` and the like are settings: see `_SETTING`."""
@@ -41,8 +42,8 @@ _EXAMPLE = re.compile(r"^\.EX\n(.*?)^\.EE$", re.DOTALL | re.MULTILINE)
 _STAND_INS = {"GUEST": "web", "DIR": "host", "URI": URI, "OBJECT": "web", "FILE": "web.xml"}
 _STANDS = re.compile(r"^[A-Z]+$")
 _LIBVIRT = frozenset({"get", "set", "unset", "define", "dumpxml"})
-_ENDLESS = frozenset({"daemon", "top"})
-"""Parsed, and not run: they end when somebody ends them. So is ``place --apply``, which needs a
+_ENDLESS = frozenset({"daemon", "top", "events"})
+"""Parsed, and not run: they end when somebody ends them, or tell of this machine. So is ``place --apply``, which needs a
 libvirt that runs on the host: ``tests/ui/test_libvirt_verbs.py`` has that.
 """
 GUESTS = ("web", "db", "vm", "win11", "router-1", "plc-1", "101")

@@ -38,12 +38,14 @@ class Terminal:
         self._ours, self._theirs = pty.openpty()
         self.resize(columns, lines)
         self.modes = termios.tcgetattr(self._ours)
+        # LINES and COLUMNS, which readline sets for its whole process, would have the last word.
+        inherited = {k: v for k, v in os.environ.items() if k not in ("LINES", "COLUMNS")}
         self._process = subprocess.Popen(
             [*program, *words],
             stdin=self._theirs,
             stdout=self._theirs,
             stderr=self._theirs,
-            env={**os.environ, "TERM": "linux", "LC_ALL": "C.UTF-8", **(env or {})},
+            env={**inherited, "TERM": "linux", "LC_ALL": "C.UTF-8", **(env or {})},
             start_new_session=True,
             preexec_fn=_controlling,
         )
