@@ -43,8 +43,9 @@ _STAND_INS = {"GUEST": "web", "DIR": "host", "URI": URI, "OBJECT": "web", "FILE"
 _STANDS = re.compile(r"^[A-Z]+$")
 _LIBVIRT = frozenset({"get", "set", "unset", "define", "dumpxml"})
 _ENDLESS = frozenset({"daemon", "top", "events"})
-"""Parsed, and not run: they end when somebody ends them, or tell of this machine. So is ``place --apply``, which needs a
-libvirt that runs on the host: ``tests/ui/test_libvirt_verbs.py`` has that.
+"""Parsed, and not run: they end when somebody ends them, or tell of this machine. So is
+``place --apply``, which needs a libvirt that runs on the host: ``tests/ui/test_libvirt_verbs.py``
+has that.
 """
 GUESTS = ("web", "db", "vm", "win11", "router-1", "plc-1", "101")
 
