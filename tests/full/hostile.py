@@ -35,8 +35,9 @@ NASTY: Final = "x\n\x1b[2J\x1b[31m\x07\u202e"
 QEMU: Final = b"qemu-system-x86_64"
 STRETCHED: Final = 64 << 20
 OPTIONS: Final = 16383
-DESCRIPTORS: Final = 900
-"""Of each process; 31 of them have a few times what all others on the host have together."""
+DESCRIPTORS: Final = 200
+"""Of each process; 31 of them have many times what all others on the host have together, and not
+more than an emulated host can look through in seconds."""
 PAUSE: Final = 0.02
 """Seconds between what costs the host more than the daemon: a new program, a write that fails."""
 
