@@ -154,7 +154,7 @@ def test_a_guest_is_pinned_with_nothing_else_done(fresh: Fresh, guest: full.Gues
 def test_an_upgrade_moves_nothing(fresh: Fresh, guest: full.Guest) -> None:
     host = fresh.host
     vectors = [(each.irq, each.affinity) for each in host.vectors(NIC)]
-    moves, banned, pid = fresh.moves(), fresh.banned(), fresh.show("MainPID")
+    moves, pid = fresh.moves(), fresh.show("MainPID")
     host.write("/etc/virtirq/conf.d/mine.toml", "restore_on_stop = false\n")
     host.run(["sh", "-ec", REPACK])
     host.run(f"{APT} install {NEXT}")
@@ -162,7 +162,9 @@ def test_an_upgrade_moves_nothing(fresh: Fresh, guest: full.Guest) -> None:
     assert fresh.show("ActiveState") == "active"
     assert fresh.show("MainPID") != pid
     assert [(each.irq, each.affinity) for each in host.vectors(NIC)] == vectors
-    assert (fresh.moves(), fresh.banned()) == (moves, banned)
+    assert fresh.moves() == moves
+    # More were banned before: the line that the NIC had while the guest's firmware used it.
+    assert {str(irq) for irq, _ in vectors} <= set(fresh.banned().split())
     assert fresh.found()  # it knows what it has from before
 
 
