@@ -1,5 +1,6 @@
 # make run    sets up and runs the main job on the recorded host that ships with virtirq
 # make test   sets up and passes the tests, the QEMU lab's included
+# make test-package  installs, upgrades, removes and purges Debian's package in the lab
 # make lab    a shell on a virtualisation host inside QEMU, with libvirt and VFIO devices; builds
 #             its image once (lab/full/README.md); make quick-lab is smaller: one kernel, one NIC
 # make demo-host  records the host that the demo shows anew, in the lab
@@ -27,14 +28,17 @@ BIN := $(VENV)/bin
 # Each module's tests one after the other, the labs' modules first: those share a machine.
 BESIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=20 --durations-min=10
 
-.PHONY: run test lint lab quick-lab demo-host corpus fuzz bench bench-lab golden manual pictures \
-	dist pyz deb install uninstall clean
+.PHONY: run test test-package lint lab quick-lab demo-host corpus fuzz bench bench-lab golden manual \
+	pictures dist pyz deb install uninstall clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/virtirq demo
 
 test: $(VENV)/test.stamp lint
 	$(BIN)/python -m pytest $(BESIDE) $(PYTEST_ARGS)
+
+test-package: $(VENV)/test.stamp
+	$(BIN)/python -m pytest tests/slow/test_deb.py $(PYTEST_ARGS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check
