@@ -1728,7 +1728,7 @@ class TestHeld:
         scene.reconciler.poll()
         scene.reconciler.hold("u-web")
         scene.fs.other_moves(101, "0-3")
-        scene.reconciler.poll()
+        assert not scene.reconciler.poll()
         assert scene.fs.where(101) == "0-3"
 
     def test_gone_meanwhile_it_is_put_back(self, scene: Scene) -> None:

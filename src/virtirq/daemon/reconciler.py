@@ -634,7 +634,7 @@ class Reconciler:
                 if self._contentions.wait(key):
                     continue
                 pin = self._misplaced(irq, key)
-                if pin is not None:
+                if pin is not None and pin.guest not in self._held:
                     self._undo(pin, SOMEBODY, None)
                     drifted = True
         self.look(self.registry.devices, Trigger.NEW)
