@@ -159,7 +159,7 @@ class TestOneDaemon:
     ) -> None:
         with HeldDevice(bdf, "msix") as device:
             until(lambda: pinned(device), daemon.said)
-            time.sleep(2)  # what it had still to do is done
+            time.sleep(12)  # what it had still to do is done: its look for devices that nobody has
             trace = tmp_path / "strace"
             words = ["strace", "-f", "-qq", "-o", str(trace), "-p", str(daemon.process.pid)]
             with subprocess.Popen(words) as strace:
