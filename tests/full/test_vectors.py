@@ -235,46 +235,6 @@ def test_it_follows_a_hand_and_says_so(guest: Guest) -> None:
         assert "libvirt's memory peek" in virtirq(host, "explain", guest.name)
 
 
-@pytest.mark.parametrize("guest", ["plain"], indirect=True)
-def test_drivers_and_the_guest_itself_come_and_go(guest: Guest) -> None:
-    host = guest.host
-    with daemon(host) as job:
-        until(lambda: agree(guest), job.output)
-        guest.reload("e1000e", 0)
-        until(lambda: agree(guest), job.output)
-        guest.reboot()
-        until(lambda: agree(guest), job.output)
-        start = job.output().count("where the guest aims it")
-        assert start
-    with daemon(host) as job:  # the next one begins with what the guest has chosen
-        until(lambda: agree(guest), job.output)
-        assert not re.findall(r"to CPU \d of vCPU \d,(?! where the guest aims it)", job.output())
-
-
-@pytest.mark.parametrize("guest", ["plain"], indirect=True)
-def test_vcpus_come_and_go(guest: Guest) -> None:
-    """libvirt tells of neither: the guest's aim does, and the end of the thread."""
-    host, place = guest.host, (E1000E[1], 0)
-    with daemon(host) as job:
-        until(lambda: agree(guest), job.output)
-        guest.virsh("setvcpus", "5", "--live")
-        guest.command("sh until echo 1 > /sys/devices/system/cpu/cpu4/online; do sleep 0.2; done")
-        moved(guest, place, 4)
-        until(lambda: placed(guest)[place] == SPARE, job.output)
-        moved(guest, place, 0)
-        until(lambda: placed(guest)[place] == CPUS[0], job.output)
-    # Unfollowed, its devices' own node serves them: by the new vCPU, for another has left it.
-    host.write(CONFIG, "[guest_vectors]\nfollow = false\n")
-    for vcpu, cpu in (("3", SPARE), ("4", CPUS[3])):
-        guest.virsh("vcpupin", vcpu, cpu, "--live")
-    with daemon(host) as job:
-        until(lambda: CPUS[3] in placed(guest).values(), job.output)
-        guest.virsh("setvcpus", "4", "--live")
-        until(lambda: CPUS[3] not in placed(guest).values(), job.output)
-    guest.virsh("vcpupin", "3", CPUS[3], "--live")
-    host.run(f"rm {CONFIG}")
-
-
 COMPARED: Final = ("exact", "auto", "as-is", "1")
 
 
@@ -321,6 +281,46 @@ def test_a_comparison_that_is_ended_leaves_all_as_it_was(guest: Guest, number: s
     job.wait()
     until(lambda: placed(guest) == before, job.output)
     assert virtirq(host, "restore").startswith("0 of 0 interrupts to move")
+
+
+@pytest.mark.parametrize("guest", ["plain"], indirect=True)
+def test_drivers_and_the_guest_itself_come_and_go(guest: Guest) -> None:
+    host = guest.host
+    with daemon(host) as job:
+        until(lambda: agree(guest), job.output)
+        guest.reload("e1000e", 0)
+        until(lambda: agree(guest), job.output)
+        guest.reboot()
+        until(lambda: agree(guest), job.output)
+        start = job.output().count("where the guest aims it")
+        assert start
+    with daemon(host) as job:  # the next one begins with what the guest has chosen
+        until(lambda: agree(guest), job.output)
+        assert not re.findall(r"to CPU \d of vCPU \d,(?! where the guest aims it)", job.output())
+
+
+@pytest.mark.parametrize("guest", ["plain"], indirect=True)
+def test_vcpus_come_and_go(guest: Guest) -> None:
+    """libvirt tells of neither: the guest's aim does, and the end of the thread."""
+    host, place = guest.host, (E1000E[1], 0)
+    with daemon(host) as job:
+        until(lambda: agree(guest), job.output)
+        guest.virsh("setvcpus", "5", "--live")
+        guest.command("sh until echo 1 > /sys/devices/system/cpu/cpu4/online; do sleep 0.2; done")
+        moved(guest, place, 4)
+        until(lambda: placed(guest)[place] == SPARE, job.output)
+        moved(guest, place, 0)
+        until(lambda: placed(guest)[place] == CPUS[0], job.output)
+    # Unfollowed, its devices' own node serves them: by the new vCPU, for another has left it.
+    host.write(CONFIG, "[guest_vectors]\nfollow = false\n")
+    for vcpu, cpu in (("3", SPARE), ("4", CPUS[3])):
+        guest.virsh("vcpupin", vcpu, cpu, "--live")
+    with daemon(host) as job:
+        until(lambda: CPUS[3] in placed(guest).values(), job.output)
+        guest.virsh("setvcpus", "4", "--live")
+        until(lambda: CPUS[3] not in placed(guest).values(), job.output)
+    guest.virsh("vcpupin", "3", CPUS[3], "--live")
+    host.run(f"rm {CONFIG}")
 
 
 READ: Final = f"""
