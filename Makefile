@@ -1,6 +1,7 @@
 # make run    sets up and runs the main job on the recorded host that ships with virtirq
 # make test   sets up and passes the tests, the QEMU lab's included
-# make test-package  installs, upgrades, removes and purges Debian's package in the lab
+# make test-slow  what is too slow for it, in the lab: the daemon under attack; Debian's package,
+#             installed, upgraded, removed and purged
 # make lab    a shell on a virtualisation host inside QEMU, with libvirt and VFIO devices; builds
 #             its image once (lab/full/README.md); make quick-lab is smaller: one kernel, one NIC
 # make demo-host  records the host that the demo shows anew, in the lab
@@ -28,7 +29,7 @@ BIN := $(VENV)/bin
 # Each module's tests one after the other, the labs' modules first: those share a machine.
 BESIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=20 --durations-min=10
 
-.PHONY: run test test-package lint lab quick-lab demo-host corpus fuzz bench bench-lab golden manual \
+.PHONY: run test test-slow lint lab quick-lab demo-host corpus fuzz bench bench-lab golden manual \
 	pictures dist pyz deb install uninstall clean
 
 run: $(VENV)/run.stamp
@@ -37,8 +38,8 @@ run: $(VENV)/run.stamp
 test: $(VENV)/test.stamp lint
 	$(BIN)/python -m pytest $(BESIDE) $(PYTEST_ARGS)
 
-test-package: $(VENV)/test.stamp
-	$(BIN)/python -m pytest tests/slow/test_deb.py $(PYTEST_ARGS)
+test-slow: $(VENV)/test.stamp
+	$(BIN)/python -m pytest tests/slow $(PYTEST_ARGS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check
