@@ -17,7 +17,6 @@ import pytest
 from tests.needs import NOBODY
 from virtirq.control.holding import SOCKET, held
 from virtirq.daemon.holds import _MOST, Holds
-from virtirq.daemon.log import Log
 from virtirq.errors import BusyError, DeploymentError, VirtirqError
 
 WEB, NAME = "6a1f0c2e-8a3f-4a8e-9d1c-0c5f5b1f2a11", "db with a name"
@@ -39,7 +38,7 @@ class Told:
 
 @asynccontextmanager
 async def holds(directory: Path, told: Told) -> AsyncIterator[Holds]:
-    made = Holds(directory, told.hold, told.release, Log())
+    made = Holds(directory, told.hold, told.release)
     made.start()
     try:
         yield made

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from virtirq.control.holding import HELD, LONGEST, SOCKET
-from virtirq.daemon.log import Log
-from virtirq.errors import DeploymentError
+from virtirq.daemon.listening import listen
 
 _PAUSE: Final = 0.25
 """Seconds until who could not be let in is let in."""
@@ -32,12 +31,10 @@ class Holds:
         directory: Path,
         hold: Callable[[str], bool],
         release: Callable[[str], object],
-        log: Log,
     ) -> None:
         self._path = directory / SOCKET
         self._hold = hold
         self._release = release
-        self._log = log
         self._listening: socket.socket | None = None
         self._holders: dict[socket.socket, str] = {}
         """What each connection holds; nothing until it has asked."""
@@ -51,18 +48,7 @@ class Holds:
     def start(self) -> None:
         """Raises DeploymentError."""
         self._loop = asyncio.get_running_loop()
-        listening = socket.socket(
-            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
-        try:
-            self._path.unlink(missing_ok=True)  # of a daemon that was killed: we have the lock
-            listening.bind(str(self._path))
-            self._path.chmod(0o600)  # before anybody can connect
-            listening.listen()
-        except OSError as error:
-            listening.close()
-            raise DeploymentError(f"{self._path}: {error.strerror}") from error
-        self._listening = listening
+        self._listening = listen(self._path, 0o600, _MOST)
         self._listen()
 
     def _listen(self) -> None:

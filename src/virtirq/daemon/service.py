@@ -188,7 +188,7 @@ class Daemon:
         answers = Timers(self._loop.call_later, self._loop.time, self._fail)
         self._status_server = StatusServer(setup.state, self._daemon_status, answers)
         reconciler = self._reconciler
-        self._holds = Holds(setup.state, reconciler.hold, reconciler.release, log)
+        self._holds = Holds(setup.state, reconciler.hold, reconciler.release)
         self._unclaimed = Unclaimed(
             self._fs,
             self._reconciler.registry,

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from virtirq.control.daemon_status import SOCKET, WAIT, DaemonStatus, Writer
+from virtirq.daemon.listening import listen
 from virtirq.daemon.timers import Timers
-from virtirq.errors import DeploymentError
 
 FRESH: Final = 0.25
 """Seconds for which a document is told to whoever asks."""
@@ -81,18 +81,8 @@ class StatusServer:
     def start(self) -> None:
         """Raises DeploymentError."""
         self._loop = asyncio.get_running_loop()
-        listening = socket.socket(
-            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
-        try:
-            self._path.unlink(missing_ok=True)  # of a daemon that was killed: we have the lock
-            listening.bind(str(self._path))
-            self._path.chmod(0o666)  # whoever may look at the host may look at this
-            listening.listen(_BACKLOG)
-        except OSError as error:
-            listening.close()
-            raise DeploymentError(f"{self._path}: {error.strerror}") from error
-        self._listening = listening
+        # Whoever may look at the host may look at this.
+        self._listening = listening = listen(self._path, 0o666, _BACKLOG)
         self._loop.add_reader(listening, self._let_in, listening)
 
     def close(self) -> None:

@@ -161,6 +161,13 @@ def some_path(text: str) -> Path:
     return Path(text)
 
 
+def output(parser: argparse.ArgumentParser, what: str) -> None:
+    """``-o FILE``, without which there is nothing to do."""
+    completed_as_path(
+        parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help=what)
+    )
+
+
 def completed_as_path(action: argparse.Action) -> None:
     action.complete = {  # type: ignore[attr-defined]
         "bash": "_shtab_compgen_files",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtirq.errors import EXIT_OK, UsageError
@@ -58,16 +57,7 @@ def _rendered(suffix: str, scenes: Sequence[Scene]) -> bytes:
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     arguments.guests(parser)
-    arguments.completed_as_path(
-        parser.add_argument(
-            "-o",
-            "--output",
-            metavar="FILE",
-            type=Path,
-            required=True,
-            help="the picture: .svg, .html or .png; - for SVG on stdout",
-        )
-    )
+    arguments.output(parser, "the picture: .svg, .html or .png; - for SVG on stdout")
     parser.add_argument(
         "--plan", action="store_true", help="beside it, as it will be after 'virtirq apply'"
     )

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from pathlib import Path
 
 from virtirq.errors import EXIT_OK, UsageError
-from virtirq.ui import arguments, inputs, pages
+from virtirq.ui import arguments, inputs, pages, progress
 from virtirq.ui.document import Document
 from virtirq.ui.inputs import Inputs, View
 from virtirq.ui.output import show
@@ -52,15 +50,9 @@ def _seen(given: Inputs, args: argparse.Namespace) -> tuple[View, Measured | Non
     first = inputs.look(given, args)
     if args.rates is None:
         return first, None
-    told = sys.stderr.isatty() and not args.quiet
-    if told:
-        print(f"counting for {args.rates:g} seconds", end="", file=sys.stderr, flush=True)
+    progress.step(f"counting for {args.rates:g} seconds")
     begun = time.monotonic()
-    try:
-        time.sleep(args.rates)
-    finally:
-        if told:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+    time.sleep(args.rates)
     view = inputs.look(given, args)
     return view, Measured.between(first.snapshot, view.snapshot, time.monotonic() - begun)
 
@@ -77,16 +69,7 @@ def _seconds(text: str) -> float:
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     arguments.guests(parser)
-    arguments.completed_as_path(
-        parser.add_argument(
-            "-o",
-            "--output",
-            metavar="FILE",
-            type=Path,
-            required=True,
-            help="the page, an .html; - for stdout",
-        )
-    )
+    arguments.output(parser, "the page, an .html; - for stdout")
     parser.add_argument(
         "--rates",
         metavar="SECONDS",
