@@ -21,7 +21,7 @@ from virtirq.control.executor import Executor
 from virtirq.control.guest_aims import Aims
 from virtirq.control.journal import boot_id, locked_journal
 from virtirq.cpuset import CpuSet, union
-from virtirq.errors import InputError, UnavailableError, UsageError, VirtirqError
+from virtirq.errors import DirectiveError, InputError, UnavailableError, UsageError, VirtirqError
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.kvm_statistics import read_vcpu_statistics
 from virtirq.model import (
@@ -76,7 +76,11 @@ class Policy(NamedTuple):
             return cls(text, None)
         if text == GUESTS_CHOICE:
             return cls(text, AUTO, exact=True)
-        directive = Directive.parse(text)
+        try:
+            directive = Directive.parse(text)
+        except DirectiveError as error:
+            hint = f"a policy is {AS_IS}, {GUESTS_CHOICE} or a directive; {error.hint}"
+            raise DirectiveError(str(error), hint=hint) from error
         return cls(str(directive), directive)
 
 
@@ -309,7 +313,7 @@ class Comparison:
             if each.affinity != wanted[each.key]:
                 raise DisturbedError(
                     f"IRQ {each.irq} {each.key} was moved to CPUs {each.affinity} by someone",
-                    hint="see that irqbalance leaves it alone: 'virtirq explain irqbalance'",
+                    hint="if it is irqbalance: see 'virtirq explain irqbalance-running'",
                 )
             came = Counter(each.counts or {})
             came.subtract(was[each.key].counts or {})

@@ -86,10 +86,11 @@ def _told(number: int, policy: Policy, trouble: str, *, rounds: int, quiet: bool
     if quiet:
         return
     text = f"round {number + 1} of {rounds}: {policy.name}"
+    erased = "\r\033[K" if sys.stderr.isatty() else ""
     if trouble:
-        print(printable(f"{text}: once more: {trouble}"), file=sys.stderr)
-    elif sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        print(erased + printable(f"{text}: once more: {trouble}"), file=sys.stderr)
+    elif erased:
+        print(erased + text, end="", file=sys.stderr, flush=True)
 
 
 def _keep(
