@@ -16,7 +16,7 @@ from tests.hostmaker import MadeDevice, MadeFs, MadeHost, MadeInterrupt, passthr
 from virtirq.cpuset import CpuSet
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
-from virtirq.host.interrupts import read_interrupts, read_vector_load
+from virtirq.host.interrupts import count_all, read_interrupts, read_vector_load
 from virtirq.host.pci import list_addresses, read_devices
 from virtirq.host.scratch import open_host
 from virtirq.host.topology import read_topology
@@ -401,6 +401,21 @@ class TestLoad:
         reader = Reader(MadeHost(removed=("/proc/irq",), foreign=True).fs())
         assert read_vector_load(reader) == {}
         assert reader.gaps == (Gap("/proc/irq", "not in this recording"),)
+
+
+def test_what_all_have_counted_takes_a_read_each() -> None:
+    host = MadeHost(
+        possible="0-9",
+        interrupts=[MadeInterrupt(n, counts={n: 7 + n} if n else {}) for n in range(4)],
+    )
+    fs = host.fs()
+    assert count_all(fs, CpuSet.parse("0-9")) == {0: {}, 1: {1: 8}, 2: {2: 9}, 3: {3: 10}}
+    assert [each for each, path in fs.calls if path.endswith("/per_cpu_count")] == ["read"] * 4
+    fs = host.live()
+    fs.free(2)
+    fs.faults["/sys/kernel/irq/3/per_cpu_count"] = errno.EACCES
+    assert count_all(fs, CpuSet.parse("0-9")).keys() == {0, 1}
+    assert count_all(MadeHost(removed=("/sys/kernel/irq",)).fs(), CpuSet.parse("0-7")) == {}
 
 
 @given(

@@ -101,7 +101,7 @@ def test_rates_are_of_interrupts_that_stayed_what_they_are(tmp_path: Path) -> No
     measured = Measured.between(before, after, 2.0)
     assert measured.rates == {(1, one.key): 20.0}
     file = tmp_path / "rates.html"
-    assert main(["-s", DEMO, "report", "-q", "--rates", "0.01", "-o", str(file)]) == 0
+    assert main(["-s", DEMO, "report", "-q", "--rates", "0.1", "-o", str(file)]) == 0
     assert "per second, over 0." in file.read_text()
 
 

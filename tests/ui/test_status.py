@@ -6,11 +6,12 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.hostmaker import MadeHost, passthrough
+from tests.hostmaker import MadeHost, MadeInterrupt, passthrough
 from tests.ui.test_cli import DEMO
 from virtirq.ui import listing
 from virtirq.ui.cli import main
@@ -203,3 +204,57 @@ def test_help_of_a_verb_and_of_all(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["-V"])
     assert capsys.readouterr().out.startswith("virtirq ")
+
+
+@pytest.fixture
+def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host where, while `check` waits, a guest's interrupts and the host's own go astray."""
+    host = MadeHost(
+        online="0-7",
+        devices=(passthrough("0000:82:00.0", vectors=2, first_irq=40),),
+        interrupts=(MadeInterrupt(9, ("disk0",)),),
+    ).write(tmp_path / "host")
+    for name, pins in (("web", "23"), ("db", "45")):
+        devices = (
+            "<hostdev mode='subsystem' type='pci'><source><address domain='0' bus='0x82' slot='0'"
+            " function='0'/></source></hostdev>"
+        )
+        (tmp_path / f"{name}.xml").write_text(
+            f"<domain type='kvm'><name>{name}</name><vcpu>2</vcpu><cputune>"
+            + "".join(f"<vcpupin vcpu='{i}' cpuset='{cpu}'/>" for i, cpu in enumerate(pins))
+            + f"</cputune><devices>{devices if name == 'web' else ''}</devices></domain>"
+        )
+
+    def come(seconds: float) -> None:
+        assert seconds == 5
+        for irq, counts in (
+            (9, "0,0,9,0,0,0,0,0"),
+            (40, "0,0,5,0,0,0,0,0"),
+            (41, "0,0,0,0,15,0,0,0"),
+        ):
+            (host / f"sys/kernel/irq/{irq}/per_cpu_count").write_text(counts)
+
+    monkeypatch.setattr("virtirq.ui.verbs.check.time.sleep", come)
+    monkeypatch.setattr("virtirq.ui.verbs.check.time.monotonic", iter((10.0, 15.0)).__next__)
+    return tmp_path
+
+
+def test_check_tells_what_is_at_stake(counted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [f"--domain={counted / name}.xml" for name in ("web", "db")]
+    main(["-s", str(counted / "host"), *given, "check", "--rates", "5", "-J"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["rates"] == {
+        "seconds": 5.0,
+        "guests": [
+            {"guest": "db", "own": 0.0, "others": {}, "elsewhere": 0.0},
+            {"guest": "web", "own": 1.0, "others": {"db": 3.0}, "elsewhere": 0.0},
+        ],
+        "host_on_vcpus": 1.8,
+    }
+    found = {each["code"]: each["message"] for each in told["findings"]}
+    assert found["taken-elsewhere"].startswith("75% of its 4 interrupts a second")
+    assert found["host-interrupts-on-vcpus"].endswith("interrupt 9 (disk0) on CPU 2")
+
+
+def test_a_recording_stands_still_and_nothing_is_counted(say: Any) -> None:
+    assert json.loads(say("check", "-J")[1])["rates"] is None

@@ -178,6 +178,27 @@ def read_counts(reader: Reader, irq: int, cpus: tuple[int, ...]) -> dict[int, in
         return None
 
 
+def count_all(fs: HostFs, possible: CpuSet) -> dict[int, dict[int, int]]:
+    """What each interrupt of the host has counted, by IRQ number and CPU.
+
+    Left out is what cannot be read: most often it was freed between the listing and here.
+    """
+    reader, cpus, found = Reader(fs), tuple(possible), {}
+    for name in reader.names(paths.IRQ_SYSFS_DIR, paths.IRQ_COUNTS):
+        if name.isdecimal():
+            counts = read_counts(reader, int(name), cpus)
+            if counts is not None:
+                found[int(name)] = counts
+    return found
+
+
+def names_of(fs: HostFs, irqs: Iterable[int]) -> dict[int, str]:
+    """What the handlers of these interrupts are called, as the kernel joins them."""
+    reader = Reader(fs)
+    found = {irq: reader.text(paths.IRQ_ACTIONS, irq) for irq in irqs}
+    return {irq: text for irq, text in found.items() if text}
+
+
 def _settable(reader: Reader, irq: int) -> bool | None:
     try:
         return bool(reader.fs.mode(paths.IRQ_AFFINITY.at(irq)) & 0o200)

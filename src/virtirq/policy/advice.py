@@ -57,6 +57,21 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             "look as root, who sees what processes have open; 'virtirq status' says what is hidden;"
             " in a recording, name its guest by --domain",
         ),
+        "taken-elsewhere": Advice(
+            _NOTE,
+            "Interrupts of the guest's devices are taken on CPUs that other guests are pinned to:"
+            " each interrupts that guest's vCPU, and wakes this one's from afar. It was counted"
+            " while 'virtirq check' waited, so a guest at rest shows nothing.",
+            "'virtirq status GUEST' shows which, 'virtirq explain GUEST' why; 'virtirq apply GUEST'"
+            " or the daemon moves them",
+        ),
+        "host-interrupts-on-vcpus": Advice(
+            _NOTE,
+            "Interrupts of the host's own devices are taken on CPUs that guests' threads are pinned"
+            " to, and each of them interrupts a guest. virtirq moves none that is no guest's.",
+            "keep them off: irqaffinity=, isolcpus=managed_irq,... for those whose affinity the"
+            " kernel manages, IRQBALANCE_BANNED_CPULIST, or the driver's own number of queues",
+        ),
         "device-without-node": Advice(
             _NOTE,
             "The firmware does not say which NUMA node the device is on (numa_node is -1), so"

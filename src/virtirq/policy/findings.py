@@ -37,6 +37,8 @@ from virtirq.policy.target import (
 
 VECTORS_LOW: Final = 180
 """Vectors in use on a CPU from which on the rest (of about 200) is called low."""
+_NAMED: Final = 3
+"""Guests that a finding names before it breaks off."""
 
 
 def findings(snapshot: Snapshot, plan: Plan) -> tuple[Finding, ...]:
@@ -87,6 +89,34 @@ def device_unclaimed(address: PciAddress, count: int) -> Finding:
     """Somebody uses the device by VFIO, and which guest that is cannot be told."""
     text = f"{count} interrupt{'s' if count > 1 else ''} of VFIO's, and no guest that has it"
     return _finding("device-unclaimed", str(address), text)
+
+
+def taken_elsewhere(guest: str, a_second: float, share: float, others: Sequence[str]) -> Finding:
+    """`share` of a guest's interrupts `a_second` on CPUs of `others`, who have most first."""
+    percent = min(99, max(1, round(100 * share))) if share < 1 else 100
+    some = ", ".join(others[:_NAMED]) + (", ..." if len(others) > _NAMED else "")
+    text = (
+        f"{percent}% of its {rate(a_second)} interrupts a second are taken on other guests' CPUs"
+        f" ({some})"
+    )
+    return _finding("taken-elsewhere", guest, text)
+
+
+def taken_by_guests_cpus(
+    a_second: float, name: str, irq: int, cpu: int, of_those: float
+) -> Finding:
+    """Interrupts `a_second` of the host's own; `of_those` are of this `irq` and on this `cpu`."""
+    called = f"interrupt {irq}" + (f" ({name})" if name else "")
+    text = (
+        f"{rate(a_second)} interrupts a second of no guest are taken on CPUs that guests are pinned"
+        f" to; most, {rate(of_those)}, are {called} on CPU {cpu}"
+    )
+    return _finding("host-interrupts-on-vcpus", "host", text)
+
+
+def rate(a_second: float) -> str:
+    """So many a second, for people: ``12,400``, ``3.5``."""
+    return f"{a_second:,.0f}" if a_second >= 10 else f"{a_second:.1f}".removesuffix(".0")
 
 
 def journal_unusable(why: str) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -152,6 +152,23 @@ def guests(parser: argparse.ArgumentParser) -> None:
 
 def dry_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--dry-run", action="store_true", help="stop at the plan")
+
+
+def seconds(least: float, most: float) -> Callable[[str], float]:
+    """The type of an option that takes a time, in seconds."""
+
+    def parse(text: str) -> float:
+        try:
+            found = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number of seconds") from None
+        if not least <= found <= most:
+            raise argparse.ArgumentTypeError(
+                f"{text:.40} is not between {least:g} and {most:g} seconds"
+            )
+        return found
+
+    return parse
 
 
 def some_path(text: str) -> Path:

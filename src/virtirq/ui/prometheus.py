@@ -29,6 +29,7 @@ from virtirq.cpuset import CpuSet
 from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
 from virtirq.host.events import EventKind
 from virtirq.model import Action, DevicePlan, Finding, Interrupt, Plan, Snapshot, Status
+from virtirq.policy import stakes
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.listen import parse_listen
 from virtirq.ui.document import printable
@@ -102,7 +103,13 @@ def _of_findings(
 ) -> Iterator[Metric]:
     told = dict.fromkeys((*findings, *(daemon_status.findings if daemon_status else ())))
     counts: Counter[tuple[str, ...]] = Counter()
-    counts.update({(code, each.severity.value): 0 for code, each in ADVICE.items()})
+    counts.update(
+        {
+            (code, each.severity.value): 0
+            for code, each in ADVICE.items()
+            if code not in stakes.CODES
+        }
+    )
     counts.update((each.code, each.severity.value) for each in told)
     yield _gauge(
         "virtirq_findings",

@@ -28,6 +28,7 @@ from virtirq.model import (
 )
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.config import Config
+from virtirq.policy.stakes import Stakes
 from virtirq.policy.target import wide
 
 if TYPE_CHECKING:
@@ -271,6 +272,27 @@ def gaps_json(gaps: Iterable[Gap]) -> list[dict[str, str]]:
 def findings_json(findings: Iterable[Finding]) -> list[dict[str, str | None]]:
     """Findings, each with what its code means."""
     return [{**each.as_json(), "meaning": _meaning(each.code)} for each in findings]
+
+
+def rates_json(told: Stakes | None, plan: Plan) -> dict[str, Any] | None:
+    """Where interrupts were taken, of the guests of this plan; None where nothing was counted."""
+    if told is None:
+        return None
+    names = {each.guest.name for each in plan.guests}
+    return {
+        "seconds": round(told.seconds, 3),
+        "guests": [
+            {
+                "guest": each.guest,
+                "own": round(each.own, 1),
+                "others": {name: round(rate, 1) for name, rate in each.others.items()},
+                "elsewhere": round(each.rest, 1),
+            }
+            for each in told.guests
+            if each.guest in names
+        ],
+        "host_on_vcpus": round(told.host.total, 1),
+    }
 
 
 def _meaning(code: str) -> str | None:

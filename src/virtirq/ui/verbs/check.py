@@ -1,18 +1,31 @@
-"""``virtirq check``: what is wrong here, and what to do."""
+"""``virtirq check``: what is wrong here, what is at stake, and what to do."""
 
 from __future__ import annotations
 
 import argparse
+import time
+from typing import Final
 
 from virtirq.errors import EXIT_FINDINGS, EXIT_OK
-from virtirq.ui import arguments, inputs, report, screens
+from virtirq.host.interrupts import count_all, names_of
+from virtirq.policy import stakes
+from virtirq.policy.findings import in_order
+from virtirq.ui import arguments, inputs, progress, report, screens
+from virtirq.ui.inputs import Inputs, View
 from virtirq.ui.output import show
 from virtirq.ui.verbs import Verb
+
+_RATES: Final = 1.0
+"""Seconds that a running host is counted for."""
 
 
 def run(args: argparse.Namespace) -> int:
     given = inputs.gather(args)
     view = inputs.look(given, args)
+    told = _at_stake(given, view, args)
+    if told is not None:
+        more = stakes.findings(told, names_of(given.fs, stakes.told_of(told)))
+        view = view._replace(findings=in_order((*view.findings, *more)))
     with inputs.naming(given):
         view = inputs.only(view, args.guests)
     show(
@@ -21,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
             "schema": report.SCHEMA,
             "host": report.host_json(view.snapshot),
             "findings": report.findings_json(view.findings),
+            "rates": report.rates_json(told, view.plan),
             "gaps": report.gaps_json(view.snapshot.gaps),
         },
         lambda: screens.with_gaps(screens.findings_screen(view.findings), view.snapshot),
@@ -28,9 +42,35 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_FINDINGS if any(each.severity.rank for each in view.findings) else EXIT_OK
 
 
+def _at_stake(given: Inputs, view: View, args: argparse.Namespace) -> stakes.Stakes | None:
+    """None where nothing is counted: without guests, or in a recording, which stands still."""
+    seconds = args.rates
+    if seconds is None:
+        seconds = _RATES if given.fs.recording is None else 0.0
+    if not seconds or not view.plan.guests:
+        return None
+    progress.step(f"counting for {seconds:g} seconds")
+    topology = view.snapshot.topology
+    begun, before = time.monotonic(), count_all(given.fs, topology.possible)
+    time.sleep(seconds)
+    given.fs.refresh()
+    passed, after = time.monotonic() - begun, count_all(given.fs, topology.possible)
+    return stakes.stakes(view.plan, topology, before, after, passed)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.guests(parser)
+    parser.add_argument(
+        "--rates",
+        metavar="SECONDS",
+        type=arguments.seconds(0, 3600),
+        help=f"count interrupts for so long, 0 for not at all; else {_RATES:g} on a running host",
+    )
+
+
 VERB = Verb(
     run,
-    "report findings",
+    "report findings, and how many interrupts go astray",
     "Exits 3 if any is a warning or worse. Those about the host are told where no GUEST is named.",
-    arguments.guests,
+    _arguments,
 )

@@ -26,6 +26,7 @@ from virtirq.ui.verbs import Verb
 _SECONDS: Final = 10.0
 _SETTLE: Final = 1.0
 _ROUNDS: Final = 10
+_SHORTEST: Final = 0.01
 _LONGEST: Final = 24 * 3600.0
 
 
@@ -121,23 +122,6 @@ def _keep(
         document.print(sys.stderr if args.json else None)
 
 
-def _seconds(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = -1.0
-    if not 0 <= found <= _LONGEST:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number of seconds")
-    return found
-
-
-def _some_seconds(text: str) -> float:
-    found = _seconds(text)
-    if not found:
-        raise argparse.ArgumentTypeError("nothing can be measured in 0 seconds")
-    return found
-
-
 def _rounds(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= paired.MOST):
         raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number from 1 to {paired.MOST}")
@@ -163,14 +147,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--for",
         metavar="SECONDS",
         dest="seconds",
-        type=_some_seconds,
+        type=arguments.seconds(_SHORTEST, _LONGEST),
         default=_SECONDS,
         help=f"how long a policy is measured in each round; else {_SECONDS:g}",
     )
     parser.add_argument(
         "--settle",
         metavar="SECONDS",
-        type=_seconds,
+        type=arguments.seconds(0, _LONGEST),
         default=_SETTLE,
         help=f"how long a policy holds before it is measured; else {_SETTLE:g}",
     )

@@ -57,23 +57,13 @@ def _seen(given: Inputs, args: argparse.Namespace) -> tuple[View, Measured | Non
     return view, Measured.between(first.snapshot, view.snapshot, time.monotonic() - begun)
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a time of up to 3600 seconds")
-    return seconds
-
-
 def _arguments(parser: argparse.ArgumentParser) -> None:
     arguments.guests(parser)
     arguments.output(parser, "the page, an .html; - for stdout")
     parser.add_argument(
         "--rates",
         metavar="SECONDS",
-        type=_seconds,
+        type=arguments.seconds(0.1, 3600),
         help="count interrupts for so long, and tell how many there were a second",
     )
     parser.add_argument(

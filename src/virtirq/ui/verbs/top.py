@@ -19,7 +19,6 @@ from virtirq.ui.top.table import View
 from virtirq.ui.verbs import Verb
 
 _UNITS: Final = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
-_SHORTEST: Final = 0.1
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,16 +78,6 @@ def as_json(app: App) -> dict[str, Any]:
     }
 
 
-def _seconds(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number of seconds") from None
-    if not _SHORTEST <= found <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text:.40} is not between {_SHORTEST} and 86400 seconds")
-    return found
-
-
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0 and len(text) < 10):
         raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number above 0")
@@ -128,7 +117,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "-C", "--cpu-list", metavar="LIST", type=_cpu_list, help="count on these CPUs alone"
     )
     parser.add_argument(
-        "-d", "--delay", metavar="SECONDS", type=_seconds, default=2.0, help="between updates (2)"
+        "-d",
+        "--delay",
+        metavar="SECONDS",
+        type=arguments.seconds(0.1, 86_400),
+        default=2.0,
+        help="between updates (2)",
     )
     parser.add_argument("-n", "--iter", metavar="N", type=_count, help="end after so many updates")
     arguments.completed(

@@ -1,0 +1,153 @@
+"""What is at stake: where the host's interrupts were taken between two looks at their counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from virtirq.cpuset import union
+from virtirq.model import Finding, GuestPlan, Plan, Topology
+from virtirq.policy.findings import taken_by_guests_cpus, taken_elsewhere
+from virtirq.policy.target import claims_of
+
+CODES: Final = frozenset({"taken-elsewhere", "host-interrupts-on-vcpus"})
+"""The findings of this: only who waits and counts has them."""
+
+Counts = Mapping[int, Mapping[int, int]]
+"""Interrupts taken, by IRQ number and CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfGuest:
+    """A guest's interrupts a second: on its own CPUs, by guest on those of others, on the rest.
+
+    Its own are those that its vCPUs and its emulator are pinned to, and its devices' targets.
+    """
+
+    guest: str
+    own: float
+    others: Mapping[str, float]
+    rest: float
+
+    @property
+    def total(self) -> float:
+        return self.own + sum(self.others.values()) + self.rest
+
+
+@dataclass(frozen=True, slots=True)
+class OfHost:
+    """Interrupts a second of no guest here, on CPUs that guests' threads are pinned to.
+
+    By IRQ number and CPU.
+    """
+
+    on: Mapping[tuple[int, int], float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.on.values())
+
+    @property
+    def most(self) -> tuple[int, int] | None:
+        """The interrupt and the CPU that have the most, the lowest of those that have as many."""
+        return min(self.on, key=lambda each: (-self.on[each], each), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Stakes:
+    """Over so many seconds."""
+
+    seconds: float
+    guests: tuple[OfGuest, ...]
+    host: OfHost
+
+
+def came(before: Counts, after: Counts) -> dict[int, dict[int, int]]:
+    """What was taken in between, of those that were there before.
+
+    One that counts less than before was set up anew meanwhile: it begins at none (kernel/irq/
+    irqdesc.c, desc_set_defaults()), and how many came before that nobody knows.
+    """
+    found = {}
+    for irq, now in after.items():
+        was = before.get(irq)
+        if was is not None and all(now.get(cpu, 0) >= count for cpu, count in was.items()):
+            found[irq] = {
+                cpu: count - was.get(cpu, 0)
+                for cpu, count in now.items()
+                if count > was.get(cpu, 0)
+            }
+    return found
+
+
+def stakes(plan: Plan, topology: Topology, before: Counts, after: Counts, seconds: float) -> Stakes:
+    """Of all the host's interrupts that are in both; `seconds` lie between them."""
+    between = came(before, after)
+    used = {each.guest.name: claims_of(each.guest, topology).used for each in plan.guests}
+    users: dict[int, list[str]] = {}
+    for name, cpus in used.items():
+        for cpu in cpus:
+            users.setdefault(cpu, []).append(name)
+    guests = []
+    theirs: set[int] = set()
+    for planned in plan.guests:
+        irqs = {action.irq for device in planned.devices for action in device.actions}
+        theirs |= irqs
+        by_cpu: Counter[int] = Counter()
+        for irq in irqs:
+            by_cpu.update(between.get(irq, {}))
+        guests.append(_of_guest(planned, by_cpu, users, seconds))
+    host = {
+        (irq, cpu): count / seconds
+        for irq, by_cpu in between.items()
+        if irq not in theirs
+        for cpu, count in by_cpu.items()
+        if cpu in users
+    }
+    return Stakes(seconds, tuple(guests), OfHost(host))
+
+
+def _of_guest(
+    planned: GuestPlan,
+    by_cpu: Mapping[int, int],
+    users: Mapping[int, Sequence[str]],
+    seconds: float,
+) -> OfGuest:
+    name = planned.guest.name
+    targets = union(each.target for each in planned.devices if each.target is not None)
+    mine, rest, others = 0, 0, Counter[str]()
+    for cpu, count in by_cpu.items():
+        whose = users.get(cpu, ())
+        if cpu in targets or name in whose:
+            mine += count
+        elif whose:
+            others[whose[0]] += count  # of several that share it, the first
+        else:
+            rest += count
+    shares = {other: count / seconds for other, count in sorted(others.items())}
+    return OfGuest(name, mine / seconds, shares, rest / seconds)
+
+
+def told_of(told: Stakes) -> tuple[int, ...]:
+    """The interrupts whose names findings() has a use for, by number."""
+    return () if told.host.most is None else told.host.most[:1]
+
+
+def findings(told: Stakes, names: Mapping[int, str]) -> Iterator[Finding]:
+    """What a person should know of them. `names` are the handlers of interrupts, by IRQ number."""
+    for each in told.guests:
+        taken = sum(each.others.values())
+        if taken >= _LEAST:
+            most = sorted(each.others, key=lambda other: (-each.others[other], other))
+            yield taken_elsewhere(each.guest, each.total, taken / each.total, most)
+    if told.host.total >= _LEAST and told.host.most is not None:
+        irq, cpu = told.host.most
+        yield taken_by_guests_cpus(
+            told.host.total, names.get(irq, ""), irq, cpu, told.host.on[irq, cpu]
+        )
+
+
+_LEAST: Final = 1.0
+"""Interrupts a second from which on they are told of."""
