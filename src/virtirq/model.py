@@ -60,7 +60,7 @@ class InterruptKind(Enum):
 
 
 # drivers/vfio/pci/vfio_pci_intrs.c names its actions so; INTx gets no index.
-_VFIO_ACTION: Final = re.compile(r"vfio-(msix?|intx)(?:\[(\d{1,5})\])?\(([^()]+)\)", re.ASCII)
+_VFIO_KIND: Final = re.compile(r"vfio-(msix?|intx)(?:\[(\d{1,5})\])?", re.ASCII)
 
 
 class VfioAction(NamedTuple):
@@ -85,15 +85,27 @@ class VfioAction(NamedTuple):
 
 @lru_cache(32768)
 def _vfio_action(name: str) -> VfioAction | None:
-    """Each name is asked for again and again."""
-    match = _VFIO_ACTION.fullmatch(name)
+    """Each name is asked for again and again; more than fit are of few devices."""
+    head, _, device = name.partition("(")
+    found = _vfio_kind(head)
+    at = None if found is None or device[-1:] != ")" else _vfio_device(device[:-1])
+    return None if found is None or at is None else VfioAction(at, *found)
+
+
+@lru_cache(8192)
+def _vfio_kind(text: str) -> tuple[InterruptKind, int | None] | None:
+    match = _VFIO_KIND.fullmatch(text)
     if match is None:
         return None
+    return InterruptKind(match[1]), int(match[2]) if match[2] else None
+
+
+@lru_cache(4096)
+def _vfio_device(text: str) -> PciAddress | None:
     try:
-        device = PciAddress.parse(match[3])
+        return PciAddress.parse(text)
     except InputError:
         return None
-    return VfioAction(device, InterruptKind(match[1]), int(match[2]) if match[2] else None)
 
 
 class InterruptKey(NamedTuple):

@@ -158,6 +158,20 @@ def test_a_snapshot_holds_what_the_guests_need(tmp_path: Path) -> None:
     assert snapshot.gaps == ()
 
 
+def test_what_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
+    """Counts are shown by few; where an interrupt is delivered to is read once."""
+    fs = HOST.fs()
+    with_counts = cycle.observe(fs, [WEB])
+    assert all(("read", paths.IRQ_COUNTS.at(irq)) in fs.calls for irq in IRQS)
+    fs.calls.clear()
+    without = cycle.observe(fs, [WEB], counts=False)
+    assert not [path for _, path in fs.calls if path.endswith("/per_cpu_count")]
+    assert {each.counts for each in without.interrupts} == {None}
+    assert without.vectors_on == with_counts.vectors_on
+    for irq in IRQS:
+        assert fs.calls.count(("read", paths.IRQ_EFFECTIVE.at(irq))) == 1
+
+
 def test_two_that_opened_a_scratch_host_at_once(tmp_path: Path) -> None:
     """Each reads the host again once it holds the lock."""
     root = HOST.write(tmp_path / "host", scratch=True)

@@ -1,4 +1,4 @@
-"""How many system calls moving an interrupt takes, counted by strace on files of a made host."""
+"""How many system calls an interrupt costs, counted by strace on files of a made host."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.hostmaker import MadeHost, passthrough
 from tests.needs import need_program
 
 DEVICE = "0000:41:00.0"
 VECTORS = 128
 LIMIT = 12
+"""To move one: the look, the write, and what came of it."""
+READING = 10
+COUNTING = 13
+"""To read one, and how often it was taken."""
 HOST = MadeHost(
     online="0-7",
+    siblings=(),
     devices=(passthrough(DEVICE, vectors=VECTORS, first_irq=100, affinity="4-7", effective="5"),),
     # A handler's directory, as procfs has it.
     files={
@@ -50,24 +57,56 @@ with locked_journal(root / "state", "b") as journal:
 assert {{each.status.value for each in outcomes}} == {{"applied"}}, outcomes[0]
 assert len(journal.remembered()) == {VECTORS} and known == {{"4-7"}}
 """
+READER = f"""
+import os, sys
+from pathlib import Path
+from tests.hostmaker import RootedFs
+from virtirq.control.cycle import observe
+from virtirq.cpuset import CpuSet
+from virtirq.model import Guest, GuestDevice, PciAddress, Vcpu
+
+fs = RootedFs(Path(sys.argv[1]))
+held = (GuestDevice(PciAddress.parse({DEVICE!r}), "hostdev"),)
+guests = [Guest("web", "test", vcpus=(Vcpu(0, CpuSet([0])),), devices=held)]
+observe(fs, guests)
+os.access("/begin", os.F_OK)
+snapshot = observe(fs, guests, counts=sys.argv[2] == "counts")
+os.access("/end", os.F_OK)
+assert len(snapshot.interrupts) == {VECTORS} and snapshot.gaps == ()
+assert all(each.settable and each.affinity and each.effective for each in snapshot.interrupts)
+"""
 # What an interpreter does for itself.
 OWN = {"brk", "mmap", "munmap", "madvise", "futex"}
 
 
-def test_moving_an_interrupt_takes_few_of_them(tmp_path: Path) -> None:
-    need_program("strace")
-    root, log = HOST.write(tmp_path / "host"), tmp_path / "log"
+def traced(log: Path, *command: str) -> Counter[str]:
+    """The system calls of a Python program between its marks, which are calls of access(2)."""
     done = subprocess.run(
-        ["strace", "-qq", "-o", str(log), sys.executable, "-c", MOVER, str(root)],
+        ["strace", "-qq", "-o", str(log), sys.executable, "-c", *command],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     between = re.split(r'access\("/(?:begin|end)"', log.read_text())[1]
     calls = Counter(re.findall(r"^(\w+)\(", between, re.MULTILINE))
-    for name in OWN:
-        calls.pop(name, None)
+    return Counter({name: count for name, count in calls.items() if name not in OWN})
+
+
+def test_moving_an_interrupt_takes_few_of_them(tmp_path: Path) -> None:
+    need_program("strace")
+    root = HOST.write(tmp_path / "host")
+    calls = traced(tmp_path / "log", MOVER, str(root))
     moved = VECTORS - 1
     assert calls["fsync"] == -(-moved // 64), "one for a batch"
     assert calls["write"] == moved + 2 * calls["fsync"], "one each; two pieces of journal a batch"
     assert calls["openat"] == calls["close"] == 2 * moved
     assert calls.total() <= LIMIT * moved, calls
+
+
+@pytest.mark.parametrize(("counts", "files"), [("counts", 4), ("", 3)])
+def test_reading_an_interrupt_takes_few_of_them(tmp_path: Path, counts: str, files: int) -> None:
+    """What it takes to read the device and the host's CPUs is counted, too."""
+    need_program("strace")
+    root = HOST.write(tmp_path / "host")
+    calls = traced(tmp_path / "log", READER, str(root), counts)
+    assert files * VECTORS < calls["read"] <= files * VECTORS + 40, "no file twice"
+    assert calls.total() <= (COUNTING if counts else READING) * VECTORS, calls

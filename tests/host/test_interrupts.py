@@ -194,6 +194,31 @@ class TestCounts:
         assert gaps == ()
 
 
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(["0", "0", "1", "10", "4294967295", "", "x", "-1", "00", "1_0", "٣"]),
+            st.integers(0, 2**64).map(str),
+        ),
+        max_size=12,
+    ),
+    st.integers(1, 12),
+)
+def test_any_counts(numbers: list[str], cpus: int) -> None:
+    path = "/sys/kernel/irq/40/per_cpu_count"
+    device = passthrough(str(NIC), first_irq=40)
+    fs = MadeHost(online=f"0-{cpus - 1}", devices=(device,), files={path: ",".join(numbers)}).fs()
+    found, gaps = read(fs, NIC, possible=f"0-{cpus - 1}")
+    told = len(numbers) == cpus and all(each.isascii() and each.isdecimal() for each in numbers)
+    if told:
+        assert found[0].counts == {
+            cpu: int(count) for cpu, count in enumerate(numbers) if int(count)
+        }
+    else:
+        assert found[0].counts is None
+    assert [gap.path for gap in gaps] == ([] if told else [path])
+
+
 def test_without_known_cpus_counts_cannot_be_told_apart_and_are_not_read() -> None:
     fs = MadeHost(devices=(passthrough(str(NIC), first_irq=40, counts={0: 1}),)).live()
     (found,) = read_interrupts(Reader(fs), [NIC], CpuSet())
@@ -216,6 +241,33 @@ def test_not_started_has_no_effective_affinity() -> None:
     found, gaps = read(MadeHost(devices=(device,)).fs(), NIC)
     assert found[0].effective is None
     assert gaps == ()
+
+
+class TestOnceForADevice:
+    """What is the same for all of a device's vectors is asked of one of them."""
+
+    def test_of_vfio(self) -> None:
+        fs = MadeHost(devices=(passthrough(str(NIC), vectors=50, first_irq=40),)).live()
+        found, _ = read(fs, NIC)
+        assert {each.settable for each in found} == {True}
+        assert [path for operation, path in fs.calls if operation == "mode"] == [
+            "/proc/irq/40/smp_affinity_list"
+        ]
+
+    def test_of_a_driver_of_the_hosts(self) -> None:
+        """The kernel manages some of its vectors, and others not (nvme has both)."""
+        vectors = [
+            MadeInterrupt(40 + n, (f"nvme0q{n}",), mode=0o444 if n else 0o644) for n in range(3)
+        ]
+        found, _ = read(MadeHost(devices=(MadeDevice(str(NIC), vectors=vectors),)).live(), NIC)
+        assert [each.settable for each in found] == [True, False, False]
+
+    def test_the_kind_is_what_vfio_calls_it(self) -> None:
+        """The device may change from one to the other while it is read."""
+        device = passthrough(str(NIC), vectors=2, first_irq=40, kind="msi")
+        files = {f"/sys/bus/pci/devices/{NIC}/msi_irqs/40": "msix"}
+        found, _ = read(MadeHost(devices=(device,), files=files).live(), NIC)
+        assert {each.kind for each in found} == {InterruptKind.MSI}
 
 
 # What may fail for one interrupt: the file, and the field that is then not known.
@@ -335,6 +387,18 @@ class TestVanishing:
         found, _ = read(fs, NIC)
         assert found[2].own_action is None
         assert found[2].vector is None
+
+    def test_a_number_that_another_device_has_by_now(self) -> None:
+        fs = self.HOST.live()
+        fs.set("/sys/kernel/irq/42/actions", f"vfio-msix[2]({GPU})")
+        fs.before = lambda operation, path: (
+            fs.memory.drop(f"/sys/bus/pci/devices/{NIC}/msi_irqs/42")
+            if path == "/sys/kernel/irq/42/actions"
+            else None
+        )
+        found, gaps = read(fs, NIC)
+        assert irqs(found) == [40, 41, 43]
+        assert gaps == ()
 
     def test_a_recording_frees_none(self) -> None:
         host = replace(self.HOST, removed=("/proc/irq/42", "/sys/kernel/irq/42"))

@@ -63,16 +63,20 @@ def observe(
     also: Iterable[PciAddress] = (),
     gaps: Sequence[Gap] = (),
     lines: Collection[PciAddress] = (),
+    *,
+    counts: bool = True,
 ) -> Snapshot:
     """The host now, with these guests; `also` names more devices to read interrupts of.
 
     `gaps` are what could not be read of the guests. Of the devices in `lines`, the INTx line is
-    read even while it is not in use.
+    read even while it is not in use. `counts`: how often each interrupt was taken, which is a
+    quarter of the reading.
     """
     reader = Reader(fs)
     topology = read_topology(reader)
+    possible = topology.possible if counts else CpuSet()
     held = {device.address for guest in guests for device in guest.devices}
-    pci, interrupts, unread = observe_devices(reader, held | set(also), topology.possible, lines)
+    pci, interrupts, unread = observe_devices(reader, held | set(also), possible, lines)
     return Snapshot(
         topology=topology,
         boot_id=reader.text(paths.BOOT_ID),
@@ -81,7 +85,7 @@ def observe(
         pci=pci,
         interrupts=interrupts,
         guests=tuple(guests),
-        vectors_on=read_vector_load(reader),
+        vectors_on=read_vector_load(reader, interrupts),
         posting=read_posting(reader),
         irqbalance=read_irqbalance(reader),
         gaps=(*gaps, *reader.gaps),
@@ -187,7 +191,7 @@ def apply(
 ) -> Done:
     """One cycle: observe, plan and carry the plan out, under the lock."""
     with _journal(fs, state) as journal:
-        snapshot = observe(fs, guests)
+        snapshot = observe(fs, guests, counts=False)
         chosen_plan = chosen(plan(snapshot, config), names)
         with _interruption() as interrupted:
             return _carry_out(fs, journal, snapshot, chosen_plan, interrupted, restoring=False)
@@ -204,6 +208,7 @@ def restore(
             guests,
             also=[each.key.device for each in remembered],
             lines={each.key.device for each in remembered if each.kind is InterruptKind.INTX},
+            counts=False,
         )
         them = [*guests, *(remembered_guest(each.guest, each.name) for each in remembered)]
         if dry_run:

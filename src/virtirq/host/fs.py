@@ -22,6 +22,10 @@ from virtirq.host.statx import FileId, file_id
 from virtirq.model import Gap
 
 _PIECE: Final = 16384  # read(2) of more costs as much as the open: its buffer is made anew
+_PAGE: Final = 4096
+"""What is shorter is whole: seq_file hands out a page or more at a time."""
+_READING: Final = os.O_RDONLY | os.O_CLOEXEC
+_WHITE: Final = "\0 \t\n"
 _MOST: Final = 64 << 20
 """Bytes of a file that is read whole: ``/proc/kallsyms``, the largest of them, has some 10 MB."""
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
@@ -133,17 +137,23 @@ class LiveFs(HostFs):
     writable = True
 
     def read(self, path: str) -> str:
-        content = self.beginning(path, _MOST + 1)
+        # os.open and not open(): a quarter of the time, and a host has thousands of these.
+        descriptor = os.open(path, _READING)
+        try:
+            content = os.read(descriptor, _PIECE)
+            if len(content) >= _PAGE:
+                content = _rest(descriptor, content, _MOST + 1)
+        finally:
+            os.close(descriptor)
         if len(content) > _MOST:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
-        return decode(content)
+        return content.decode("utf-8", "replace").strip(_WHITE)
 
     def beginning(self, path: str, most: int) -> bytes:
-        # os.open and not open(): a quarter of the time, and a host has thousands of these.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, _READING)
         try:
             content = os.read(descriptor, min(most, _PIECE))
-            if len(content) >= 4096:  # seq_file hands out a page or more at a time
+            if len(content) >= _PAGE:
                 content = _rest(descriptor, content, most)
         finally:
             os.close(descriptor)
@@ -211,7 +221,7 @@ class _LiveFile(OpenFile):
 
     def read(self) -> str:
         content = os.pread(self._descriptor, _PIECE, 0)
-        if len(content) >= 4096:
+        if len(content) >= _PAGE:
             while more := os.pread(self._descriptor, _PIECE, len(content)):
                 content += more
         return decode(content)
@@ -231,7 +241,7 @@ def decode(content: bytes) -> str:
 
     Old kernels end some node files with a NUL, and recordings of them still do.
     """
-    return content.decode("utf-8", "replace").strip("\0 \t\n")
+    return content.decode("utf-8", "replace").strip(_WHITE)
 
 
 class Reader:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import re
 import stat
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Final
 
 from virtirq.cpuset import CpuSet
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.pci import read_intx_line, read_vectors
 from virtirq.model import Interrupt, InterruptKind, PciAddress, VfioAction
+
+_NOT_ZERO: Final = re.compile("[^0,][^,]*")
 
 
 def read_interrupts(
@@ -22,18 +27,15 @@ def read_interrupts(
 ) -> tuple[Interrupt, ...]:
     """The interrupts of `devices`, by device and IRQ number.
 
-    An INTx line counts only while it is in use for the device: every function names a line,
-    most never raise it. For the devices in `lines` it counts always.
+    Counts are read where the `possible` CPUs are given. An INTx line counts only while it is in
+    use for the device: every function names a line, most never raise it. For the devices in
+    `lines` it counts always.
     """
     cpus = tuple(possible)
-    found = []
+    found: list[Interrupt] = []
     for address in sorted(set(devices)):
         vectors = read_vectors(reader, address)
-        for irq, mode in sorted(vectors.items()):
-            kind = InterruptKind.MSI if mode == "msi" else InterruptKind.MSIX
-            interrupt = read_interrupt(reader, irq, address, kind, cpus)
-            if interrupt is not None:
-                found.append(interrupt)
+        found += _read_vectors(reader, address, vectors, cpus)
         line = read_intx_line(reader, address)
         if line is not None and line not in vectors:
             intx = _read_intx(reader, line, address, cpus, always=address in lines)
@@ -42,20 +44,54 @@ def read_interrupts(
     return tuple(found)
 
 
-def read_vector_load(reader: Reader) -> Counter[int]:
+def _read_vectors(
+    reader: Reader, address: PciAddress, modes: Mapping[int, str | None], cpus: tuple[int, ...]
+) -> Iterator[Interrupt]:
+    """Those of a device's MSI or MSI-X interrupts that are still there."""
+    settable = None
+    for irq, mode in modes.items():
+        kind = InterruptKind.MSI if mode == "msi" else InterruptKind.MSIX
+        interrupt = read_interrupt(reader, irq, address, kind, cpus, settable)
+        if interrupt is None:
+            continue
+        if interrupt.vector is not None:
+            # VFIO asks for vectors that the kernel does not manage (drivers/vfio/pci/
+            # vfio_pci_intrs.c, vfio_msi_enable()), so whether it lets them be moved hangs on
+            # what the device's interrupts go through, and is the same for all of them.
+            settable = interrupt.settable
+        elif reader.fs.recording is None and not _is_vector(reader.fs, address, irq):
+            continue  # freed, and the number is another's by now
+        yield interrupt
+
+
+def _is_vector(fs: HostFs, address: PciAddress, irq: int) -> bool:
+    """Whether the device still has this MSI or MSI-X interrupt, as far as that can be told."""
+    try:
+        return has_interrupt(fs, address, irq, InterruptKind.MSIX)
+    except OSError:
+        return True
+
+
+def read_vector_load(reader: Reader, known: Iterable[Interrupt] = ()) -> Counter[int]:
     """How many of the host's interrupts are delivered to each CPU.
 
     Each takes one of about 200 vectors of that CPU (kernel/irq/matrix.c). Interrupts without an
-    effective affinity (not started, or not routed by the interrupt controller) take none.
+    effective affinity (not started, or not routed by the interrupt controller) take none. Those
+    that are `known` are not read again.
     """
+    effective = {each.irq: each.effective for each in known}
+    counted = Counter(effective.values())
     load: Counter[int] = Counter()
     for name in reader.names(paths.IRQ_DIR, paths.IRQ_AFFINITY):
-        if not name.isdecimal():
+        if not name.isdecimal() or int(name) in effective:
             continue
         mark = reader.mark()
-        load.update(reader.cpus(paths.IRQ_EFFECTIVE, name) or ())
+        counted[reader.cpus(paths.IRQ_EFFECTIVE, name)] += 1
         if reader.mark() != mark and _gone(reader, name):
             reader.back_to(mark)
+    for cpus, count in counted.items():
+        for cpu in cpus or ():
+            load[cpu] += count
     return load
 
 
@@ -105,37 +141,42 @@ def _read_intx(
 
 
 def read_interrupt(
-    reader: Reader, irq: int, address: PciAddress, kind: InterruptKind, cpus: tuple[int, ...] = ()
+    reader: Reader,
+    irq: int,
+    address: PciAddress,
+    kind: InterruptKind,
+    cpus: tuple[int, ...] = (),
+    settable: bool | None = None,
 ) -> Interrupt | None:
     """One interrupt of a device; None when the kernel has freed it.
 
-    `cpus` are the host's possible CPUs; without them no counts are read.
+    `cpus` are the host's possible CPUs; without them no counts are read. `settable`, where it is
+    known, is not asked for again. VFIO's own name of the action tells the kind, if it is there.
     """
-    if _gone(reader, irq):
-        return None  # freed between the listing and here
     mark = reader.mark()
     text = reader.text(paths.IRQ_ACTIONS, irq)
+    if text is None and _gone(reader, irq):
+        reader.back_to(mark)
+        return None  # freed between the listing and here
     actions = None if text is None else _split(text)
-    vector = _vector_of(actions, address)
+    named = _own(actions, address)
     affinity = reader.cpus(paths.IRQ_AFFINITY, irq)
     if affinity is not None and not affinity:  # nobody could put that back
         reader.malformed(paths.IRQ_AFFINITY, paths.IRQ_AFFINITY.at(irq), "names no CPU")
         affinity = None
-    interrupt = Interrupt(
-        irq=irq,
-        device=address,
-        kind=kind,
-        vector=vector,
-        actions=actions,
-        affinity=affinity,
-        effective=reader.cpus(paths.IRQ_EFFECTIVE, irq) or None,
-        counts=read_counts(reader, irq, cpus) if cpus else None,
-        settable=_settable(reader, irq) if affinity is not None else None,
-    )
+    effective = reader.cpus(paths.IRQ_EFFECTIVE, irq) or None
+    counts = read_counts(reader, irq, cpus) if cpus else None
+    if affinity is None:
+        settable = None
+    elif settable is None or named is None:
+        settable = _settable(reader, irq)
     if reader.mark() != mark and _gone(reader, irq):
         reader.back_to(mark)
         return None  # freed while it was read
-    return interrupt
+    vector = None
+    if named is not None:
+        kind, vector = named.kind, named.vector
+    return Interrupt(irq, address, kind, vector, actions, affinity, effective, counts, settable)
 
 
 def _gone(reader: Reader, irq: object) -> bool:
@@ -149,14 +190,17 @@ def _gone(reader: Reader, irq: object) -> bool:
 
 
 def _split(actions: str) -> tuple[str, ...]:
+    if "," not in actions:
+        return (actions,) if actions else ()
     return tuple(name for name in actions.split(",") if name)
 
 
-def _vector_of(actions: tuple[str, ...] | None, address: PciAddress) -> int | None:
+def _own(actions: tuple[str, ...] | None, address: PciAddress) -> VfioAction | None:
+    """What VFIO named for this device."""
     for action in actions or ():
         named = VfioAction.parse(action)
         if named is not None and named.device == address:
-            return named.vector
+            return named
     return None
 
 
@@ -167,12 +211,8 @@ def read_counts(reader: Reader, irq: int, cpus: tuple[int, ...]) -> dict[int, in
     text = reader.text(paths.IRQ_COUNTS, irq)
     if text is None:
         return None
-    numbers = text.split(",")
-    if len(numbers) != len(cpus):
-        reader.malformed(paths.IRQ_COUNTS, paths.IRQ_COUNTS.at(irq), "not one number for each CPU")
-        return None
     try:
-        return {cpu: int(count) for cpu, count in zip(cpus, numbers, strict=True) if count != "0"}
+        return _counts(text, cpus)
     except ValueError as error:
         reader.malformed(paths.IRQ_COUNTS, paths.IRQ_COUNTS.at(irq), error)
         return None
@@ -197,6 +237,28 @@ def names_of(fs: HostFs, irqs: Iterable[int]) -> dict[int, str]:
     reader = Reader(fs)
     found = {irq: reader.text(paths.IRQ_ACTIONS, irq) for irq in irqs}
     return {irq: text for irq, text in found.items() if text}
+
+
+def _counts(text: str, cpus: tuple[int, ...]) -> dict[int, int]:
+    """The numbers that are not zero: an interrupt is taken by few of a great many CPUs."""
+    if text == _zeros(len(cpus)):
+        return {}
+    if text.count(",") != len(cpus) - 1 or ",," in f",{text},":
+        raise ValueError("not one number for each CPU")
+    found, place, at = {}, 0, 0
+    for match in _NOT_ZERO.finditer(text):
+        number = match[0]
+        if not (number.isascii() and number.isdecimal()):
+            raise ValueError(f"{number[:40]!r} is not a number")
+        place += text.count(",", at, match.start())
+        at = match.start()
+        found[cpus[place]] = int(number)
+    return found
+
+
+@lru_cache(4)
+def _zeros(count: int) -> str:
+    return ",".join("0" * count)
 
 
 def _settable(reader: Reader, irq: int) -> bool | None:

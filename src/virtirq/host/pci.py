@@ -67,32 +67,42 @@ def vfio_functions(fs: HostFs) -> set[PciAddress]:
 
 
 def read_vectors(reader: Reader, address: PciAddress) -> dict[int, str | None]:
-    """The function's MSI or MSI-X interrupts: IRQ number to ``msi`` or ``msix``.
+    """The function's MSI or MSI-X interrupts: IRQ number to ``msi`` or ``msix``, in order.
 
-    Vectors come and go as the guest's driver pleases; one that went meanwhile is left out. The
-    mode is None where it cannot be told.
+    The first that tells is asked: a function has the one or the other enabled, never both
+    (drivers/pci/msi/msi.c, __pci_enable_msi_range(), __pci_enable_msix_range()). The mode is None
+    where it cannot be told. Vectors come and go as the guest's driver pleases; what is asked and
+    went meanwhile is left out.
     """
     directory = f"{paths.PCI_DIR}/{address}/msi_irqs"
-    modes: dict[int, str | None] = {}
-    for name in reader.names(directory, paths.PCI_MSI_IRQ):
-        if not name.isdecimal():
-            continue
-        path = paths.PCI_MSI_IRQ
-        where = path.at(address, name)
+    names = reader.names(directory, paths.PCI_MSI_IRQ)
+    numbers = sorted(int(name) for name in names if name.isdecimal())
+    mark, gone = reader.mark(), set()
+    mode = None
+    for irq in numbers:
         try:
-            if stat.S_ISDIR(reader.fs.mode(where)):
-                path = paths.PCI_MSI_MODE
-                where = path.at(address, name)
-            mode = reader.fs.read(where)
-            modes[int(name)] = mode if mode in ("msi", "msix") else None
+            mode = _read_mode(reader.fs, address, irq)
         except OSError as error:
             # ENOENT or ENODEV (fs/kernfs/file.c, kernfs_seq_start()) of a vector freed meanwhile;
             # in a recording of a kernel before 3.14 only the name may be left.
             if reader.fs.recording is None and error.errno in (errno.ENOENT, errno.ENODEV):
-                continue
-            reader.failed(path, where, error)
-            modes[int(name)] = None
-    return modes
+                gone.add(irq)
+            else:
+                where = paths.PCI_MSI_IRQ.at(address, irq)
+                reader.failed(paths.PCI_MSI_IRQ, where, error)
+        if mode is not None:
+            reader.back_to(mark)
+            break
+    return {irq: mode for irq in numbers if irq not in gone}
+
+
+def _read_mode(fs: HostFs, address: PciAddress, irq: int) -> str | None:
+    """``msi`` or ``msix``, None for what is neither. Raises OSError."""
+    try:
+        mode = fs.read(paths.PCI_MSI_IRQ.at(address, irq))
+    except IsADirectoryError:  # before 3.14
+        mode = fs.read(paths.PCI_MSI_MODE.at(address, irq))
+    return mode if mode in ("msi", "msix") else None
 
 
 def _read_device(reader: Reader, address: PciAddress) -> PciDevice:

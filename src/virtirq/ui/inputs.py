@@ -172,14 +172,15 @@ def gather(
     )
 
 
-def look(inputs: Inputs, args: argparse.Namespace) -> View:
+def look(inputs: Inputs, args: argparse.Namespace, *, counts: bool = False) -> View:
+    """`counts`: with how often each interrupt was taken."""
     fs, gaps = inputs.fs, inputs.found.gaps
     progress.step(f"reading the interrupts of {len(inputs.guests)} guests")
     try:
         daemon = daemon_of(args)
     except BusyError as error:
         daemon, gaps = None, (*gaps, Gap("daemon", str(error)))
-    view = seen(fs, inputs.guests, inputs.config, gaps, daemon)
+    view = seen(fs, inputs.guests, inputs.config, gaps, daemon, counts=counts)
     unread = inputs.found.unread
     if unread:
         more = [guests_not_read(unread)]
@@ -200,8 +201,10 @@ def seen(
     config: Config,
     gaps: Sequence[Gap],
     daemon: DaemonStatus | None,
+    *,
+    counts: bool = False,
 ) -> View:
-    snapshot = cycle.observe(fs, guests, gaps=gaps)
+    snapshot = cycle.observe(fs, guests, gaps=gaps, counts=counts)
     if daemon is not None and daemon.spared == snapshot.irqbalance.pid:
         snapshot = replace(snapshot, irqbalance=replace(snapshot.irqbalance, spares_vfio=True))
     if daemon is not None:

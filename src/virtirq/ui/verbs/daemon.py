@@ -51,7 +51,9 @@ def _serve(listen: str, inside: Callable[[], Inside]) -> Server:
 
     def page() -> str:
         now = inside()
-        view = inputs.seen(sources.open_fs(None), now.guests, now.config, (), now.daemon_status)
+        view = inputs.seen(
+            sources.open_fs(None), now.guests, now.config, (), now.daemon_status, counts=True
+        )
         return prometheus.render(view.snapshot, view.plan, view.findings, view.daemon)
 
     return prometheus.serve(listen, page)

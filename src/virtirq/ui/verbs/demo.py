@@ -84,7 +84,7 @@ def _tour(root: Path) -> int:
     _step("restore", "everything as it was found")
     restored = cycle.restore(fs, sources.load_guests(fs, ()), state, ())
     screens.outcome_screen(restored).print()
-    after = cycle.observe(sources.open_fs(root), sources.load_guests(fs, ()))
+    after = cycle.observe(sources.open_fs(root), sources.load_guests(fs, ()), counts=False)
     changed = [
         now.irq
         for was, now in zip(before, after.interrupts, strict=True)
@@ -96,7 +96,7 @@ def _tour(root: Path) -> int:
 
 def _status(root: Path) -> list[tuple[int, object]]:
     fs = sources.open_fs(root)
-    snapshot = cycle.observe(fs, sources.load_guests(fs, ()))
+    snapshot = cycle.observe(fs, sources.load_guests(fs, ()), counts=False)
     planned = make_plan(snapshot, Config())
     screens.status_screen(snapshot, planned, find(snapshot, planned), None, short=True).print()
     return [(each.irq, each.affinity) for each in snapshot.interrupts]

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
         )
     suffix = pages.suffix_of(args.output, pages.PICTURES)
     given = inputs.gather(args)
-    view = inputs.look(given, args)
+    view = inputs.look(given, args, counts=True)
     with inputs.naming(given):
         view = inputs.only(view, args.guests)
     from virtirq.ui import picture, scene

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     told = of_code(args.object)
     if told is None:
         given = inputs.gather(args)
-        view = inputs.look(given, args)
+        view = inputs.look(given, args, counts=True)
         with inputs.naming(given):
             told = of_object(args.object, view.snapshot, view.plan, view.findings)
     return show_all(args, told)

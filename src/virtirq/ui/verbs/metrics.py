@@ -13,7 +13,7 @@ from virtirq.ui.verbs import Verb
 def run(args: argparse.Namespace) -> int:
     if args.json:
         raise UsageError("metrics are Prometheus text: leave out --json")
-    page = prometheus.render(*inputs.look(inputs.gather(args), args))
+    page = prometheus.render(*inputs.look(inputs.gather(args), args, counts=True))
     progress.end()
     if not args.quiet:
         sys.stdout.write(page)

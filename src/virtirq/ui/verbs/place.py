@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         )
     given = inputs.gather(args, defined=True)
     guests = (*given.guests, *given.found.stopped)
-    snapshot = cycle.observe(given.fs, guests, gaps=given.found.gaps)
+    snapshot = cycle.observe(given.fs, guests, gaps=given.found.gaps, counts=False)
     with inputs.naming(given):
         proposal = propose(snapshot, args.guest, args.node, args.cpus)
     # Its definition may say something else than where it runs.

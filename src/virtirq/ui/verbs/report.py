@@ -47,13 +47,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _seen(given: Inputs, args: argparse.Namespace) -> tuple[View, Measured | None]:
     """The host, and how often each interrupt came, where that is asked for."""
-    first = inputs.look(given, args)
+    first = inputs.look(given, args, counts=True)
     if args.rates is None:
         return first, None
     progress.step(f"counting for {args.rates:g} seconds")
     begun = time.monotonic()
     time.sleep(args.rates)
-    view = inputs.look(given, args)
+    view = inputs.look(given, args, counts=True)
     return view, Measured.between(first.snapshot, view.snapshot, time.monotonic() - begun)
 
 

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
             return elsewhere.status(args, uri)
     names = args.guests
     given = inputs.gather(args, defined=args.all)
-    view = inputs.look(given, args)
+    view = inputs.look(given, args, counts=_is_listing(args))
     stopped = given.found.stopped
     with inputs.naming(given):
         view = inputs.only(view, names, stopped)
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     whole = view.plan
     if args.problems:
         view = view._replace(plan=screens.problems_of(view.plan, view.findings))
-    if args.output or args.noheadings or args.pairs or args.sort:
+    if _is_listing(args):
         from virtirq.ui import listing
 
         listed = listing.listed(args, view)
@@ -83,6 +83,11 @@ def _screen(
             " it should be, 'virtirq status | less' all"
         )
     return document
+
+
+def _is_listing(args: argparse.Namespace) -> bool:
+    """Whether a list of interrupts is asked for, which may have how often each was taken."""
+    return bool(args.output or args.noheadings or args.pairs or args.sort)
 
 
 def _is_beyond(document: Document) -> bool:
