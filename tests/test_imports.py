@@ -19,7 +19,7 @@ import virtirq
 from tests.hostmaker import MadeHost, passthrough
 
 SOURCE = Path(virtirq.__file__).parent
-WORDS = {"virtirq", "virtirq.cpuset", "virtirq.model", "virtirq.errors"}
+WORDS = {"virtirq", "virtirq.cpuset", "virtirq.model", "virtirq.errors", "virtirq.values"}
 ROOMS = ("host", "guests", "policy", "control", "daemon", "ui")
 MAY_IMPORT = {
     "words": {"words"},
@@ -292,12 +292,13 @@ def test_the_house_has_these_rooms() -> None:
 # What a look at a host without guests has no use for.
 NOT_NEEDED = {
     *("rich", "cattrs", "shtab", "xml", "defusedxml", "libvirt", "hypothesis", "asyncio"),
+    *("inspect", "dataclasses", "shutil", "subprocess", "socket", "tomllib", "tempfile"),
     *("prometheus_client", "textual", "curses", "http", "socketserver", "email", "unittest"),
 }
 
 
-def imported(*arguments: str) -> set[str]:
-    """Top names of the modules that a Python run imports."""
+def imported(*arguments: str, whole: bool = False) -> set[str]:
+    """The modules that a Python run imports: their top names, or their `whole` names."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *arguments],
         capture_output=True,
@@ -307,7 +308,8 @@ def imported(*arguments: str) -> set[str]:
     )
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
-    return {line.rpartition("|")[2].strip().split(".")[0] for line in told}
+    names = {line.rpartition("|")[2].strip() for line in told}
+    return names if whole else {name.split(".")[0] for name in names}
 
 
 def test_status_imports_what_it_needs(tmp_path: Path) -> None:
@@ -317,6 +319,19 @@ def test_status_imports_what_it_needs(tmp_path: Path) -> None:
     assert found & NOT_NEEDED == set()
 
 
-@pytest.mark.parametrize("name", ["xml.dom", "asyncio", "cattrs", "rich"])
+def test_the_version_needs_next_to_nothing() -> None:
+    assert imported("-m", "virtirq", "--version") & (NOT_NEEDED | {"pathlib", "json"}) == set()
+
+
+def test_a_look_imports_nothing_that_moves_interrupts(tmp_path: Path) -> None:
+    host = MadeHost(devices=[passthrough("0000:82:00.0", vectors=2)]).write(tmp_path / "host")
+    found = imported("-m", "virtirq", "-s", str(host), "status", whole=True)
+    assert "virtirq.control.cycle" in found
+    for name in ("executor", "journal", "irqbalance", "libvirt_pinning", "libvirt_settings"):
+        assert f"virtirq.control.{name}" not in found
+    assert not [each for each in found if each.startswith("virtirq.daemon")]
+
+
+@pytest.mark.parametrize("name", ["xml.dom", "dataclasses", "asyncio", "cattrs", "rich"])
 def test_an_import_would_be_seen(name: str) -> None:
     assert imported("-c", f"def f():\n  import {name}\nf()") & NOT_NEEDED

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Final
 
 from virtirq.errors import CpuSetError
+from virtirq.values import pattern
 
 MAX_CPUS: Final = 16384
 """What libvirt takes in a cpuset (src/conf/domain_conf.h, VIR_DOMAIN_CPUMASK_LEN).
@@ -25,8 +26,8 @@ Twice the largest NR_CPUS that Kconfig allows on x86 (arch/x86/Kconfig, NR_CPUS_
 
 _MAX_TEXT: Final = 65536
 _CACHED_TEXT: Final = 256
-_RANGE = re.compile(r"(\^)?(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
-_HEX_GROUP = re.compile(r"[0-9a-fA-F]{1,8}", re.ASCII)
+_RANGE = pattern(r"(\^)?(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
+_HEX_GROUP = pattern(r"[0-9a-fA-F]{1,8}", re.ASCII)
 
 
 class CpuSet:

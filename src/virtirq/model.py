@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import lru_cache
 from types import MappingProxyType
@@ -16,12 +15,11 @@ from typing import Final, Literal, NamedTuple
 
 from virtirq.cpuset import CpuSet
 from virtirq.errors import DirectiveError, InputError
+from virtirq.values import dataclass, field, pattern
 
-_ADDRESS = re.compile(
-    r"(?:([0-9a-fA-F]{4,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])", re.ASCII
-)
+_ADDRESS = pattern(r"(?:([0-9a-fA-F]{4,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])", re.ASCII)
 # libvirt's name of a node device (src/node_device/node_device_udev.c, udevGenerateDeviceName()).
-_NODE_DEVICE = re.compile(
+_NODE_DEVICE = pattern(
     r"pci_([0-9a-fA-F]{4,8})_([0-9a-fA-F]{2})_([0-9a-fA-F]{2})_([0-7])", re.ASCII
 )
 
@@ -60,7 +58,7 @@ class InterruptKind(Enum):
 
 
 # drivers/vfio/pci/vfio_pci_intrs.c names its actions so; INTx gets no index.
-_VFIO_KIND: Final = re.compile(r"vfio-(msix?|intx)(?:\[(\d{1,5})\])?", re.ASCII)
+_VFIO_KIND: Final = pattern(r"vfio-(msix?|intx)(?:\[(\d{1,5})\])?", re.ASCII)
 
 
 class VfioAction(NamedTuple):
@@ -85,7 +83,7 @@ class VfioAction(NamedTuple):
 
 @lru_cache(32768)
 def _vfio_action(name: str) -> VfioAction | None:
-    """Each name is asked for again and again; more than fit are of few devices."""
+    """Each name is asked for again and again; more than fit are of few devices and vectors."""
     head, _, device = name.partition("(")
     found = _vfio_kind(head)
     at = None if found is None or device[-1:] != ")" else _vfio_device(device[:-1])
@@ -674,7 +672,13 @@ class Finding:
     hint: str
 
     def as_json(self) -> dict[str, str]:
-        return asdict(self) | {"severity": self.severity.value}
+        return {
+            "code": self.code,
+            "severity": self.severity.value,
+            "subject": self.subject,
+            "message": self.message,
+            "hint": self.hint,
+        }
 
 
 def by_device(interrupts: Iterable[Interrupt]) -> dict[PciAddress, tuple[Interrupt, ...]]:

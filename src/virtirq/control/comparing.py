@@ -7,12 +7,10 @@ interrupts is noticed, as a block in which that happens says nothing about a pol
 
 from __future__ import annotations
 
-import re
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -38,6 +36,7 @@ from virtirq.model import (
 from virtirq.policy.comparison import EXACT, NEAR, OWN, PLANNED, Block, Part
 from virtirq.policy.config import Config
 from virtirq.policy.plan import Desired
+from virtirq.values import pattern, replace
 
 AS_IS: Final = "as-is"
 GUESTS_CHOICE: Final = "exact"
@@ -53,7 +52,7 @@ _LOOK: Final = 1.0
 """Seconds between looks at where the guest aims its vectors, while those are followed."""
 _AGAIN: Final = 3
 """So many blocks in a row in which interrupts came, went or were moved end a comparison."""
-_NUMBER: Final = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_NUMBER: Final = pattern(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 Places = Mapping[InterruptKey, CpuSet]
 

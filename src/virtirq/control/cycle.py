@@ -1,19 +1,17 @@
-"""One way through the house: observe, plan, carry out, observe again."""
+"""One way through the house: observe, plan, carry out, observe again.
+
+What only moves interrupts is imported where that is done: most commands only look.
+"""
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from virtirq.control.executor import Executor
-from virtirq.control.journal import Journal, boot_id, locked_journal
 from virtirq.cpuset import CpuSet
 from virtirq.errors import JournalError, UnknownGuestError, UsageError
 from virtirq.guests.libvirt.values import uuid_of_text
@@ -39,8 +37,10 @@ from virtirq.model import (
 )
 from virtirq.policy.config import Config
 from virtirq.policy.plan import plan
-from virtirq.policy.restoring import remembered_guest, restore_plan, settled
-from virtirq.policy.room import making_room
+from virtirq.values import dataclass
+
+if TYPE_CHECKING:
+    from virtirq.control.journal import Journal
 
 STATE_DIR: Final = Path("/run/virtirq")
 _NAMED: Final = 20
@@ -187,20 +187,34 @@ def _guests_here(name: str, guests: Iterable[Guest]) -> str:
 
 
 def apply(
-    fs: HostFs, guests: Sequence[Guest], config: Config, state: Path, names: Sequence[str]
+    fs: HostFs,
+    guests: Sequence[Guest],
+    config: Config,
+    state: Path,
+    names: Sequence[str],
+    *,
+    counts: bool = False,
 ) -> Done:
     """One cycle: observe, plan and carry the plan out, under the lock."""
     with _journal(fs, state) as journal:
-        snapshot = observe(fs, guests, counts=False)
+        snapshot = observe(fs, guests, counts=counts)
         chosen_plan = chosen(plan(snapshot, config), names)
         with _interruption() as interrupted:
             return _carry_out(fs, journal, snapshot, chosen_plan, interrupted, restoring=False)
 
 
 def restore(
-    fs: HostFs, guests: Sequence[Guest], state: Path, names: Sequence[str], *, dry_run: bool = False
+    fs: HostFs,
+    guests: Sequence[Guest],
+    state: Path,
+    names: Sequence[str],
+    *,
+    dry_run: bool = False,
+    counts: bool = False,
 ) -> Done:
     """Put back what virtirq moved: another plan through the same executor."""
+    from virtirq.policy.restoring import remembered_guest, restore_plan
+
     with _journal(fs, state, undoing=True) as journal:
         remembered = journal.remembered()
         snapshot = observe(
@@ -208,7 +222,7 @@ def restore(
             guests,
             also=[each.key.device for each in remembered],
             lines={each.key.device for each in remembered if each.kind is InterruptKind.INTX},
-            counts=False,
+            counts=counts,
         )
         them = [*guests, *(remembered_guest(each.guest, each.name) for each in remembered)]
         if dry_run:
@@ -237,6 +251,8 @@ def put_back(
 
     `snapshot` has the interrupts of all the devices concerned, their INTx lines included.
     """
+    from virtirq.policy.restoring import restore_plan, settled
+
     whole = restore_plan(snapshot, remembered)
     part = choose(whole)
     done = _carry_out(fs, journal, snapshot, part, interrupted, restoring=True)
@@ -261,6 +277,8 @@ def check_writable(fs: HostFs) -> None:
 
 @contextmanager
 def _journal(fs: HostFs, state: Path, *, undoing: bool = False) -> Iterator[Journal]:
+    from virtirq.control.journal import boot_id, locked_journal
+
     check_writable(fs)
     with locked_journal(state, boot_id(fs), undoing=undoing) as journal:
         fs.refresh()  # until now another virtirq may have been at work
@@ -276,6 +294,9 @@ def _carry_out(
     *,
     restoring: bool,
 ) -> Done:
+    from virtirq.control.executor import Executor
+    from virtirq.policy.room import making_room
+
     names = {each.guest.key: each.guest.name for each in todo.guests}
     executor = Executor(
         fs,
@@ -297,6 +318,9 @@ def _carry_out(
 @contextmanager
 def _interruption() -> Iterator[Callable[[], bool]]:
     """Ctrl-C stops between two pins, and what was done until then is told."""
+    import signal
+    import threading
+
     ignored = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None)
     if ignored or threading.current_thread() is not threading.main_thread():
         yield lambda: False  # signals are the main thread's, and its parent's to switch off

@@ -8,13 +8,10 @@ that however a process ends (flock(2)).
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import socket
 import struct
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +20,7 @@ from virtirq.control.log_entry import LogEntry
 from virtirq.control.state import StateDirectory
 from virtirq.errors import BusyError, InputError
 from virtirq.model import Aimed, Finding, PciAddress, Severity
+from virtirq.values import dataclass, field, replace
 
 SCHEMA: Final = 1
 _LOCK: Final = "daemon.lock"
@@ -138,6 +136,8 @@ class Writer:
 
         What it tells is what was so at the first step.
         """
+        import json
+
         rest = json.dumps(status._rest_as_json())
         before, self._aimed, done = self._aimed, {}, 0
         for address, aimed in dict(status.aimed).items():
@@ -161,6 +161,9 @@ def ask(state: Path) -> DaemonStatus | None:
     """
     deadline = time.monotonic() + WAIT
     try:
+        os.lstat(state / SOCKET)  # before what it takes to ask is imported
+        import json
+
         while not (data := _answer(state / SOCKET, deadline)):
             if time.monotonic() + _PAUSE > deadline:
                 raise TimeoutError("too many ask it just now")
@@ -177,6 +180,8 @@ def ask(state: Path) -> DaemonStatus | None:
 
 def _answer(path: Path, deadline: float) -> bytes:
     """Nothing where too many ask: we were turned away, or did not even come to wait."""
+    import socket
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asked:
         # In the kernel, where those who wait to connect have an order; not by polling, which who
         # connects in a loop is always ahead of.

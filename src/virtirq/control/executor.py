@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
@@ -28,6 +27,7 @@ from virtirq.host.fs import HostFs, OpenFile
 from virtirq.host.interrupts import handlers, has_handler, has_interrupt
 from virtirq.model import InterruptKind, Outcome, Pin, Remembered, Status
 from virtirq.policy.restoring import SOMEONE
+from virtirq.values import dataclass, field
 
 _MOST_ALTERNATIVES: Final = 32
 _BATCH: Final = 64

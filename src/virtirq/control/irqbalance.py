@@ -37,7 +37,6 @@ import struct
 import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
@@ -47,6 +46,7 @@ from virtirq.errors import DeploymentError, VirtirqError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.irqbalance import read_irqbalance, read_start, read_version
+from virtirq.values import dataclass, pattern
 
 PATIENCE: Final = 3.0
 """Seconds that irqbalance has for all that it is asked in one call."""
@@ -68,11 +68,11 @@ _PAUSE: Final = 0.01  # seconds
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred, unix(7)
 _INSTEAD: Final = "start it with --banmod=vfio"
 
-_HEAD: Final = re.compile(rb"SLEEP -?\d{1,10} ", re.ASCII)
-_BANNED: Final = re.compile(
+_HEAD: Final = pattern(rb"SLEEP -?\d{1,10} ", re.ASCII)
+_BANNED: Final = pattern(
     rb"IRQ (-?\d{1,10}) LOAD \d{1,20} DIFF \d{1,20} CLASS -?\d{1,10} ", re.ASCII
 )
-_TAIL: Final = re.compile(rb"BANNED [0-9a-f,]*", re.ASCII)
+_TAIL: Final = pattern(rb"BANNED [0-9a-f,]*", re.ASCII)
 _INT: Final = range(-(1 << 31), 1 << 31)
 
 

@@ -33,7 +33,6 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -44,6 +43,7 @@ from virtirq.errors import BusyError, InputError, JournalError, VirtirqError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs
 from virtirq.model import InterruptKey, InterruptKind, PciAddress, Remembered
+from virtirq.values import replace
 
 _NAME: Final = "journal.jsonl"
 _FRESH: Final = "journal.new"

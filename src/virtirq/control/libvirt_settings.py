@@ -7,7 +7,6 @@ Nobody else's metadata is touched.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from virtirq.cpuset import CpuSet
@@ -24,6 +23,7 @@ from virtirq.guests.libvirt.reading import NAMESPACE, read_domain
 from virtirq.guests.libvirt.rfcxml import Moved, to_metadata
 from virtirq.guests.libvirt.settings import Settings, read_settings
 from virtirq.model import Directive
+from virtirq.values import dataclass
 
 _PREFIX: Final = "virtirq"
 

@@ -6,9 +6,10 @@ The events and their arguments are those that `virtirq.daemon.kernel_events` ask
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
+
+from virtirq.values import dataclass, pattern
 
 
 class EventKind(Enum):
@@ -62,12 +63,12 @@ _KINDS: Final = {kind.value.encode(): kind for kind in EventKind}
 # Linux kernel, kernel/trace/trace_output.c, trace_print_context(), with the option irq-info off:
 # 16 columns for a name that is not recorded, then this.
 _COMM: Final = 16
-_HEAD: Final = re.compile(rb"-(\d{1,9}) +\[\d{1,5}\] +(\d{1,12}\.\d{1,9}): (\w{1,32}): ", re.ASCII)
+_HEAD: Final = pattern(rb"-(\d{1,9}) +\[\d{1,5}\] +(\d{1,12}\.\d{1,9}): (\w{1,32}): ", re.ASCII)
 # A probe tells where it is, in brackets, and then its arguments.
-_NUMBER: Final = re.compile(rb"(?:\([^)]*\) )?(?:irq|tid)=(\d{1,9})(?= |$)", re.ASCII)
-_NAME: Final = re.compile(rb' name="(.*)"$', re.ASCII | re.DOTALL)
-_BY: Final = re.compile(rb' by="(.*)"$', re.ASCII | re.DOTALL)
-_PROGRAM: Final = re.compile(rb"filename=(.*) pid=\d+ old_pid=\d+$", re.ASCII | re.DOTALL)
+_NUMBER: Final = pattern(rb"(?:\([^)]*\) )?(?:irq|tid)=(\d{1,9})(?= |$)", re.ASCII)
+_NAME: Final = pattern(rb' name="(.*)"$', re.ASCII | re.DOTALL)
+_BY: Final = pattern(rb' by="(.*)"$', re.ASCII | re.DOTALL)
+_PROGRAM: Final = pattern(rb"filename=(.*) pid=\d+ old_pid=\d+$", re.ASCII | re.DOTALL)
 _MOST_NAME: Final = 300
 
 

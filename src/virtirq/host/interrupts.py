@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 import stat
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -15,8 +14,9 @@ from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.pci import read_intx_line, read_vectors
 from virtirq.model import Interrupt, InterruptKind, PciAddress, VfioAction
+from virtirq.values import pattern
 
-_NOT_ZERO: Final = re.compile("[^0,][^,]*")
+_NOT_ZERO: Final = pattern("[^0,][^,]*")
 
 
 def read_interrupts(

@@ -15,16 +15,17 @@ from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.pci import list_addresses, read_devices
 from virtirq.model import Irqbalance
+from virtirq.values import pattern
 
 _NAME: Final = "irqbalance"
-_SOCKET = re.compile(r"irqbalance(\d{1,9})\.sock", re.ASCII)
-_PID = re.compile(r"\d{1,9}", re.ASCII)
-_USER = re.compile(r"^Uid:\s+(\d+)\s", re.MULTILINE | re.ASCII)
+_SOCKET = pattern(r"irqbalance(\d{1,9})\.sock", re.ASCII)
+_PID = pattern(r"\d{1,9}", re.ASCII)
+_USER = pattern(r"^Uid:\s+(\d+)\s", re.MULTILINE | re.ASCII)
 _MOST_ARGUMENTS: Final = 1 << 17
 """Bytes of a command line: any process can make its own as long as it likes."""
 _MOST_STATUS: Final = 1 << 16
 # irqbalance: irqbalance.c, version()
-_VERSION = re.compile(r"irqbalance version (\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?", re.ASCII)
+_VERSION = pattern(r"irqbalance version (\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?", re.ASCII)
 # irqbalance: irqbalance.c, parse_command_line()
 _SHORT: Final = "odfjVi:p:s:c:l:m:t:e:"
 _LONG: Final = (

@@ -26,11 +26,11 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from virtirq.host.btf import Btf, BtfError
 from virtirq.host.paths import KernelPath
+from virtirq.values import dataclass, pattern
 
 # Documentation/ABI/testing/sysfs-kernel-irq; kernel/irq/irqdesc.c
 IRQ_HARDWARE: Final = KernelPath("/sys/kernel/irq/{irq}/hwirq", recorded=False)
@@ -127,7 +127,7 @@ def find_woken(symbols: Iterable[bytes]) -> int:
     return found[0]
 
 
-_SYMBOL: Final = re.compile(rb"([0-9a-f]{1,16}) \w ([\w.$]+)(?:\t\[(\w+)\])?\n?", re.ASCII)
+_SYMBOL: Final = pattern(rb"([0-9a-f]{1,16}) \w ([\w.$]+)(?:\t\[(\w+)\])?\n?", re.ASCII)
 
 
 def program(at: Mapping[str, int], woken: int, pid: int) -> str:
@@ -207,7 +207,7 @@ class Answer:
     pid: int = 0
 
 
-_LINE: Final = re.compile(rb"irqfd (\d{1,20}) (\d{1,10})((?: \d{1,10}){7})?", re.ASCII)
+_LINE: Final = pattern(rb"irqfd (\d{1,20}) (\d{1,10})((?: \d{1,10}){7})?", re.ASCII)
 _MOST: Final = 0xFFFF_FFFF
 
 

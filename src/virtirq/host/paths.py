@@ -5,12 +5,12 @@ Each entry cites where the kernel defines the file. ``{name}`` stands for one pa
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-_FIELD = re.compile(r"\{(\w+)\}")
+from virtirq.values import dataclass, pattern
+
+_FIELD = pattern(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)

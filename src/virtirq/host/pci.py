@@ -12,9 +12,10 @@ from virtirq.errors import InputError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.model import PciAddress, PciDevice
+from virtirq.values import pattern
 
 # The link leads to PCI-FUNCTION/vfio-dev/vfioN; that of a mediated device has a UUID before it.
-_OF_PCI: Final = re.compile(r"/([0-9a-f]{4,8}(?::[0-9a-f]{2}){2}\.[0-7])/vfio-dev/[^/]+", re.ASCII)
+_OF_PCI: Final = pattern(r"/([0-9a-f]{4,8}(?::[0-9a-f]{2}){2}\.[0-7])/vfio-dev/[^/]+", re.ASCII)
 
 
 def list_addresses(reader: Reader) -> list[PciAddress]:

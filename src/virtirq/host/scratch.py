@@ -28,6 +28,7 @@ from virtirq.host.fs import HostFs, OpenFile
 from virtirq.host.paths import KernelPath
 from virtirq.host.tree import ArchiveFs, DirectoryFs, TreeFs
 from virtirq.model import Gap
+from virtirq.values import pattern
 
 VECTORS_PER_CPU: Final = 200
 """Of 256, less exceptions and system vectors (arch/x86/include/asm/irq_vectors.h)."""
@@ -39,7 +40,7 @@ _MAX_LOG: Final = 1 << 26
 """Bytes; a write of every interrupt of a large host is some 100."""
 # RecursionError: a line of nothing but brackets.
 _MALFORMED: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
-_IRQ_FILE = re.compile(r"/proc/irq/(\d+)/(smp|effective)_affinity(_list)?", re.ASCII)
+_IRQ_FILE = pattern(r"/proc/irq/(\d+)/(smp|effective)_affinity(_list)?", re.ASCII)
 
 
 class ScratchFs(HostFs):

@@ -10,11 +10,12 @@ from virtirq.host import paths
 from virtirq.host.fs import Reader
 from virtirq.host.paths import KernelPath
 from virtirq.model import Node, Topology
+from virtirq.values import pattern
 
-_CPU = re.compile(r"cpu(\d{1,5})", re.ASCII)
-_NODE = re.compile(r"node(\d{1,4})", re.ASCII)
+_CPU = pattern(r"cpu(\d{1,5})", re.ASCII)
+_NODE = pattern(r"node(\d{1,4})", re.ASCII)
 # drivers/base/cacheinfo.c, size_show()
-_SIZE = re.compile(r"(\d{1,9})K", re.ASCII)
+_SIZE = pattern(r"(\d{1,9})K", re.ASCII)
 
 
 def read_topology(reader: Reader) -> Topology:

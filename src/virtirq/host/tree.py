@@ -12,12 +12,9 @@ import errno
 import json
 import os
 import posixpath
-import shutil
 import stat
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +24,7 @@ from virtirq.host.archive import DIRECTORY, FILE, HARD_LINK, LINK, members
 from virtirq.host.fs import HostFs, decode
 from virtirq.host.paths import KernelPath
 from virtirq.model import Gap
+from virtirq.values import dataclass
 
 RECORDING: Final = "/virtirq/recording.json"
 FORMAT: Final = 1
@@ -175,6 +173,14 @@ class TreeFs(HostFs):
         known = self._real.get(path)
         if known is not None:
             return known
+        head, _, name = path.rpartition("/")
+        if head and name not in ("", ".", ".."):
+            # What is beside another needs no look at all that leads there.
+            step = f"{self._resolve(head).rstrip('/')}/{name}"
+            entry = self._entry(step)
+            if entry is None or not stat.S_ISLNK(entry.mode):
+                self._real[path] = step
+                return step
         todo = path.split("/")[::-1]
         real, links = "", 0
         while todo:
@@ -246,13 +252,16 @@ class DirectoryFs(TreeFs):
         return os.listdir(self._at(path))
 
     def _content(self, path: str) -> bytes:
-        with open(self._at(path), "rb") as file:
+        descriptor = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
+        try:
             # In pieces: a sysctl of a live tree refuses a read of that size with ENOMEM
             # (fs/proc/proc_sysctl.c, proc_sys_call_handler()).
             pieces: list[bytes] = []
-            while (piece := file.read(_PIECE)) and len(pieces) * _PIECE < _MAX_FILE:
+            while (piece := os.read(descriptor, _PIECE)) and len(pieces) * _PIECE < _MAX_FILE:
                 pieces.append(piece)
             return b"".join(pieces)
+        finally:
+            os.close(descriptor)
 
 
 class ArchiveFs(TreeFs):
@@ -401,6 +410,9 @@ def _open_archive(archive: Path) -> Iterator[_Bounded]:
             yield _Bounded(unpacked, most)
         return
     # Zstandard came to Python in 3.14; until then its own program unpacks it.
+    import shutil
+    import subprocess
+
     zstd = shutil.which("zstd")
     if zstd is None:
         raise RecordingError(

@@ -10,17 +10,17 @@ import errno
 import re
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
 
 from virtirq.errors import InputError
 from virtirq.model import PciAddress
+from virtirq.values import dataclass, pattern
 
 _NETLINK_KOBJECT_UEVENT: Final = 15  # include/uapi/linux/netlink.h
 _KERNEL: Final = 1
 _LARGEST: Final = 1 << 14  # UEVENT_BUFFER_SIZE is 2 kB
 _MOST_READ: Final = 256
-_CPU: Final = re.compile(r"/devices/system/cpu/cpu(\d{1,5})", re.ASCII)
+_CPU: Final = pattern(r"/devices/system/cpu/cpu(\d{1,5})", re.ASCII)
 _RECEIVE_BUFFER: Final = 1 << 20
 
 

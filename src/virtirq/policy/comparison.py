@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import exp, log
 from statistics import median, quantiles
 from typing import Final, NamedTuple
 
 from virtirq.policy import paired
+from virtirq.values import dataclass, field, replace
 
 LEVEL: Final = 0.05
 """How often a verdict may find a difference where there is none, over all policies together."""

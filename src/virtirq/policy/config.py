@@ -6,20 +6,19 @@ whatever it does not know, naming file, key path and what is allowed.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
-import tomllib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from virtirq.errors import ConfigError, DirectiveError, InputError
 from virtirq.model import AUTO, CLASS_WORDS, OTHER_CLASS, Directive, PciAddress, Spread
 from virtirq.policy.listen import parse_listen
+from virtirq.values import dataclass, field, replace
 
 if TYPE_CHECKING:
+    from dataclasses import Field
+
     from cattrs import Converter
 
 
@@ -114,6 +113,9 @@ def parse_config(
     rules: list[Rule] = []
     problems: list[str] = []
     for name, text in sources:
+        import tomllib
+        from dataclasses import fields
+
         try:
             table = tomllib.loads(text)
             converter = converter or _converter(number_of)
@@ -128,10 +130,10 @@ def parse_config(
             problems.append(f"{name}: not TOML: nested too deeply")
             continue
         rules += [
-            dataclasses.replace(rule, origin=f"rule {number} of {name}")
+            replace(rule, origin=f"rule {number} of {name}")
             for number, rule in enumerate(part.rules, start=1)
         ]
-        for each in dataclasses.fields(Config):
+        for each in fields(Config):
             if _key(each) in table and each.name != "rules":
                 told, here = getattr(part, each.name), merged.get(each.name)
                 merged[each.name] = told if here is None else _over(here, told, table[each.name])
@@ -146,11 +148,13 @@ def _over(earlier: Any, later: Any, table: Any) -> Any:
     """A setting of a later file over that of an earlier one; of a table, key by key."""
     if not isinstance(later, _TABLES):
         return later
-    return dataclasses.replace(earlier, **{key: getattr(later, key) for key in table})
+    return replace(earlier, **{key: getattr(later, key) for key in table})
 
 
 def render_config(config: Config) -> str:
     """The configuration as TOML, every setting spelled out and where it came from as comments."""
+    from dataclasses import asdict, fields
+
     lines = [f'default = "{config.default}"  # {_comment(config.default_from)}']
     if config.spread is None:
         lines.append('# spread: "vector" for words, "mask" for a CPU list')
@@ -161,11 +165,11 @@ def render_config(config: Config) -> str:
         lines += ["", f"[{name}]"]
         lines += [
             f"{key} = {str(value).lower() if isinstance(value, bool) else _quoted(value)}"
-            for key, value in dataclasses.asdict(getattr(config, name)).items()
+            for key, value in asdict(getattr(config, name)).items()
         ]
     for rule in config.rules:
         lines += ["", f"[[rule]]  # {_comment(rule.origin)}"]
-        for each in dataclasses.fields(Rule):
+        for each in fields(Rule):
             key, value = _key(each), getattr(rule, each.name)
             if key is None or value is None:
                 continue
@@ -176,6 +180,8 @@ def render_config(config: Config) -> str:
 
 def _quoted(text: str) -> str:
     """A TOML basic string: a JSON string is one, where all that is not printable is escaped."""
+    import json
+
     shown = json.dumps(text, ensure_ascii=False)
     if shown.isprintable():
         return shown
@@ -186,7 +192,7 @@ def _comment(text: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in text)
 
 
-def _key(each: dataclasses.Field[Any]) -> str | None:
+def _key(each: Field[Any]) -> str | None:
     """The TOML key of a setting; None for what is not one."""
     key: str | None = each.metadata.get("key", each.name)
     return key
@@ -208,6 +214,8 @@ def _structure(converter: Converter, name: str, table: dict[str, Any]) -> Config
 
 def _converter(number_of: Callable[[str], int | None] | None) -> Converter:
     """A cattrs converter that knows our words and refuses unknown keys and wrong types."""
+    from dataclasses import fields
+
     from cattrs import Converter
     from cattrs.gen import make_dict_structure_fn, override
 
@@ -220,7 +228,7 @@ def _converter(number_of: Callable[[str], int | None] | None) -> Converter:
     converter.register_structure_hook_func(lambda t: t == tuple[Rule, ...], _rules(converter))
     forms = {**_FORMS, "owner": _owner(number_of)}
     for cls in (Rule, *_TABLES, Config):
-        keys = {each.name: _key(each) for each in dataclasses.fields(cls)}
+        keys = {each.name: _key(each) for each in fields(cls)}
         overrides = {
             name: override(omit=True)
             if key is None
@@ -385,6 +393,8 @@ def _shown(value: Any) -> str:
 
 def _problems(error: BaseException, path: str) -> Any:
     """Walks cattrs' exception groups to (key path, problem) pairs, in order."""
+    from dataclasses import fields
+
     from cattrs.errors import ForbiddenExtraKeysError, IterableValidationError
 
     for each in getattr(error, "exceptions", ()):
@@ -396,9 +406,7 @@ def _problems(error: BaseException, path: str) -> Any:
             elif name := getattr(note, "name", None):
                 where = f"{path}.{_toml_name(name)}".lstrip(".")
         if isinstance(each, ForbiddenExtraKeysError):
-            allowed = ", ".join(
-                key for f in dataclasses.fields(each.cl) if (key := _key(f)) is not None
-            )
+            allowed = ", ".join(key for f in fields(each.cl) if (key := _key(f)) is not None)
             for extra in sorted(each.extra_fields):
                 shown = extra if re.fullmatch(r"[\w-]+", extra, re.ASCII) else repr(extra)[:60]
                 yield f"{path}.{shown}".lstrip("."), f"unknown key; allowed are {allowed}"

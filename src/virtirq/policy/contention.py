@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
+
+from virtirq.values import dataclass, field
 
 FEW: Final = 4
 """Moves by others within `WINDOW` that are undone at once."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from math import gcd, lcm
 from typing import Final
 
 from virtirq.cpuset import CpuSet
+from virtirq.values import dataclass
 
 _LONGEST: Final = 512
 """Places of a ring that are told apart; pools of sizes without a common factor make long ones."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Final, NamedTuple
 
 from virtirq.cpuset import CpuSet
@@ -30,6 +29,7 @@ from virtirq.model import (
 from virtirq.policy.deal import Deal, Dealt, Seat
 from virtirq.policy.directives import Asked
 from virtirq.policy.target import Target, far_from, within
+from virtirq.values import replace
 
 _NO_CHOICE: Final = Aimed(None)
 

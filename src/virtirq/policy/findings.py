@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
@@ -61,7 +60,11 @@ def in_order(found: Iterable[Finding]) -> tuple[Finding, ...]:
 def _finding(code: str, subject: str, message: str, guest: str = "") -> Finding:
     """`guest` is whom a hint's command is about."""
     advice = ADVICE[code]
-    hint = advice.remedy.replace("GUEST", shlex.quote(guest)) if guest else advice.remedy
+    hint = advice.remedy
+    if guest:
+        import shlex
+
+        hint = hint.replace("GUEST", shlex.quote(guest))
     return Finding(code, advice.severity, subject, message, hint)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_FORM: Final = re.compile(r"(\[[^\[\]]+\]|[^\[\]:]*):(\d{1,5})", re.ASCII)
-_NAME: Final = re.compile(r"(?!.*\d$)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*", re.ASCII)
+from virtirq.values import pattern
+
+_FORM: Final = pattern(r"(\[[^\[\]]+\]|[^\[\]:]*):(\d{1,5})", re.ASCII)
+_NAME: Final = pattern(r"(?!.*\d$)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*", re.ASCII)
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -7,8 +7,9 @@ on is slowed down further and further.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
+
+from virtirq.values import dataclass
 
 SHORTEST: Final = 1.0
 LONGEST: Final = 60.0

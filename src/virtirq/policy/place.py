@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from virtirq.cpuset import CpuSet, union
 from virtirq.errors import NoRoomError, UsageError
 from virtirq.model import Guest, Snapshot, Topology
 from virtirq.policy.target import Taken, local_to, nodes_of, one_node, pinned_cpus, wide
+from virtirq.values import dataclass
 
 _LOCAL: Final = 10
 """A node's distance to itself (ACPI SLIT)."""

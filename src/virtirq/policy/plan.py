@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ from virtirq.policy.deal import Dealt
 from virtirq.policy.device import DesiredDevice
 from virtirq.policy.directives import Asked, asked_for
 from virtirq.policy.target import Claims, Taken, Target, claims_of, target_of
+from virtirq.values import dataclass
 
 _OTHERS_MATTER = frozenset({Word.LOCAL, Word.EMULATOR})
 """What means something else according to the CPUs that are dedicated to other guests' vCPUs."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from virtirq.cpuset import CpuSet, union
 from virtirq.model import Directive, Guest, PciDevice, Topology, Word
 from virtirq.policy.deal import Seat
+from virtirq.values import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)

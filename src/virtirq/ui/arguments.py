@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from virtirq.guests.libvirt.connection import Affect
 
 RECORDED: Final = ("--sysroot", "--domain")
@@ -54,7 +54,7 @@ def common(
         parser.add_argument(
             "--domain",
             metavar="FILE",
-            type=Path,
+            type=_path,
             action="append",
             dest="domains" if top else "more_domains",
             default=[],
@@ -66,7 +66,7 @@ def common(
             parser.add_argument(
                 "--config",
                 metavar="FILE",
-                type=Path,
+                type=_path,
                 help=told(
                     "--config", "configuration, a file or a directory, instead of /etc/virtirq"
                 ),
@@ -130,6 +130,8 @@ def affect_of(args: argparse.Namespace) -> Affect | None:
 def again(args: argparse.Namespace, *words: str) -> str:
     """A command line that goes to the same libvirt, for a hint."""
     connect = [] if args.connect is None else ["-c", args.connect]
+    import shlex
+
     return shlex.join(["virtirq", *connect, *words])
 
 
@@ -175,13 +177,19 @@ def some_path(text: str) -> Path:
     """A path; not the empty one that an unset shell variable gives, which would be ``.``."""
     if not text:
         raise argparse.ArgumentTypeError("is empty")
+    return _path(text)
+
+
+def _path(text: str) -> Path:
+    from pathlib import Path
+
     return Path(text)
 
 
 def output(parser: argparse.ArgumentParser, what: str) -> None:
     """``-o FILE``, without which there is nothing to do."""
     completed_as_path(
-        parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help=what)
+        parser.add_argument("-o", "--output", metavar="FILE", type=_path, required=True, help=what)
     )
 
 

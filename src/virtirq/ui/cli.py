@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from typing import Final, NoReturn
@@ -22,13 +21,14 @@ from virtirq.errors import (
 )
 from virtirq.ui import arguments, progress, verbs
 from virtirq.ui.complaint import complain
+from virtirq.values import pattern
 
 _SHELLS: Final = ("bash", "zsh", "fish")
 _DEFAULT: Final = "status"
 _LISTS_VERBS: Final = frozenset({"-h", "--help", "--print-completion"})
 _VALUES: Final = "--complete-values"
 """Asked by a shell's completion, never by a person: see completion.py."""
-_SHORT_JSON: Final = re.compile("-[a-zA-Z]*J")
+_SHORT_JSON: Final = pattern("-[a-zA-Z]*J")
 _EPILOG: Final = """\
 exit codes: 0 ok, 1 failed, 2 usage or bad input, 3 findings, 4 applied in part,
 5 not permitted or read-only, 6 dependency or connection missing"""
@@ -100,6 +100,23 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"'{self.prog} --help' shows what there is")
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        # Asked for with each argument that is added; its own width comes from shutil, with all
+        # the formats of archives that this imports.
+        made: Callable[..., argparse.HelpFormatter] = self.formatter_class
+        return made(prog=self.prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """How wide the terminal is, as shutil.get_terminal_size() has it."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isascii() and told.isdecimal() and int(told):
+        return int(told)
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):
+        return 80
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from typing import Any
@@ -16,6 +15,8 @@ def complain(error: VirtirqError, *, as_json: bool) -> int:
     Standard output has the answer, or nothing: whoever reads JSON there never meets an error.
     """
     if as_json:
+        import json
+
         print(json.dumps({"schema": 1, "error": error_json(error)}), file=sys.stderr)
         return error.exit_code
     from virtirq.ui.document import printable

@@ -9,8 +9,9 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TextIO
+
+from virtirq.values import dataclass, field, replace
 
 Style = Literal["", "bold", "dim", "good", "warn", "bad"]
 

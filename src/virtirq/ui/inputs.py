@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtirq.control import cycle, sources
 from virtirq.control.cycle import STATE_DIR
-from virtirq.control.journal import examine
 from virtirq.control.sources import Found
 from virtirq.errors import BusyError, ConfigError, UnknownGuestError, UsageError, VirtirqError
 from virtirq.guests.libvirt.devices import Selector
@@ -29,6 +26,7 @@ from virtirq.policy.findings import (
 )
 from virtirq.policy.plan import plan as make_plan
 from virtirq.ui import progress
+from virtirq.values import replace
 
 if TYPE_CHECKING:
     from virtirq.control.daemon_status import DaemonStatus
@@ -67,6 +65,8 @@ def naming(inputs: Inputs) -> Iterator[None]:
             raise inputs.found.failed from error
         for guest in inputs.found.stopped or inputs.defined():
             if _concerns(error.name, guest):
+                import shlex
+
                 what = "" if error.name in (guest.name, guest.uuid) else f"{error.name} is of "
                 raise UnknownGuestError(
                     f"{what}{guest.name}{',' if what else ''}"
@@ -188,6 +188,8 @@ def look(inputs: Inputs, args: argparse.Namespace, *, counts: bool = False) -> V
         snapshot = view.snapshot
         more = list(rules_unmatched(unmatched(inputs.config, snapshot.guests, snapshot.pci)))
     if fs.writable:
+        from virtirq.control.journal import examine
+
         try:
             examine(sources.state_dir(args.sysroot), view.snapshot.boot_id)
         except VirtirqError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +28,8 @@ def show(
     if args.quiet:
         return
     if args.json:
+        import json
+
         print(json.dumps(data(), indent=2))
     else:
         document().print()

@@ -15,13 +15,13 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from virtirq.ui.document import printable
 from virtirq.ui.scene import Band, Cache, Core, DrawnDevice, Scene, Vector, Verdict
 from virtirq.ui.style import CHARACTER, GUEST_COLOURS, STYLE
+from virtirq.values import dataclass, field
 
 _MARGIN: Final = 16
 _PAD: Final = 10

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from virtirq.cpuset import CpuSet, union
@@ -28,11 +27,11 @@ from virtirq.model import (
 )
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.config import Config
-from virtirq.policy.stakes import Stakes
 from virtirq.policy.target import wide
 
 if TYPE_CHECKING:
     from virtirq.control.daemon_status import DaemonStatus
+    from virtirq.policy.stakes import Stakes
 
 SCHEMA: Final = 1
 
@@ -316,6 +315,7 @@ def daemon_json(daemon: DaemonStatus | None) -> dict[str, Any] | None:
 
 def config_json(config: Config) -> dict[str, Any]:
     """The effective configuration with where each setting came from."""
+    from dataclasses import asdict
 
     def text(value: object) -> object:
         return None if value is None else value.value if isinstance(value, Spread) else str(value)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from virtirq.cpuset import CpuSet, union
@@ -15,6 +14,7 @@ from virtirq.model import DevicePlan, Guest, GuestPlan, Plan, Snapshot, Topology
 from virtirq.policy.target import wide
 from virtirq.ui.report import Row, Rows
 from virtirq.ui.screens import plural
+from virtirq.values import dataclass
 
 Verdict = Literal["right", "loose", "wrong", "left"]
 """Of a vector: where it should be; there by chance; elsewhere; nobody's to say."""

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from virtirq.control.cycle import Done
-from virtirq.control.executor import THERE
 from virtirq.cpuset import CpuSet, union
 from virtirq.model import (
     Action,
@@ -29,6 +26,7 @@ from virtirq.policy.room import MAKES_ROOM
 from virtirq.policy.target import anywhere, wide
 from virtirq.ui.document import Cell, Document, Style, Table
 from virtirq.ui.report import Row, Rows, count_outcomes
+from virtirq.values import replace
 
 if TYPE_CHECKING:
     from virtirq.control.daemon_status import DaemonStatus
@@ -220,6 +218,8 @@ def outcome_screen(done: Done) -> Document:
 def _as_planned(outcome: Outcome) -> bool:
     """Whether there is no more to say than the plan's own line did."""
     if outcome.status is Status.UNCHANGED:
+        from virtirq.control.executor import THERE
+
         return outcome.reason == THERE
     if outcome.pin.reason.code == MAKES_ROOM:
         return False  # the plan knew nothing of it
@@ -260,6 +260,8 @@ def _daemon(document: Document, daemon: DaemonStatus | None) -> None:
     if daemon is None:
         document.line(Cell("no daemon runs: what guests set up anew is not pinned", "dim"))
         return
+    from datetime import datetime
+
     since = datetime.fromtimestamp(daemon.since).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
     document.line(f"daemon runs since {since} (pid {daemon.pid}, {daemon.events}, {daemon.guests})")
 

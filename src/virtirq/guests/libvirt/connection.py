@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from enum import IntFlag
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Protocol
@@ -34,6 +33,7 @@ from virtirq.guests.libvirt.domainxml import parse_domain
 from virtirq.guests.processes.affinity import Processes
 from virtirq.host.fs import HostFs
 from virtirq.model import Gap, Guest
+from virtirq.values import dataclass, replace
 
 DEFAULT_URI: Final = "qemu:///system"
 SOURCE: Final = "libvirt"

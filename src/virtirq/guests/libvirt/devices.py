@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from virtirq.errors import DomainXmlError, InputError
@@ -13,11 +12,12 @@ from virtirq.guests.libvirt.values import UINT_MAX, any_base, mac_of_text, shown
 from virtirq.guests.processes.qemu import read_qemu
 from virtirq.guests.processes.values import host_address, sysfs_address
 from virtirq.model import Directive, GuestDevice, PciAddress
+from virtirq.values import dataclass, pattern, replace
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-_ALIAS: Final = re.compile(r"[!-~]{1,255}", re.ASCII)
+_ALIAS: Final = pattern(r"[!-~]{1,255}", re.ASCII)
 _ADDRESS_PARTS: Final = {"domain": UINT_MAX, "bus": 0xFF, "slot": 0x1F, "function": 7}
 
 

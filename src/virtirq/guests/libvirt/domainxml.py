@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from virtirq.cpuset import CpuSet, union
@@ -29,6 +28,7 @@ from virtirq.guests.libvirt.values import (
 )
 from virtirq.guests.vectors.apic import apic_ids
 from virtirq.model import Guest, Vcpu
+from virtirq.values import pattern, replace
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -37,7 +37,7 @@ MAX_VCPUS: Final = 8192
 """More vCPUs, and more I/O threads, than any hypervisor has (KVM on x86: 4096)."""
 
 _MAX_PROBLEMS: Final = 50
-_DAC_LABEL: Final = re.compile(r"\+?([0-9]{1,10}):\+?[0-9]{1,10}", re.ASCII)
+_DAC_LABEL: Final = pattern(r"\+?([0-9]{1,10}):\+?[0-9]{1,10}", re.ASCII)
 _REALTIME: Final = frozenset({"fifo", "rr"})
 # The QEMU driver alone ties the topology to the number of vCPUs (qemu_validate.c).
 _QEMU_TYPES: Final = frozenset({"kvm", "qemu", "hvf"})

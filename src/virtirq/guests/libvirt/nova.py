@@ -16,11 +16,12 @@ from virtirq.cpuset import CpuSet
 from virtirq.guests.libvirt.reading import NOVA
 from virtirq.guests.libvirt.values import shown
 from virtirq.model import NATIVE, Directive
+from virtirq.values import pattern
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-_PART: Final = re.compile(r"(\^)?\s*\+?(\d{1,9})\s*(?:-\s*\+?(\d{1,9}))?", re.ASCII)
+_PART: Final = pattern(r"(\^)?\s*\+?(\d{1,9})\s*(?:-\s*\+?(\d{1,9}))?", re.ASCII)
 
 KEY: Final = "hw:pci_irq_affinity_mask"
 ORIGIN: Final = f"Nova flavor's {KEY}"

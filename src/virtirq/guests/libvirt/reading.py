@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from virtirq.errors import DomainXmlError
 from virtirq.guests.libvirt.values import SHOWN
+from virtirq.values import dataclass, field, pattern
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -21,12 +21,10 @@ if TYPE_CHECKING:
 NAMESPACE: Final = "urn:virtirq:1"
 """XML namespace of virtirq's settings in a domain's ``<metadata>``."""
 
-OURS: Final = re.compile(r"\{(urn:virtirq:[0-9]{1,9})\}(.*)", re.ASCII)
+OURS: Final = pattern(r"\{(urn:virtirq:[0-9]{1,9})\}(.*)", re.ASCII)
 """A tag in a namespace of virtirq, this version's or another's."""
 
-NOVA: Final = re.compile(
-    r"\{http://openstack\.org/xmlns/libvirt/nova/1\.[0-9]{1,4}\}(.*)", re.ASCII
-)
+NOVA: Final = pattern(r"\{http://openstack\.org/xmlns/libvirt/nova/1\.[0-9]{1,4}\}(.*)", re.ASCII)
 """A tag of what Nova's libvirt driver writes (nova/virt/libvirt/config.py, NOVA_NS)."""
 
 QEMU: Final = "{http://libvirt.org/schemas/domain/qemu/1.0}"

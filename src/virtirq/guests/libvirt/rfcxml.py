@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from virtirq.errors import DirectiveError, DomainXmlError
@@ -18,6 +17,7 @@ from virtirq.guests.libvirt.devices import Holder, Selector, holders, own_names,
 from virtirq.guests.libvirt.reading import NAMESPACE, read_domain
 from virtirq.guests.libvirt.settings import SELECTORS
 from virtirq.model import Directive
+from virtirq.values import dataclass, field, pattern
 
 if TYPE_CHECKING:
     from xml.parsers.expat import XMLParserType
@@ -27,9 +27,9 @@ _OF: Final = "\f"
 """Between a namespace and a name: no document can hold it, and expat refuses one that does."""
 _IRQS: Final = f"{NAMESPACE}{_OF}irqs"
 _DEVICE: Final = f"{NAMESPACE}{_OF}device"
-_ATTRIBUTE: Final = re.compile(rb"""(\s+)([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
-_NAME_END: Final = re.compile(rb"[\s/>]")
-_DECLARATION: Final = re.compile(
+_ATTRIBUTE: Final = pattern(rb"""(\s+)([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
+_NAME_END: Final = pattern(rb"[\s/>]")
+_DECLARATION: Final = pattern(
     r"""(<\?xml\s+version\s*=\s*["'][^"']*["'])(\s+encoding\s*=\s*["']([^"']*)["'])""", re.ASCII
 )
 _BOMS: Final = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}

@@ -14,7 +14,6 @@ What libvirt keeps is one element::
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from virtirq.errors import InputError
@@ -22,6 +21,7 @@ from virtirq.guests.libvirt.devices import Holder, Selector, shared_macs
 from virtirq.guests.libvirt.reading import NAMESPACE, NOVA
 from virtirq.guests.libvirt.values import local_name, shown
 from virtirq.model import Directive, PciAddress
+from virtirq.values import dataclass, replace
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element

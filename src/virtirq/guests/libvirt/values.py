@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from virtirq.cpuset import CpuSet
 from virtirq.errors import DomainXmlError, InputError
+from virtirq.values import pattern
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -17,12 +18,12 @@ SHOWN: Final = 60
 UINT_MAX: Final = 0xFFFFFFFF
 _MAX_LIST: Final = 65536
 
-_NUMBER: Final = re.compile(r"\+?[0-9]+", re.ASCII)
+_NUMBER: Final = pattern(r"\+?[0-9]+", re.ASCII)
 # strtoul() with base 0, as virPCIDeviceAddressParseXML() has it: 010 is eight.
-_ANY_BASE: Final = re.compile(r"\+?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)", re.ASCII)
+_ANY_BASE: Final = pattern(r"\+?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)", re.ASCII)
 _ANY_BASE_DIGITS: Final = 11  # of 0xffffffff in octal
-_UUID: Final = re.compile(r"[- ]*(?:[0-9a-fA-F]{2}[- ]*){16}", re.ASCII)
-_MAC: Final = re.compile(r"[0-9a-fA-F]{1,2}(?::[0-9a-fA-F]{1,2}){5}", re.ASCII)
+_UUID: Final = pattern(r"[- ]*(?:[0-9a-fA-F]{2}[- ]*){16}", re.ASCII)
+_MAC: Final = pattern(r"[0-9a-fA-F]{1,2}(?::[0-9a-fA-F]{1,2}){5}", re.ASCII)
 
 
 def cpus_of(element: Element, name: str = "cpuset") -> CpuSet:

@@ -18,7 +18,6 @@ root's; else it has vCPUs of KVM. Anybody can start a program with any UUID and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Final
 
@@ -42,6 +41,7 @@ from virtirq.guests.processes.threads import (
 from virtirq.host import paths
 from virtirq.host.fs import HostFs
 from virtirq.model import Guest, Vcpu
+from virtirq.values import replace
 
 _MOST_ALIKE: Final = 16
 """Processes of one UUID that are looked at."""

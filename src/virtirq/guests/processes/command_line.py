@@ -29,7 +29,6 @@ is, its descriptor tells.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 
 from virtirq.guests.processes.qemu import read_qemu
 from virtirq.guests.processes.values import (
@@ -41,6 +40,7 @@ from virtirq.guests.processes.values import (
     uuid_of,
 )
 from virtirq.model import PciAddress
+from virtirq.values import replace
 
 
 def read_command_line(words: Sequence[str], *executed: str) -> CommandLine:

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -35,33 +34,34 @@ from virtirq.guests.processes.values import sysfs_address
 from virtirq.host import paths
 from virtirq.host.fs import HostFs
 from virtirq.model import PciAddress
+from virtirq.values import dataclass, pattern
 
 MOST_DESCRIPTORS: Final = 65536
 """A process with more open files is none that uses VFIO: QEMU has a few for each vector."""
 
 # " (deleted)" is there once a container's /dev is gone, and a leading directory where it is below
 # another root; a /dev that was unmounted itself is not in the path (fs/d_path.c, seen on 6.18).
-_GROUP: Final = re.compile(r"(?:/.*)?/vfio/(?:noiommu-)?([0-9]{1,9})(?: \(deleted\))?", re.ASCII)
-_CDEV: Final = re.compile(r"(?:/.*)?/vfio/devices/(vfio[0-9]{1,9})(?: \(deleted\))?", re.ASCII)
+_GROUP: Final = pattern(r"(?:/.*)?/vfio/(?:noiommu-)?([0-9]{1,9})(?: \(deleted\))?", re.ASCII)
+_CDEV: Final = pattern(r"(?:/.*)?/vfio/devices/(vfio[0-9]{1,9})(?: \(deleted\))?", re.ASCII)
 _DEVICE: Final = "anon_inode:[vfio-device"
 # virt/kvm/kvm_main.c, create_vcpu_fd(); older kernels leave the number out
-_VCPU: Final = re.compile(r"anon_inode:kvm-vcpu(?::[0-9]{1,9})?", re.ASCII)
+_VCPU: Final = pattern(r"anon_inode:kvm-vcpu(?::[0-9]{1,9})?", re.ASCII)
 # Files without a path whose name is the user's: mm/memfd.c, drivers/dma-buf/dma-buf.c
 _NAMED_BY_USERS: Final = ("/memfd:", "/dmabuf:")
 # The link leads to PCI-FUNCTION/vfio-dev/vfioN; that of a mediated device has a UUID before it.
-_CDEV_OF_PCI: Final = re.compile(
+_CDEV_OF_PCI: Final = pattern(
     r"/([0-9a-f]{4,8}(?::[0-9a-f]{2}){2}\.[0-7])/vfio-dev/vfio[0-9]+", re.ASCII
 )
-_GROUP_NODE: Final = re.compile(r"/virtual/vfio/(?:noiommu-)?([0-9]{1,9})", re.ASCII)
+_GROUP_NODE: Final = pattern(r"/virtual/vfio/(?:noiommu-)?([0-9]{1,9})", re.ASCII)
 _O_PATH: Final = 0o10000000  # include/uapi/asm-generic/fcntl.h; x86 and arm64 have no other
 # What the kernel says of every file (fs/proc/fd.c, seq_show()). What comes below is the file's own,
 # and users' words may be among it: a dma-buf's name, of 31 characters and line feeds, too
 # (drivers/dma-buf/dma-buf.c, dma_buf_set_name()). No path of a device in sysfs fits into that.
-_INFO: Final = re.compile(
+_INFO: Final = pattern(
     r"pos:\t-?[0-9]+\nflags:\t([0-7]{1,20})\nmnt_id:\t([0-9]{1,20})(?:\nino:\t([0-9]{1,20}))?(?:\n|$)",
     re.ASCII,
 )
-_SYSFS: Final = re.compile(r"^vfio-device-syspath: (/sys/devices/\S+)$", re.MULTILINE | re.ASCII)
+_SYSFS: Final = pattern(r"^vfio-device-syspath: (/sys/devices/\S+)$", re.MULTILINE | re.ASCII)
 
 
 class Kind(Enum):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 from virtirq.errors import InputError
 from virtirq.host import paths
 from virtirq.host.fs import Reader
 from virtirq.model import PciAddress
+from virtirq.values import dataclass, field, pattern
 
 # The link leads to PCI-FUNCTION/vfio-dev/vfioN; that of a mediated device has a UUID before it.
-_OF_PCI: Final = re.compile(r"/([0-9a-f]{4,8}(?::[0-9a-f]{2}){2}\.[0-7])/vfio-dev/[^/]+", re.ASCII)
-_GROUP: Final = re.compile("[0-9]{1,9}", re.ASCII)
+_OF_PCI: Final = pattern(r"/([0-9a-f]{4,8}(?::[0-9a-f]{2}){2}\.[0-7])/vfio-dev/[^/]+", re.ASCII)
+_GROUP: Final = pattern("[0-9]{1,9}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

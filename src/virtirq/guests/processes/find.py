@@ -28,7 +28,6 @@ import errno
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from typing import Final, NamedTuple
@@ -41,16 +40,17 @@ from virtirq.guests.processes.values import name_of, program_of
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.model import Gap, Guest, GuestDevice, PciAddress
+from virtirq.values import pattern, replace
 
 SOURCE: Final = "vfio-process"
 HELD: Final = "vfio"
 """Where a device is known from that a process was found to hold."""
 
 _MOST_SHOWN: Final = 3
-_VMM: Final = re.compile(
+_VMM: Final = pattern(
     r"qemu|kvm|cloud-hyp|crosvm|firecracker|lkvm|stratovirt|openvmm|alioth", re.ASCII
 )
-_LEADER: Final = re.compile(r"^Tgid:\s+(\d{1,9})$", re.MULTILINE | re.ASCII)
+_LEADER: Final = pattern(r"^Tgid:\s+(\d{1,9})$", re.MULTILINE | re.ASCII)
 # include/linux/proc_ns.h, PROC_PID_INIT_INO
 _INITIAL_NAMESPACE: Final = "pid:[4026531836]"
 

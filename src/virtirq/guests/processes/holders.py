@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from heapq import heappop, heappush
 from typing import Final
@@ -26,6 +25,7 @@ from virtirq.guests.processes.values import CommandLine
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.model import PciAddress
+from virtirq.values import dataclass, pattern
 
 _SHARE: Final = 65536
 """Descriptors of one user that are looked at before anybody's further ones."""
@@ -35,7 +35,7 @@ _MOST_READ: Final = 4_000_000
 """Descriptors that are looked at in all."""
 _MOST_FAMILY: Final = 256
 # Words without which no command line gives a guest a PCI function: see `command_line`.
-_MEANT: Final = re.compile("vfio|nvme|^--device", re.ASCII)
+_MEANT: Final = pattern("vfio|nvme|^--device", re.ASCII)
 _PARENT: Final = 4 - 3  # of /proc/PID/stat (proc(5)), as counted after the name
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 
 from virtirq.model import Guest
+from virtirq.values import replace
 
 
 def distinct(

@@ -8,9 +8,10 @@ from typing import Final, NamedTuple
 from virtirq.guests.processes.threads import number, text_of
 from virtirq.host import paths
 from virtirq.host.fs import HostFs
+from virtirq.values import pattern
 
-_UID: Final = re.compile(r"^Uid:\s+(\d+)\s+(\d+)\s", re.MULTILINE | re.ASCII)
-_PERMITTED: Final = re.compile(r"^CapPrm:\s+([0-9a-f]+)$", re.MULTILINE | re.ASCII)
+_UID: Final = pattern(r"^Uid:\s+(\d+)\s+(\d+)\s", re.MULTILINE | re.ASCII)
+_PERMITTED: Final = pattern(r"^CapPrm:\s+([0-9a-f]+)$", re.MULTILINE | re.ASCII)
 _SYS_ADMIN: Final = 1 << 21  # CAP_SYS_ADMIN, include/uapi/linux/capability.h
 _NOBODY_LOGGED_IN: Final = 2**32 - 1
 

@@ -17,7 +17,6 @@ by which Proxmox calls the guest everywhere: two of its guests may share a name.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -31,15 +30,16 @@ from virtirq.guests.processes.values import (
     uuid_of,
 )
 from virtirq.model import PciAddress
+from virtirq.values import pattern
 
 _OPTIONS: Final = frozenset({"device", "name", "uuid", "smbios", "id", "set", "drive", "blockdev"})
 _DRIVERS: Final = frozenset({"vfio-pci", "vfio-pci-nohotplug"})
 # They use NVMe controllers by VFIO, too, and have no vCPUs.
 _TOOLS: Final = ("qemu-storage-daemon", "qemu-img", "qemu-io", "qemu-nbd")
 _NVME: Final = "nvme://"
-_KEY: Final = re.compile("[^=,]*")
-_VALUE: Final = re.compile("(?:[^,]+|,,)*")
-_VMID: Final = re.compile("[0-9]{1,9}", re.ASCII)
+_KEY: Final = pattern("[^=,]*")
+_VALUE: Final = pattern("(?:[^,]+|,,)*")
+_VMID: Final = pattern("[0-9]{1,9}", re.ASCII)
 
 
 def read_qemu(words: Sequence[str]) -> CommandLine:
@@ -115,6 +115,8 @@ def _given(value: str, implied: str = "") -> dict[str, str]:
 
 
 def _json(text: str) -> Mapping[str, Any]:
+    import json
+
     try:
         told = json.loads(text)
     except (ValueError, RecursionError):

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 from virtirq.cpuset import CpuSet, union
@@ -36,6 +35,7 @@ from virtirq.errors import CpuSetError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs
 from virtirq.model import Vcpu
+from virtirq.values import dataclass, field, pattern
 
 MOST_THREADS: Final = 16384
 """Threads of a process that are looked at; KVM has 4096 vCPUs at most on x86."""
@@ -49,19 +49,19 @@ MOST_TEXT: Final = 65536
 ``/proc/PID/cmdline`` shows what prctl(PR_SET_MM) says, ``fdinfo`` all that an epoll(7) watches.
 """
 
-_VCPU: Final = re.compile(
+_VCPU: Final = pattern(
     r"CPU ([0-9]{1,5})/[A-Za-z]+|(?:vcpu_?|crosvm_vcpu|fc_vcpu ?|kvm-vcpu-|vp-)([0-9]{1,5})",
     re.ASCII,
 )
 # One thread may run all vCPUs where QEMU emulates (accel/tcg/tcg-accel-ops-rr.c).
 _ALL_VCPUS: Final = "ALL CPUs/TCG"
 # libvirt calls QEMU's I/O thread 1 iothread1 (QEMU, iothread.c, iothread_init()).
-_IOTHREAD: Final = re.compile(r"IO iothread([0-9]{1,5})", re.ASCII)
-_ALLOWED: Final = re.compile(r"^Cpus_allowed_list:\s*(\S+)$", re.MULTILINE | re.ASCII)
-_VM: Final = re.compile(r"([0-9]{1,9})-[0-9]{1,9}", re.ASCII)
-_KVM_VCPU: Final = re.compile(r"vcpu([0-9]{1,9})", re.ASCII)
-_SOME_TIME: Final = re.compile("[1-9][0-9]*", re.ASCII)
-_TICKS: Final = re.compile("[0-9]{1,20}", re.ASCII)
+_IOTHREAD: Final = pattern(r"IO iothread([0-9]{1,5})", re.ASCII)
+_ALLOWED: Final = pattern(r"^Cpus_allowed_list:\s*(\S+)$", re.MULTILINE | re.ASCII)
+_VM: Final = pattern(r"([0-9]{1,9})-[0-9]{1,9}", re.ASCII)
+_KVM_VCPU: Final = pattern(r"vcpu([0-9]{1,9})", re.ASCII)
+_SOME_TIME: Final = pattern("[1-9][0-9]*", re.ASCII)
+_TICKS: Final = pattern("[0-9]{1,20}", re.ASCII)
 _STARTED: Final = 22 - 3
 _POLICY: Final = 41 - 3
 _GUEST_TIME: Final = 43 - 3  # as counted from the field after the name (proc(5))

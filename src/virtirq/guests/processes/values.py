@@ -5,11 +5,11 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from virtirq.errors import InputError
 from virtirq.model import PciAddress
+from virtirq.values import dataclass, pattern
 
 MOST_WORDS: Final = 65536
 """Words of a command line that are looked at; a process may have some two million."""
@@ -26,11 +26,11 @@ execve(2) takes no longer one, but a process may write over the NULs between its
 MOST_NAME: Final = 100
 """Characters of a name that are kept: it goes to terminals and logs."""
 
-_UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_UUID: Final = pattern(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
 # Any number of digits, as sscanf() and strtoul() take it: QEMU, hw/core/qdev-properties-system.c,
 # set_pci_host_devaddr(); kvmtool, vfio/core.c, vfio_device_pci_parser().
-_HOST: Final = re.compile(
+_HOST: Final = pattern(
     r"(?:(?:0x)?([0-9a-f]{1,8}):)?(?:0x)?([0-9a-f]{1,4}):(?:0x)?([0-9a-f]{1,4})\.([0-7])",
     re.ASCII | re.IGNORECASE,
 )

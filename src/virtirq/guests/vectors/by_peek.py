@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol
 
@@ -14,6 +13,7 @@ from virtirq.guests.vectors.entries import ConfigSpace
 from virtirq.guests.vectors.hardware import Hardware, parse_hardware
 from virtirq.guests.vectors.reader import apics_of, read_vectors
 from virtirq.model import Guest, GuestVectors, PciAddress
+from virtirq.values import dataclass, replace
 
 Wanted = Mapping[PciAddress, Mapping[int, int]]
 """The vectors of interest of each device: host IRQ by vector."""

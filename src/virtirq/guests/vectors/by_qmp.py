@@ -35,6 +35,7 @@ from virtirq.guests.vectors.remapping import resolve
 from virtirq.host import paths
 from virtirq.host.fs import HostFs
 from virtirq.model import Guest, GuestVectors, PciAddress
+from virtirq.values import pattern
 
 if TYPE_CHECKING:
     from qemu.qmp import QMPClient
@@ -49,10 +50,10 @@ _FDSET: Final = 0x76697274
 _MOST_TABLE: Final = 2048 * ENTRY
 """Bytes of an MSI-X table: PCI has no larger one."""
 # "info mtree -f -o" (system/memory.c, mtree_print_flatview() and mtree_print_owner()).
-_SECTION: Final = re.compile(
+_SECTION: Final = pattern(
     r"^ +([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, ([a-z/-]+)\): (\S+)(.*)$", re.ASCII
 )
-_OWNER: Final = re.compile(r" owner:\{(?:dev|obj) (?:id|path)=([^}]+)\}", re.ASCII)
+_OWNER: Final = pattern(r" owner:\{(?:dev|obj) (?:id|path)=([^}]+)\}", re.ASCII)
 _MALFORMED: Final = (
     *(ValueError, KeyError, TypeError, AttributeError, InputError),
     *(OverflowError, RecursionError),

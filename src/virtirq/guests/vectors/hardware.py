@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -16,11 +15,12 @@ from virtirq.guests.libvirt.devices import pci_addresses
 from virtirq.guests.libvirt.reading import HARDWARE, read_domain
 from virtirq.guests.libvirt.values import UINT_MAX, any_base, number_of, shown, unsigned
 from virtirq.model import PciAddress
+from virtirq.values import dataclass, pattern
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-_Q35: Final = re.compile(r"(?:pc-)?q35(?:-.{1,40})?", re.ASCII)
+_Q35: Final = pattern(r"(?:pc-)?q35(?:-.{1,40})?", re.ASCII)
 _X86: Final = frozenset({"x86_64", "i686"})
 # SeaBIOS puts the configuration space where QEMU has it by default (src/fw/pciinit.c,
 # mch_mem_addr_setup(); QEMU, include/hw/pci-host/q35.h). OVMF had it there, too, and newer ones

@@ -11,8 +11,9 @@ answer holds it against the vCPUs that the guest has.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
+
+from virtirq.values import dataclass, field
 
 _INTERRUPTS: Final = 0xFEE
 """Bits 31:20 of every interrupt message's address."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Final
+
+from virtirq.values import dataclass
 
 NAMES: Final = (
     *("status", "top", "plan", "apply", "restore", "check", "explain", "place", "compare"),

@@ -19,7 +19,9 @@ def run(args: argparse.Namespace) -> int:
     state = sources.state_dir(args.sysroot)
     progress.step(f"pinning the interrupts of {len(given.guests)} guests")
     with inputs.naming(given):
-        done = cycle.apply(given.fs, given.guests, given.config, state, args.guests)
+        done = cycle.apply(
+            given.fs, given.guests, given.config, state, args.guests, counts=args.json
+        )
 
     def findings() -> Sequence[Finding]:
         given.fs.refresh()

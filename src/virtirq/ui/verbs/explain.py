@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 
 from virtirq.control import cycle
 from virtirq.cpuset import CpuSet
@@ -26,6 +25,7 @@ from virtirq.ui.document import Cell, Document
 from virtirq.ui.output import Shown, show_all
 from virtirq.ui.report import Row, Rows
 from virtirq.ui.verbs import Verb
+from virtirq.values import replace
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from virtirq.ui.verbs import Verb
 
 def run(args: argparse.Namespace) -> int:
     found = inputs.gather(args)
-    view = inputs.look(found, args)
+    view = inputs.look(found, args, counts=args.json)
     with inputs.naming(found):
         part = cycle.chosen(view.plan, args.guests)
     show(

@@ -24,7 +24,9 @@ def run(args: argparse.Namespace) -> int:
     state = sources.state_dir(args.sysroot)
     progress.step(f"putting back the interrupts of {len(given.guests)} guests")
     with inputs.naming(given):
-        done = cycle.restore(given.fs, given.guests, state, args.guests, dry_run=args.dry_run)
+        done = cycle.restore(
+            given.fs, given.guests, state, args.guests, dry_run=args.dry_run, counts=args.json
+        )
     if args.dry_run:
         show(
             args,

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
             return elsewhere.status(args, uri)
     names = args.guests
     given = inputs.gather(args, defined=args.all)
-    view = inputs.look(given, args, counts=_is_listing(args))
+    view = inputs.look(given, args, counts=args.json or _is_listing(args))
     stopped = given.found.stopped
     with inputs.naming(given):
         view = inputs.only(view, names, stopped)
