@@ -6,10 +6,11 @@
 #             its image once (lab/full/README.md); make quick-lab is smaller: one kernel, one NIC
 # make demo-host  records the host that the demo shows anew, in the lab
 # make corpus every domain XML that Debian's libvirt ships, through the parser
-# make bench  time per interrupt for read, plan and write, beside a floor; what one guest costs the
-#             daemon among 10 to 400; the status socket with hostile clients; make bench-lab  how soon
-#             the daemon moves a new vector, beside a floor and under attack, what it costs when
-#             idle, and what reading a guest's choices costs, in the lab
+# make bench  time and system calls per interrupt beside a floor in C, starts, sizes and peers, into
+#             docs/performance.md; what one guest costs the daemon among 10 to 400; the status
+#             socket with hostile clients; make bench-lab  how soon the daemon moves a new vector,
+#             beside a floor and under attack, what it costs when idle, and what reading a guest's
+#             choices costs, in the lab
 # make fuzz   ten minutes of made-up inputs for everything that reads what others control
 #             (FUZZ_SECONDS=); what is found is kept in .fuzz/ and the beginning of the next run
 # make golden writes the tests' golden outputs again; look at the difference before you commit
@@ -64,7 +65,7 @@ fuzz: $(VENV)/test.stamp
 	$(BIN)/python -m tests.fuzz --seconds=$(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 bench: $(VENV)/test.stamp
-	$(BIN)/python -m bench.per_interrupt
+	$(BIN)/python -m bench.performance --write
 	$(BIN)/python -m bench.scale
 	$(BIN)/python -m bench.status_socket
 

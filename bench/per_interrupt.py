@@ -1,166 +1,131 @@
-"""Time per interrupt for read, plan and write, beside a floor: ``python -m bench.per_interrupt``.
+"""Time per interrupt for read, plan and write, beside a floor in C: ``bench.per_interrupt``.
 
-The made host has 512 CPUs, 200 guests and 16,384 interrupts, in a directory in memory. The floor
-of reading opens, reads and closes the very same files and does nothing else; that of writing reads
-four files of each interrupt and writes one. They are measured in the same run, in turns. To see the
-growth, a quarter of the host is measured too. Figures are medians; the ratios matter, not the
-microseconds.
+The floor of reading opens, reads and closes the four files of an interrupt that are necessary (who
+handles it, where it may go, where it goes, how often it was taken), three where counts are not
+shown; that of writing reads four times and writes once. It is compiled now, and takes its turn with
+every measurement. Outcomes are asserted.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
+import shutil
+import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
-from tests.hostmaker import MadeHost, RootedFs, passthrough
+from bench import measure, tree
+from bench.measure import Row, Spread, cpu
+from virtirq.control import sources
 from virtirq.control.cycle import observe
 from virtirq.control.executor import Executor
 from virtirq.control.journal import locked_journal
-from virtirq.cpuset import CpuSet
 from virtirq.host import paths
-from virtirq.host.fs import HostFs
-from virtirq.model import Guest, GuestDevice, PciAddress, Plan, Status, Vcpu
+from virtirq.host.fs import LiveFs
+from virtirq.model import Plan, Status
 from virtirq.policy.config import Config
 from virtirq.policy.findings import findings
 from virtirq.policy.plan import plan
 
-CPUS, NODES, FIRST = 512, 4, 100
-_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
-"""Files in memory, as those of /proc, /sys and /run are."""
+_FILES: Final = (*(paths.IRQ_ACTIONS, paths.IRQ_AFFINITY, paths.IRQ_EFFECTIVE, paths.IRQ_COUNTS),)
 
 
-class TracedFs(RootedFs):
-    """Notes what is read."""
+class _Bench:
+    """One tree, and what is measured on it."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.reads: list[str] = []
+    def __init__(self, guests: int, vectors: int, floors: str) -> None:
+        self.tree = tree.Tree(guests, vectors)
+        self.fs = LiveFs()
+        self.guests = sources.load_guests(self.fs, [Path(each) for each in self.tree.domains[1::2]])
+        self.figures: dict[str, list[float]] = {}
+        self._floors = floors
+        self._scratch = Path(tempfile.mkdtemp(prefix="virtirq-bench-"))
 
-    def read(self, path: str) -> str:
-        self.reads.append(self.root + path)
-        return super().read(path)
+    def close(self) -> None:
+        self.tree.close()
+        shutil.rmtree(self._scratch)
 
+    def note(self, name: str, seconds: float) -> None:
+        self.figures.setdefault(name, []).append(seconds / self.tree.count * 1e6)
 
-def made(guests: int, vectors: int) -> tuple[MadeHost, list[Guest]]:
-    """A host with this many guests, each with one device of this many vectors.
+    def floor(self, kind: str, lines: list[str]) -> float:
+        file = self._scratch / kind
+        file.write_text("".join(f"{line}\n" for line in lines))
+        return int(measure.child(self._floors, kind, str(file)).output) / 1e9
 
-    A plain file is not truncated by a write, as one of procfs is: every affinity here, before and
-    after, is a CPU of three digits. Without an effective affinity the written one is believed.
-    """
-    per_node = CPUS // NODES
-    devices, running = [], []
-    for number in range(guests):
-        node = number % NODES
-        address = f"{number // 256:04x}:{number % 256:02x}:00.0"
-        devices.append(
-            passthrough(
-                address,
-                vectors=vectors,
-                first_irq=100 + number * vectors,
-                node=node,
-                affinity=str(FIRST + CPUS - 1),
-                effective="",
+    def turn(self) -> None:
+        irqs = self.tree.irqs
+        for files in (3, 4):
+            listed = [path.at(irq) for irq in irqs for path in _FILES[:files]]
+            self.note(f"read floor {files}", self.floor("read", listed))
+            counts = files == 4
+            self.note(
+                f"read {files}",
+                cpu(lambda: observe(self.fs, self.guests, counts=counts)),  # noqa: B023
             )
-        )
-        first = FIRST + node * per_node + (number // NODES * 2) % per_node
-        vcpus = tuple(Vcpu(index, CpuSet([first + index])) for index in range(2))
-        held = (GuestDevice(PciAddress.parse(address), "hostdev"),)
-        running.append(Guest(f"guest{number:03d}", "bench", vcpus=vcpus, devices=held))
-    nodes = {n: f"{FIRST + n * per_node}-{FIRST + (n + 1) * per_node - 1}" for n in range(NODES)}
-    online = f"{FIRST}-{FIRST + CPUS - 1}"
-    # A handler's directory, as procfs has it.
-    handlers = {
-        f"/proc/irq/{each.irq}/{each.actions[0]}/here": ""
-        for device in devices
-        for each in device.vectors
-    }
-    return MadeHost(online=online, nodes=nodes, devices=devices, files=handlers), running
+        snapshot = observe(self.fs, self.guests, counts=False)
+        assert len(snapshot.interrupts) == self.tree.count
+        assert snapshot.gaps == ()
+        todo = plan(snapshot, Config())
+        assert len(todo.pins) == self.tree.count
+        self.note("plan", cpu(lambda: plan(snapshot, Config())))
+        self.note("findings", cpu(lambda: findings(snapshot, todo)))
+        writes = [
+            line
+            for pin in todo.pins
+            for line in (*(path.at(pin.irq) for path in _FILES[:3]), str(pin.after))
+        ]
+        self.note("write floor", self.floor("write", writes))
+        self.tree.reset()
+        self.note("write", cpu(lambda: execute(self.fs, todo)))
+        assert self.tree.moved() == self.tree.count
+        self.tree.reset()
 
 
-def floor_read(files: list[str]) -> None:
-    for path in files:
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        os.read(descriptor, 1 << 16)
-        os.close(descriptor)
-
-
-def floor_write(root: Path, todo: Plan) -> None:
-    """What it takes at least: whose it is, what it has, the write, and what came of it."""
-    for pin in todo.pins:
-        affinity = f"{root}{paths.IRQ_AFFINITY.at(pin.irq)}"
-        floor_read([f"{root}{paths.IRQ_ACTIONS.at(pin.irq)}", affinity])
-        descriptor = os.open(affinity, os.O_WRONLY | os.O_CLOEXEC)
-        os.write(descriptor, str(pin.after).encode())
-        os.close(descriptor)
-        floor_read([affinity, f"{root}{paths.IRQ_EFFECTIVE.at(pin.irq)}"])
-
-
-def timed(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
-def execute(fs: HostFs, todo: Plan, state: Path) -> None:
-    with locked_journal(state, "bench") as journal:
+def execute(fs: LiveFs, todo: Plan) -> None:
+    with locked_journal(Path("/run/virtirq"), "bench") as journal:
         outcomes = Executor(fs, journal).run(todo.pins)
     assert {each.status for each in outcomes} == {Status.APPLIED}, "it measures failures"
 
 
-def once(
-    root: Path,
-    state: Path,
-    running: list[Guest],
-    note: Callable[[str, Callable[[], object]], None],
-) -> None:
-    """One turn: read, plan, write, each beside its floor."""
-    fs = TracedFs(root)
-    snapshot = observe(fs, running)  # warms the caches, and says which files are read
-    reads = fs.reads
-    note("read floor", lambda: floor_read(reads))
-    note("read", lambda: observe(fs, running))
-    note("plan", lambda: plan(snapshot, Config()))
-    todo = plan(snapshot, Config())
-    note("findings", lambda: findings(snapshot, todo))
-    assert len(todo.pins) == len(snapshot.interrupts)
-    note("write", lambda: execute(fs, todo, state))
-    note("write floor", lambda: floor_write(root, todo))
-
-
-def measure(guests: int, vectors: int, rounds: int) -> None:
-    host, running = made(guests, vectors)
-    count = guests * vectors
-    print(f"{CPUS} CPUs, {guests} guests, {count} interrupts")
-    times: dict[str, list[float]] = {}
-
-    def note(name: str, work: Callable[[], object]) -> None:
-        times.setdefault(name, []).append(timed(work) / count * 1e6)
-
+def measured(guests: int, vectors: int, rounds: int, floors: str) -> list[Row]:
+    bench = _Bench(guests, vectors, floors)
+    bench.turn()  # warms the caches
+    bench.figures.clear()
     for _ in range(rounds):
-        with tempfile.TemporaryDirectory(prefix="virtirq-bench-", dir=_MEMORY) as directory:
-            root = host.write(Path(directory, "host"))
-            once(root, Path(directory, "state"), running, note)
-    middle = {name: statistics.median(each) for name, each in times.items()}
-    for name, value in middle.items():
-        floor = middle.get(f"{name} floor")
-        beside = f"   {value / floor:4.1f} times its floor" if floor else ""
-        print(f"  {name:12} {value:8.1f} µs an interrupt{beside}")
+        bench.turn()
+    bench.close()
+    return [
+        _row(bench, "read, without counts", "read 3", "read floor 3", "2"),
+        _row(bench, "read, with counts", "read 4", "read floor 4", "2"),
+        _row(bench, "plan", "plan"),
+        _row(bench, "findings", "findings"),
+        _row(bench, "write", "write", "write floor", "2"),
+    ]
+
+
+def _row(bench: _Bench, name: str, key: str, floor: str = "", aim: str = "") -> Row:
+    own = bench.figures[key]
+    ratio = None
+    if floor:
+        pairs = zip(own, bench.figures[floor], strict=True)
+        ratio = Spread.of([mine / least for mine, least in pairs])
+    beside = f"of {Spread.of(bench.figures[floor]).median:.1f}" if floor else ""
+    return Row(name, Spread.of(own), "µs", ratio, beside, aim=aim)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    for guests in (50, 100, 200):
-        measure(guests, 82, options.rounds)
+    tree.go_inside()
+    floors = measure.compiled("floors")
+    print(measure.machine(), measure.load())
+    for guests in (12, 50, 200):
+        print(f"\n{tree.CPUS} CPUs, {guests} guests, {guests * 82} interrupts, each:\n")
+        print(measure.table(measured(guests, 82, options.rounds, floors)))
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,85 @@
+"""All benches of one machine, into docs/performance.md: ``python -m bench.performance``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from bench import measure, peers, per_interrupt, sizes, startup, tree
+from bench.measure import Row, picture, table
+
+PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
+_BEGIN: Final = "<!-- written by make bench -->"
+_END: Final = "<!-- end -->"
+
+
+def _section(title: str, text: str, rows: Sequence[Row]) -> str:
+    return "\n\n".join(filter(None, (f"### {title}", text, table(rows), picture(rows))))
+
+
+def _per_interrupt(rounds: int) -> str:
+    floors = measure.compiled("floors")
+    told = []
+    for guests in (12, 200):
+        rows = per_interrupt.measured(guests, 82, rounds, floors)
+        text = f"{guests * 82:,} interrupts of {guests} guests, on {tree.CPUS} CPUs."
+        told.append(_section(f"Of one among {guests * 82:,}", text, rows))
+    return "\n\n".join(told)
+
+
+def _startup(rounds: int) -> str:
+    text = "Beside an interpreter that does nothing; not an interrupt's, but the whole command's."
+    return _section("A start", text, startup.measured(3 * rounds))
+
+
+def _sizes(rounds: int) -> str:
+    text = "Of each interrupt, by the number of them: CPU time, and memory at its most."
+    told = sizes.measured(max(1, rounds // 4))
+    return "\n\n".join(_section(name, text, rows) for name, rows in told.items())
+
+
+def _peers(rounds: int) -> str:
+    rows, said = peers.measured(rounds)
+    text = (
+        f"The {peers.VECTORS} interrupts of one device, each program from its start to its end, by"
+        " interrupt. The ratio is what virtirq takes as a multiple of the peer: below 1, virtirq is"
+        " ahead."
+    )
+    return _section("Peers", " ".join((text, *(f"{each}." for each in said))), rows)
+
+
+PARTS: Final[dict[str, Callable[[int], str]]] = {
+    "per-interrupt": _per_interrupt,
+    "startup": _startup,
+    "sizes": _sizes,
+    "peers": _peers,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--write", action="store_true", help=f"into {PAGE.name}")
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all for none")
+    options = parser.parse_args()
+    tree.go_inside()
+    when = datetime.now(UTC).strftime("%Y-%m-%d")
+    wanted = options.parts or PARTS
+    began = measure.load()
+    parts = [part(options.rounds) for name, part in PARTS.items() if name in wanted]
+    head = f"Measured {when} on {measure.machine()}, {began} before and {measure.load()} after."
+    text = "\n\n".join((head, *parts))
+    if not options.write:
+        print(text)
+        return
+    page = PAGE.read_text()
+    before, _, rest = page.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    PAGE.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}")
+
+
+if __name__ == "__main__":
+    main()
