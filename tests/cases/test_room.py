@@ -67,7 +67,7 @@ class Host:
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """CPUs with little room, so that few vectors fill them."""
     monkeypatch.setattr("virtirq.host.scratch.VECTORS_PER_CPU", ROOM)
-    monkeypatch.setattr("virtirq.policy.findings.VECTORS_LOW", ROOM)
+    monkeypatch.setattr("virtirq.policy.room.VECTORS_LOW", ROOM)
     tmp_path.chmod(0o700)
     return tmp_path
 

@@ -17,7 +17,7 @@ from virtirq.errors import JournalError, UnknownGuestError, UsageError
 from virtirq.guests.libvirt.values import uuid_of_text
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
-from virtirq.host.interrupts import read_interrupts, read_vector_load
+from virtirq.host.interrupts import read_counts, read_interrupts, read_vector_load
 from virtirq.host.irqbalance import read_irqbalance
 from virtirq.host.pci import read_devices, vfio_functions
 from virtirq.host.posting import read_posting
@@ -37,7 +37,8 @@ from virtirq.model import (
 )
 from virtirq.policy.config import Config
 from virtirq.policy.plan import plan
-from virtirq.values import dataclass
+from virtirq.policy.room import crowds
+from virtirq.values import dataclass, replace
 
 if TYPE_CHECKING:
     from virtirq.control.journal import Journal
@@ -92,6 +93,25 @@ def observe(
         unread=unread,
         unclaimed=_unclaimed(fs, held),
     )
+
+
+def planned(fs: HostFs, snapshot: Snapshot, config: Config) -> tuple[Snapshot, Plan]:
+    """What is to happen, and the snapshot with all that was looked at for it.
+
+    Where CPUs become short of vectors, those that have fired come first: then counts are read that
+    were left out.
+    """
+    made = plan(snapshot, config)
+    if not crowds(made.pins, snapshot.vectors_on):
+        return snapshot, made
+    if all(each.counts is not None for each in snapshot.interrupts):
+        return snapshot, made
+    reader, cpus = Reader(fs), tuple(snapshot.topology.possible)
+    interrupts = tuple(
+        replace(each, counts=read_counts(reader, each.irq, cpus)) for each in snapshot.interrupts
+    )
+    snapshot = replace(snapshot, interrupts=interrupts, gaps=(*snapshot.gaps, *reader.gaps))
+    return snapshot, plan(snapshot, config)
 
 
 def _unclaimed(fs: HostFs, known: Collection[PciAddress]) -> dict[PciAddress, int]:
@@ -198,7 +218,8 @@ def apply(
     """One cycle: observe, plan and carry the plan out, under the lock."""
     with _journal(fs, state) as journal:
         snapshot = observe(fs, guests, counts=counts)
-        chosen_plan = chosen(plan(snapshot, config), names)
+        snapshot, whole = planned(fs, snapshot, config)
+        chosen_plan = chosen(whole, names)
         with _interruption() as interrupted:
             return _carry_out(fs, journal, snapshot, chosen_plan, interrupted, restoring=False)
 

@@ -22,7 +22,7 @@ from virtirq.model import (
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.config import Rule
 from virtirq.policy.contention import Contention
-from virtirq.policy.room import room_of
+from virtirq.policy.room import room_of, short
 from virtirq.policy.target import (
     Taken,
     anywhere,
@@ -34,15 +34,13 @@ from virtirq.policy.target import (
     wide,
 )
 
-VECTORS_LOW: Final = 180
-"""Vectors in use on a CPU from which on the rest (of about 200) is called low."""
 _NAMED: Final = 3
 """Guests that a finding names before it breaks off."""
 
 
 def findings(snapshot: Snapshot, plan: Plan) -> tuple[Finding, ...]:
     """Every finding, the worst first, then by code and subject. `plan` is for `snapshot`."""
-    full = _full(snapshot)
+    full = short(snapshot.vectors_on)
     found = list(_of_host(snapshot, plan, full))
     still = _still_pools(snapshot)
     for guest in plan.guests:
@@ -202,11 +200,6 @@ def _of_guest(snapshot: Snapshot, planned: GuestPlan, still: _Pools) -> Iterator
         yield _finding("vcpus-not-pinned", guest.name, text)
     if any(_unpinned_emulator(each, guest, snapshot) for each in directives):
         yield _finding("emulator-not-pinned", guest.name, f"its emulator may run on {where}")
-
-
-def _full(snapshot: Snapshot) -> CpuSet:
-    """The CPUs that are short of vectors."""
-    return CpuSet(cpu for cpu, count in snapshot.vectors_on.items() if count >= VECTORS_LOW)
 
 
 def _drivers(snapshot: Snapshot, plan: Plan) -> set[str]:

@@ -8,7 +8,8 @@ finds none, one that has not makes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from virtirq.cpuset import CpuSet, union
@@ -16,6 +17,21 @@ from virtirq.model import Action, Interrupt, Pin, Reason, Topology
 
 MAKES_ROOM: Final = "makes-room"
 """The reason of a pin that takes something out of another's way."""
+
+
+VECTORS_LOW: Final = 180
+"""Vectors in use on a CPU from which on the rest (of about 200) is called low."""
+
+
+def short(load: Mapping[int, int]) -> CpuSet:
+    """The CPUs that are short of vectors; `load` are those in use, by CPU."""
+    return CpuSet(cpu for cpu, count in load.items() if count >= VECTORS_LOW)
+
+
+def crowds(pins: Iterable[Pin], load: Mapping[int, int]) -> bool:
+    """Whether CPUs may become short of vectors where these are moved to."""
+    more = Counter(cpu for pin in pins for cpu in pin.after)
+    return bool(short({cpu: count + load.get(cpu, 0) for cpu, count in more.items()}))
 
 
 def making_room(

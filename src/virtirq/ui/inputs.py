@@ -24,7 +24,6 @@ from virtirq.policy.findings import (
     journal_unusable,
     rules_unmatched,
 )
-from virtirq.policy.plan import plan as make_plan
 from virtirq.ui import progress
 from virtirq.values import replace
 
@@ -211,7 +210,7 @@ def seen(
         snapshot = replace(snapshot, irqbalance=replace(snapshot.irqbalance, spares_vfio=True))
     if daemon is not None:
         snapshot = replace(snapshot, aimed=daemon.aimed, readers=daemon.readers)
-    planned = make_plan(snapshot, config)
+    snapshot, planned = cycle.planned(fs, snapshot, config)
     found = find(snapshot, planned)
     if daemon is not None:
         # What is seen here is newer than what the daemon has seen of the same.
