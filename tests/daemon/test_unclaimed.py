@@ -134,6 +134,35 @@ def test_nobody_is_blamed_before_all_have_told(stage: Stage) -> None:
     assert stage.said() == [OTHER, STRANGE]
 
 
+def test_who_never_tells_is_waited_for_later_and_later(stage: Stage) -> None:
+    """However often devices are set up meanwhile, and without a look at any of them."""
+    asked: list[float] = []
+
+    def told() -> bool:
+        asked.append(stage.time())
+        return stage.told
+
+    stage.told, stage.unclaimed._all_told = False, told
+    stage.fs.calls.clear()
+    stage.unclaimed.look_at_all()
+    stage.time.pass_(3600)
+    assert len(asked) <= 3600 / LONG + 3
+    asked.clear()
+    for _ in range(60):
+        stage.unclaimed.set_up(STRANGE)
+        stage.time.pass_(LONG)
+    assert len(asked) <= 2 * 3600 / LONG
+    assert stage.fs.calls == []
+    stage.told = True
+    stage.time.pass_(LONG)
+    assert stage.said() == [OTHER, STRANGE]
+    stage.told = False
+    stage.unclaimed.look_at_all()
+    asked.clear()
+    stage.time.pass_(LONG / 2)
+    assert len(asked) == 2, "the next time begins anew"
+
+
 def test_a_guest_that_sets_its_own_up_costs_no_look(stage: Stage) -> None:
     stage.fs.calls.clear()
     for device in WEB.devices:

@@ -9,7 +9,7 @@ from typing import Final
 from virtirq.control.cycle import vfio_interrupts
 from virtirq.daemon.log import Log
 from virtirq.daemon.registry import Registry
-from virtirq.daemon.timers import Timers
+from virtirq.daemon.timers import Key, Timers
 from virtirq.host.fs import HostFs
 from virtirq.host.pci import vfio_functions
 from virtirq.model import Finding, PciAddress
@@ -17,7 +17,12 @@ from virtirq.policy.findings import device_unclaimed
 
 _GRACE: Final = 10.0
 """Seconds for whoever tells of guests to tell of this one."""
+_WAIT: Final = (_GRACE, 60.0)
+"""Seconds until it is looked whether all have told: the first time, and at most. That may never be:
+libvirt may be stopped, a process may hang.
+"""
 _KEY: Final = "unclaimed"
+_ALL: Final[Key] = (_KEY,)
 
 
 class Unclaimed:
@@ -71,12 +76,13 @@ class Unclaimed:
 
     def look_at_all(self) -> None:
         """Any device may be somebody's, or nobody's."""
-        self._timers.soon((_KEY,), _GRACE, self._look_at_all)
+        self._timers.soon(_ALL, _GRACE, self._look_at_all)
 
     def _look_at_all(self) -> None:
         if not self._all_told():
-            self.look_at_all()
+            self._wait()
             return
+        self._timers.done(_ALL)
         for device in sorted(vfio_functions(self._fs) | self._devices.keys()):
             if device not in self._registry.devices:
                 self._look(device)
@@ -85,7 +91,7 @@ class Unclaimed:
         if device in self._registry.devices:
             return
         if not self._all_told():
-            self.look_at_all()
+            self._wait()
             return
         irqs = vfio_interrupts(self._fs, [device]).get(device, ())
         self._note(device, irqs)
@@ -97,6 +103,11 @@ class Unclaimed:
                 device=device,
                 finding=finding.code,
             )
+
+    def _wait(self) -> None:
+        """Until all have told, when all devices are looked at."""
+        if not self._timers.is_due(_ALL):
+            self._timers.again(_ALL, self._look_at_all, _WAIT)
 
     def _note(self, device: PciAddress, irqs: Collection[int]) -> None:
         for irq in self._devices.pop(device, ()):
