@@ -281,6 +281,49 @@ class TestGivenUp:
         play(act)
         assert caplog.records == []
 
+    def test_what_is_slow_is_waited_for_where_that_is_said(self) -> None:
+        async def act() -> None:
+            hanging, ours = Hanging(), lane(limit=SHORT)
+            said: list[str] = []
+            call = ours.call("web", hanging("web"), slow=lambda: said.append("web"))
+            task = asyncio.create_task(call)
+            await until(lambda: said)
+            with pytest.raises(NoAnswerError):  # it has not begun: it may never
+                await ours.call("web", hanging("next"), slow=lambda: said.append("next"))
+            assert (said, hanging.begun, ours.given_up) == (["web"], ["web"], 0)
+            hanging.end()
+            assert await task == "web"
+            quick = ours.call("web", lambda: "read", limit=ENOUGH, slow=lambda: said.append("no"))
+            assert await quick == "read"
+            assert said == ["web"]
+
+        play(act)
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_what_is_slow_and_not_waited_for_any_more(self, fails: bool) -> None:
+        async def act() -> None:
+            go, closed, said = threading.Event(), list[object](), list[object]()
+
+            def call() -> str:
+                go.wait(ENOUGH)
+                if fails:
+                    raise BrokenError
+                return "late"
+
+            ours = lane(limit=SHORT)
+            waits = ours.call("web", call, late=closed.append, slow=lambda: said.append(1))
+            task = asyncio.create_task(waits)
+            await until(lambda: said)
+            task.cancel()
+            await asyncio.wait([task])
+            assert ours.given_up == 1
+            go.set()
+            await until(lambda: ours.given_up == 0)
+            await ours.call("other", lambda: 1, limit=ENOUGH)
+            await until(lambda: closed == ([] if fails else ["late"]))
+
+        play(act)
+
     def test_what_it_would_open_is_closed_when_it_comes_late(self) -> None:
         async def act() -> None:
             hanging, ours = Hanging(), lane(limit=SHORT)

@@ -257,14 +257,16 @@ class Stage:
 
 
 class Held:
-    """Holds up whoever reads what is in a directory, from the `first` such access on."""
+    """Holds up whoever reads what is in a directory; with `once`, the first who does."""
 
-    def __init__(self, fs: MadeFs, directory: str) -> None:
+    def __init__(self, fs: MadeFs, directory: str, *, once: bool = False) -> None:
         self.reached, self.go = threading.Event(), threading.Event()
-        self._directory = directory
+        self._directory, self._once = directory, once
         fs.before = self._before
 
     def _before(self, _: str, path: str) -> None:
+        if self._once and self.reached.is_set():
+            return
         if path.startswith(self._directory) and threading.current_thread().daemon:
             self.reached.set()
             assert self.go.wait(ENOUGH)
@@ -542,6 +544,144 @@ class TestTheFirstLook:
             await stage.until(lambda: stage.places() == PINNED)
 
         play(act, qemu(pid))
+
+
+class TestSlow:
+    """A look that takes longer than anybody would wait: on a host that is slow, or made to be."""
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_START", 0.02)
+        monkeypatch.setattr(module, "_PATIENCE", 0.02)
+
+    @staticmethod
+    def looks(stage: Stage, path: str) -> int:
+        return stage.fs.calls.count(("listdir", path))
+
+    def test_the_first_of_all_is_used_when_it_comes(self, play: Play, child: Child) -> None:
+        pid = child().pid
+
+        async def act(stage: Stage) -> None:
+            held = Held(stage.fs, f"/proc/{pid}/fd")
+            await stage.begin()
+            await stage.until(lambda: len(stage.said()) == 2)
+            assert stage.said()[1].startswith("not read: /proc: no answer within")
+            held.go.set()
+            await stage.until(lambda: stage.places() == PINNED)
+            assert self.looks(stage, "/proc") == 1, "one that is begun anew may never end either"
+            assert stage.processes.state is SourceState.ALL
+
+        play(act, qemu(pid))
+
+    def test_a_later_one_of_all(self, play: Play, child: Child) -> None:
+        first, second = child().pid, child().pid
+
+        async def act(stage: Stage) -> None:
+            await stage.begin()
+            await stage.rest()
+            stage.fs.calls.clear()
+            stage.add(other_qemu(second, C))
+            stage.open(C)
+            held = Held(stage.fs, f"/proc/{second}/fd")
+            stage.processes.look_at_all()
+            await stage.until(stage.said)
+            held.go.set()
+            await stage.until(lambda: stage.places(C) == ["6", "7"])
+            assert self.looks(stage, "/proc") == 1
+            for _ in range(3):  # as slow as ever, and nothing new
+                held = Held(stage.fs, f"/proc/{second}/fd")
+                stage.processes.look_at_all()
+                await stage.until(
+                    lambda: any(e.took_long for e in stage.processes._looks._under_way)
+                )
+                held.go.set()
+                await stage.rest()
+            assert len(stage.said()) == 1
+
+        play(act, qemu(first))
+
+    def test_one_of_a_process(self, play: Play, child: Child) -> None:
+        pid = child().pid
+
+        async def act(stage: Stage) -> None:
+            await stage.begin()
+            stage.add(qemu(pid))
+            held = Held(stage.fs, f"/proc/{pid}/fd")
+            stage.processes.requested([requested(pid)])
+            await stage.until(stage.said)
+            held.go.set()
+            await stage.until(lambda: stage.places() == PINNED)
+            assert self.looks(stage, f"/proc/{pid}/fd") == 1
+
+        play(act)
+
+    def test_one_that_has_ended_when_it_comes(self, play: Play, child: Child) -> None:
+        process = child()
+
+        async def act(stage: Stage) -> None:
+            await stage.begin()
+            stage.add(qemu(process.pid))
+            held = Held(stage.fs, f"/proc/{process.pid}/fd")
+            stage.processes.requested([requested(process.pid)])
+            await stage.until(stage.said)
+            end(process)
+            held.go.set()
+            await stage.rest()
+            assert (stage.names, stage.places()) == (set(), FOUND)
+
+        play(act)
+
+    @pytest.mark.parametrize("everybody", [True, False])
+    def test_older_news_gives_no_device_back(
+        self, play: Play, child: Child, everybody: bool
+    ) -> None:
+        """It changed hands while the look was under way that had seen the first have it."""
+        first, second, third = child().pid, child().pid, child().pid
+
+        async def act(stage: Stage) -> None:
+            await stage.begin()
+            await stage.rest()
+            assert stage.places() == PINNED
+            if everybody:  # the third is looked at after the first: it is not called like a machine
+                held = Held(stage.fs, f"/proc/{third}/fd", once=True)
+                stage.processes.look_at_all()
+            else:  # its descriptors were read by then
+                held = Held(stage.fs, f"/proc/{first}/task/{first + 1}/", once=True)
+                stage.processes.look(first)
+            await held.wait()
+            stage.change(qemu(first, fds=KVM))
+            stage.add(other_qemu(second))
+            stage.processes.requested([requested(second)])
+            await stage.until(lambda: stage.places() == ["6", "7"])
+            stage.fs.calls.clear()
+            held.go.set()
+            await stage.rest()
+            assert [each.name for each in stage.reconciler.registry.having(A)] == ["next"]
+            assert stage.written() == []
+
+        play(act, qemu(first), replace(DPDK, pid=third, fds=[D]), opened=[A, D])
+
+    def test_who_finds_no_turn_is_tried_again_later_and_later(
+        self, play: Play, child: Child, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of so many that hang, each keeps its place; there are no more looks than places."""
+        monkeypatch.setattr(module, "_AGAIN", (0.01, 0.02))
+        pid, hung = child().pid, [child().pid for _ in range(module._AT_ONCE)]
+
+        async def act(stage: Stage) -> None:
+            await stage.begin()
+            held = Held(stage.fs, "/proc/")
+            for each in (*hung, pid):
+                stage.processes.look(each)
+            stage.add(qemu(pid))
+            await stage.until(lambda: stage.timers._delays.get(("process", pid)) == 0.02)
+            assert len(stage.processes._looks._under_way) <= module._AT_ONCE + 1
+            held.go.set()
+            await stage.until(lambda: stage.places() == PINNED)
+            await stage.rest()
+            assert not stage.timers._delays
+
+        play(act)
 
 
 class TestLibvirt:
@@ -828,6 +968,7 @@ class TestRequested:
 
         async def act(stage: Stage) -> None:
             await stage.begin()
+            await stage.rest()
             stage.add(qemu(pid))
             event = replace(requested(pid), name=name)
             stage.processes.requested([event])
@@ -994,6 +1135,7 @@ class TestDeviceChanged:
     def test_nobodys(self, play: Play) -> None:
         async def act(stage: Stage) -> None:
             await stage.begin()
+            await stage.rest()
             stage.processes.device_changed(A)
             assert stage.at_rest
 
@@ -1095,7 +1237,8 @@ class TestLookAtAll:
             await held.wait()
             stage.change(other_qemu(first, C))
             stage.processes.look(first)
-            await stage.until(lambda: first in (stage.processes._meanwhile or ()))
+            looks = stage.processes._looks._under_way
+            await stage.until(lambda: any(first in each.pids for each in looks))
             held.go.set()
             await stage.rest()
             assert "next" in stage.names
@@ -1145,10 +1288,10 @@ class TestLookAtAll:
             for _ in range(2):
                 stage.processes.look(pid)
                 await stage.rest()
-                assert not stage.processes._meanwhile
+                assert not stage.processes._looks._under_way
                 stage.processes.look_at_all()
                 await stage.rest()
-            assert not stage.processes._meanwhile
+            assert not stage.processes._looks._under_way
 
         play(act, qemu(pid))
 

@@ -60,28 +60,31 @@ class Lane:
         *,
         limit: float | None = None,
         late: Callable[[Result], object] | None = None,
+        slow: Callable[[], object] | None = None,
     ) -> Result:
         """The result of the call, made in a thread of its own; raises what it raises.
 
         Raises NoAnswerError after `limit` seconds, those of the lane if None; waiting for its turn
         counts. A result that comes when nobody waits for it any more is given to `late`, in a
-        thread too: what was opened has to be closed.
+        thread too: what was opened has to be closed. With `slow`, a call that was begun by then is
+        waited for, however long it takes: `slow` is called once, and says so.
         """
         limit = self.limit if limit is None else limit
         turn = _Turn(key, call, asyncio.get_running_loop().create_future(), late)
         taken = False
         self._put(turn)
         try:
-            async with asyncio.timeout(limit) as scope:
-                result: Result = await turn.done
-                taken = True
-                return result
-        except TimeoutError:
-            if not scope.expired():
-                raise  # it is the call's own
-            raise NoAnswerError(f"no answer within {limit:g} seconds") from None
+            await asyncio.wait([turn.done], timeout=limit)
+            if not turn.done.done():
+                if slow is None or self._at_work.get(key) is not turn:
+                    raise NoAnswerError(f"no answer within {limit:g} seconds")
+                slow()
+            result: Result = await turn.done
+            taken = True
+            return result
         finally:
             if not taken:
+                turn.done.cancel()
                 self._leave(turn)
             del turn  # it holds the error, whose traceback holds this frame
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from virtirq.daemon.blocking import Lane
 from virtirq.daemon.log import Log
+from virtirq.daemon.looks import Look, Looks
 from virtirq.daemon.reconciler import Reconciler
 from virtirq.daemon.source_state import SourceState, guest_is_gone
 from virtirq.daemon.timers import Key, Timers
@@ -47,12 +48,16 @@ _START: Final = 10.0
 (Linux kernel, fs/proc/base.c, get_mm_cmdline() takes its mmap_lock).
 """
 _PATIENCE: Final = 30.0
-"""Seconds that any other look may take."""
+"""Seconds after which it is said of any look that it takes long; it is waited for all the same.
+
+Also those that one may wait for its turn: then it is tried again.
+"""
 _AT_ONCE: Final = 4
 """Processes that are looked at at the same time."""
 _ALL: Final = "all"
 _EVERYBODY: Final[Key] = ("processes",)
 _AGAIN: Final = (_PATIENCE, 10 * _PATIENCE)
+_TAKES_LONG: Final = f"no answer within {_PATIENCE:g} seconds, which is waited for"
 _MOST_SAID: Final = 1000
 """Gaps that are remembered, so that each is said once: anybody can make more of them."""
 
@@ -86,8 +91,7 @@ class ProcessSource:
         self._paces: dict[PciAddress, Pace[None]] = {}
         """How often they are looked at, for each such device."""
         self._said: set[Gap] = set()
-        self._meanwhile: set[int] | None = None
-        """Processes looked at while all are looked through: that has older news of them."""
+        self._looks = Looks()
         self.on = False
         self._state = SourceState.NOT_ASKED
         self._held_back: set[int] = set()
@@ -124,11 +128,13 @@ class ProcessSource:
         """Look through all processes for the first time; nothing is moved yet."""
         self.on = True
         self._step(SourceState.READING)
+        first: asyncio.Future[Found] = self._loop.create_future()
+        self._timers.soon(_EVERYBODY, 0.0, partial(self._look_at_all, first))
         try:
-            found = await self._find(_START)
-        except NoAnswerError:
+            async with asyncio.timeout(_START):
+                found = await first
+        except TimeoutError:
             self._log.warning("looking through all processes takes long: it is not waited for")
-            self.look_at_all()
             return
         self._tell(found)
         self._reconciler.note(
@@ -210,72 +216,104 @@ class ProcessSource:
             os.close(descriptor)
         self._ends.clear()
 
-    async def _find(self, limit: float) -> Found:
-        """Raises NoAnswerError."""
-        find = partial(_find, self._fs, self._reconciler.guests)
-        found = await self._reads.call(_ALL, find, limit=limit)
-        if self.on:
-            self._step(SourceState.PART if any(map(_hides, found.gaps)) else SourceState.ALL)
-        return found
+    async def _ask(
+        self, key: Hashable, look: Callable[[], Found], where: str
+    ) -> tuple[Found, Look]:
+        """What is found, however long it takes. Raises NoAnswerError where it cannot even begin.
+
+        `where` is what to name where it takes long.
+        """
+        with self._looks.look() as ours:
+
+            def slow() -> None:
+                ours.took_long = True
+                self._say(Gap(where, _TAKES_LONG))
+
+            found = await self._reads.call(key, self._looks.begins(ours, look), slow=slow)
+        return found, ours
+
+    def _still_so(self, found: Found, ours: Look) -> tuple[Found, set[int]]:
+        """What is so still, and the processes that are looked at once more, for it may not be."""
+        again = {
+            guest.pid
+            for guest in (*found.guests, *found.completed)
+            if guest.pid is not None and guest.pid not in ours.pids and ours.doubtful(guest)
+        }
+        for pid in again:
+            self.look(pid)
+        no_more = again | ours.pids
+        guests, completed = (
+            tuple(each for each in guests if each.pid not in no_more)
+            for guests in (found.guests, found.completed)
+        )
+        return found._replace(guests=guests, completed=completed), no_more
 
     def _step(self, to: SourceState) -> None:
         self._state = self._state.step(to)
 
-    async def _look_at_all(self) -> None:
-        if self.on:
-            self._meanwhile = set()
-            before, told = self._guests(), self._state.complete
-            try:
-                found = await self._find(_PATIENCE)
-            except NoAnswerError as error:
-                self._meanwhile = None
-                self._say(Gap("/proc", f"processes: {error}"))
-                # It may be somebody who has ended by then.
-                self._timers.again(_EVERYBODY, self._look_at_all, _AGAIN)
-                return
-            self._timers.done(_EVERYBODY)
-            # Of who has ended since, nothing need be remembered.
-            here = {f"/proc/{guest.pid}" for guest in found.guests}
-            self._said = {gap for gap in self._said if gap in found.gaps or gap.path in here}
-            meanwhile, self._meanwhile = self._meanwhile, None
-            self._take_all(before, found, meanwhile)
-            if self._state.complete and not told:
-                self._reconciler.put_back_left_over()
+    async def _look_at_all(self, first: asyncio.Future[Found] | None = None) -> None:
+        """Look through all processes; `first`, unless nobody waits for it any more, takes it."""
+        if not self.on:
+            return
+        before, told = self._guests(), self._state.complete
+        find = partial(_find, self._fs, self._reconciler.guests)
+        try:
+            found, ours = await self._ask(_ALL, find, paths.PROC_DIR)
+        except NoAnswerError as error:
+            self._say(Gap(paths.PROC_DIR, str(error)))
+            self._timers.again(_EVERYBODY, self._look_at_all, _AGAIN)
+            return
+        self._timers.done(_EVERYBODY)
+        if not self.on:
+            return
+        self._step(SourceState.PART if any(map(_hides, found.gaps)) else SourceState.ALL)
+        self._looks.over(ours, (*found.guests, *found.completed))
+        if first is not None and not first.done():
+            first.set_result(self._still_so(found, ours)[0])
+            return
+        # Of who has ended since, nothing need be remembered.
+        here = {f"/proc/{guest.pid}" for guest in found.guests}
+        here |= {paths.PROC_DIR} if ours.took_long else set()
+        self._said = {gap for gap in self._said if gap in found.gaps or gap.path in here}
+        self._take_all(before, found, ours)
+        if self._state.complete and not told:
+            self._reconciler.put_back_left_over()
 
-    def _take_all(self, before: Iterable[Guest], found: Found, meanwhile: set[int]) -> None:
-        """`before` were known when these were looked for; `meanwhile` are newer news."""
-        there = {guest.pid for guest in found.guests} | meanwhile
+    def _take_all(self, before: Iterable[Guest], found: Found, ours: Look) -> None:
+        """`before` were known when these were looked for."""
+        there = {guest.pid for guest in found.guests if guest.pid is not None} | ours.pids
         self._held_back &= there
+        found, no_more = self._still_so(found, ours)
         holding = (guest for guest in self._reconciler.guests if as_told(guest) is not guest)
-        self._complete(
-            (each for each in found.completed if each.pid not in meanwhile),
-            [each for each in holding if each.pid not in meanwhile],
-        )
+        self._complete(found.completed, [each for each in holding if each.pid not in no_more])
         known = {guest.key for guest in self._guests()}
         for guest in before:
             if guest_is_gone(self._state) and guest.pid not in there and guest.key in known:
                 self._gone(guest)
-        newest = tuple(guest for guest in found.guests if guest.pid not in meanwhile)
-        self._take(found._replace(guests=newest))
+        self._take(found)
 
     async def _look(self, pid: int) -> None:
         if not self.on:
             return
-        read = partial(_read, self._fs, pid, self._reconciler.guests)
+        read, where = partial(_read, self._fs, pid, self._reconciler.guests), f"/proc/{pid}"
         try:
-            found = await self._reads.call(pid, read)
+            found, ours = await self._ask(pid, read, where)
         except NoAnswerError as error:
-            self._say(Gap(f"/proc/{pid}", str(error)))
-            self.look(pid, _PATIENCE)
+            self._say(Gap(where, str(error)))
+            self._timers.again(("process", pid), partial(self._look, pid), _AGAIN)
             return
-        if self._meanwhile is not None:
-            met = (*found.guests, *found.completed)
-            self._meanwhile |= {pid, *(guest.pid for guest in met if guest.pid is not None)}
+        self._timers.done(("process", pid))
+        self._looks.over(ours, (*found.guests, *found.completed), pid)
+        if pid in ours.pids:
+            return
         if not found.guests:
             self._held_back.discard(pid)
-        self._complete(found.completed, self._reconciler.registry.of_process(pid))
-        if not found.guests and self._of_process(pid):
-            self.look_at_all()  # it has let go, and another may hold what it had
+        let_go = not found.guests and self._of_process(pid)
+        found, no_more = self._still_so(found, ours)
+        looked_at = self._reconciler.registry.of_process(pid)
+        self._complete(found.completed, [each for each in looked_at if each.pid not in no_more])
+        if let_go:
+            self.look_at_all()  # another may hold what it had
         self._take(found)
 
     def _take(self, found: Found) -> None:
