@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final, Literal, TextIO
 
+from virtirq.ui.width import cells, padded
 from virtirq.values import dataclass, field, replace
 
 Style = Literal["", "bold", "dim", "good", "warn", "bad"]
@@ -111,15 +112,15 @@ def _widths(blocks: Sequence[Line | Table]) -> dict[tuple[str, ...], list[int]]:
     widths: dict[tuple[str, ...], list[int]] = {}
     for block in blocks:
         if isinstance(block, Table):
-            wide = widths.setdefault(block.headings, [len(each) for each in block.headings])
+            wide = widths.setdefault(block.headings, [cells(each) for each in block.headings])
             for row in block.rows:
-                wide[:] = [max(a, len(b.text)) for a, b in zip(wide, row, strict=True)]
+                wide[:] = [max(a, cells(b.text)) for a, b in zip(wide, row, strict=True)]
     return widths
 
 
 def _aligned(row: Sequence[Cell], widths: Sequence[int], right: frozenset[int]) -> str:
     return "  ".join(
-        cell.text.rjust(width) if place in right else cell.text.ljust(width)
+        padded(cell.text, width, right=place in right)
         for place, (cell, width) in enumerate(zip(row, widths, strict=True))
     )
 

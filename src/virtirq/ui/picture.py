@@ -12,7 +12,6 @@ for its pictures finds them here.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -21,6 +20,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 from virtirq.ui.document import printable
 from virtirq.ui.scene import Band, Cache, Core, DrawnDevice, Scene, Vector, Verdict
 from virtirq.ui.style import CHARACTER, GUEST_COLOURS, STYLE
+from virtirq.ui.width import cells, shortened
 from virtirq.values import dataclass, field
 
 _MARGIN: Final = 16
@@ -472,7 +472,7 @@ class _Panel:
             _text(
                 entry,
                 said,
-                x + 18 + CHARACTER * (_columns(name) + 2),
+                x + 18 + CHARACTER * (cells(name) + 2),
                 at,
                 "facts bad" if bad else "facts dim",
             )
@@ -603,26 +603,10 @@ def _title(parent: Element, text: str) -> None:
     parent.insert(0, title)
 
 
-def _columns(text: str) -> int:
-    """How many columns of a fixed-width font it takes."""
-    return sum(
-        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1
-        for each in text
-    )
-
-
 def _cut(text: str, width: float) -> str:
-    """As much of it as there is room for, with a sign where something is missing."""
+    """As much of it as there is room for."""
     room = int(width / CHARACTER)
-    if _columns(text) <= room:
-        return text
-    taken = columns = 0
-    for each in text:  # in one pass: a guest's name may have thousands of characters
-        columns += _columns(each)
-        if columns > room - 1:
-            break
-        taken += 1
-    return f"{text[:taken]}…" if taken else ""
+    return shortened(text, room) if room > 1 else ""
 
 
 def _wrapped(text: str, room: int) -> list[str]:

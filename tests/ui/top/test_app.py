@@ -11,6 +11,7 @@ from tests.hostmaker import MadeFs
 from tests.ui.top.hosts import counts_of, file_of, host, irq_of
 from virtirq.control import sources
 from virtirq.cpuset import CpuSet
+from virtirq.errors import UnknownGuestError, VirtirqError
 from virtirq.policy.config import Config
 from virtirq.ui import inputs
 from virtirq.ui.top import keys, screen
@@ -18,6 +19,7 @@ from virtirq.ui.top.app import App, Options
 from virtirq.ui.top.sampler import Sampler
 from virtirq.ui.top.screen import State
 from virtirq.ui.top.table import Id, View
+from virtirq.ui.width import cells
 
 
 class Clock:
@@ -37,6 +39,8 @@ class Host:
         self.fs: MadeFs = host(guests).fs()
         self.clock = Clock()
         self.looks = 0
+        self.gone: VirtirqError | None = None
+        self.takes = 0.0
         self.app = App(
             Sampler(self.fs, self._look, self.clock),
             state or State(),
@@ -46,6 +50,9 @@ class Host:
 
     def _look(self) -> inputs.View:
         self.looks += 1
+        self.clock.now += self.takes
+        if self.gone is not None:
+            raise self.gone
         found = sources.load_guests(self.fs, ())
         return inputs.seen(self.fs, found, Config(), (), None)
 
@@ -212,4 +219,45 @@ def test_everything_fits(width: int) -> None:
         made.press(key)
         lines = made.app.lines(width, 24)
         assert len(lines) == 24
-        assert all(sum(screen.cells(span.text) for span in line) <= width for line in lines)
+        assert all(sum(cells(span.text) for span in line) <= width for line in lines)
+
+
+def test_text_is_scrolled_to_its_end_and_no_further() -> None:
+    """However narrow the screen is, on which the lines of a text are more."""
+    made = Host()
+    made.press("h", keys.END)
+    assert "some were on" in made.shown(30)
+    end = made.app.state.scrolled
+    assert end + 23 == len(screen.wrapped(made.app.state.over, 30))
+    made.press(keys.PAGE_DOWN)
+    made.shown(30)
+    assert made.app.state.scrolled == end
+    made.press(keys.UP)
+    made.shown(30)
+    assert made.app.state.scrolled == end - 1
+    made.shown(80)
+    assert made.app.state.scrolled < end - 1, "the window is wider now"
+
+
+def test_what_cannot_be_looked_at_is_shown_as_it_was() -> None:
+    """A guest that was named has ended, say."""
+    made = Host()
+    made.gone = UnknownGuestError("no guest is called 'web1\x1b[2J'", name="web1")
+    made.press("r")
+    assert "as it was before: no guest is called 'web1\N{REPLACEMENT CHARACTER}[2J'" in made.shown()
+    assert len(made.rows()) == 4
+    made.gone = None
+    made.press("r")
+    assert "as it was" not in made.shown()
+
+
+def test_looking_takes_a_small_part_of_the_time() -> None:
+    """On a host with thousands of interrupts it takes seconds."""
+    made = Host()
+    made.takes = 9.0
+    made.press("r")
+    assert made.looks == 2
+    for _ in range(60):
+        made.fs.free(irq_of(0, 1))  # there is something to look for at once
+        made.update()
+    assert made.looks == 3

@@ -16,15 +16,14 @@ from virtirq.ui.top.screen import (
     Frame,
     ScreenLine,
     State,
-    cells,
     follow,
     help_lines,
     plain,
     render,
     selected,
-    shortened,
 )
 from virtirq.ui.top.table import COLUMNS, Id, View
+from virtirq.ui.width import cells, shortened
 
 SCREENS = Path(__file__).parent / "screens"
 FEW, CROWD = few(), crowd()
@@ -75,7 +74,7 @@ def text(lines: list[ScreenLine]) -> str:
 
 def drawn(case: Case) -> list[ScreenLine]:
     made = frame(case.found, case.state, case.seconds)
-    return render(made, follow(made, case.state, case.height), case.width, case.height)
+    return render(made, follow(made, case.state, case.width, case.height), case.width, case.height)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -110,7 +109,7 @@ STATES = st.builds(
 def test_a_screen_is_never_larger_than_its_window(state: State, width: int, height: int) -> None:
     found = [*FEW, Taken(watched("ｇäst\x1b[2J\n" * 3, 80, "1"), {1: 1}, 1)]
     made = frame(found, state)
-    lines = render(made, follow(made, state, height), width, height)
+    lines = render(made, follow(made, state, width, height), width, height)
     assert len(lines) == (height if width else 0)
     for line in lines:
         shown = "".join(each.text for each in line)
@@ -122,7 +121,7 @@ def test_a_screen_is_never_larger_than_its_window(state: State, width: int, heig
 def test_what_is_selected_is_on_the_screen(number: int, height: int) -> None:
     state = replace(BY_GUEST, selected=Id(f"guest{number:02}"))
     made = frame(CROWD, state)
-    lines = render(made, follow(made, state, height), 80, height)
+    lines = render(made, follow(made, state, 80, height), 80, height)
     (chosen,) = [line for line in lines[3:] if line and line[0].reverse]
     assert f"guest{number:02}" in chosen[0].text
 
@@ -133,9 +132,9 @@ def test_the_first_row_is_selected_until_another_is() -> None:
     assert selected(made, state) == made.rows[0].id == Id("web", "0000:43:10.0", 65)
     # What was chosen stays chosen when its place changes; what is gone does not.
     chosen = replace(state, selected=Id("web", "0000:43:10.0", 70), sort="IRQ")
-    assert selected(frame(FEW, chosen), follow(made, chosen, 24)) == chosen.selected
+    assert selected(frame(FEW, chosen), follow(made, chosen, 80, 24)) == chosen.selected
     gone = replace(state, selected=Id("mail"))
-    assert follow(made, gone, 24).selected is None
+    assert follow(made, gone, 80, 24).selected is None
 
 
 def test_batch_cuts_nothing() -> None:
@@ -169,3 +168,19 @@ def test_help_names_each_key_of_the_last_line() -> None:
     for key in ("q", "/", "p", "v", "b", "g", "c", "d", "t", "i", "n", "w", "Enter", "h"):
         assert f"  {key} " in told
         assert key in foot
+
+
+def test_batch_mode_leaves_nothing_out() -> None:
+    made = frame(CROWD, State())
+    many = replace(made, rows=[*made.rows] * 70)
+    assert len(many.rows) > 10_000
+    assert len(plain(many, State())) == 3 + len(many.rows)
+
+
+def test_who_sees_no_guests_sees_why() -> None:
+    made = replace(frame([], State()), gaps=["guests: cannot connect to \x1b libvirt"])
+    told = text(render(made, State(), 30, 10))
+    assert "w| not read: guests: cannot" in told
+    assert told.isprintable() or "\x1b" not in told
+    assert "not read" not in text(render(made, State(filter="x"), 30, 10))
+    assert plain(made, State())[-1] == " not read: guests: cannot connect to \ufffd libvirt"

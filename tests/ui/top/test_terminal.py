@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.needs import need_program
 from tests.ui.schema import valid
 from tests.ui.terminal import terminal
 from tests.ui.test_cli import DEMO, virtirq
@@ -94,10 +96,41 @@ def test_without_colour_it_says_the_same(root: Path) -> None:
     assert found[""] == found["1"]
 
 
-def test_a_terminal_that_nothing_is_known_of() -> None:
-    with terminal("-s", str(DEMO), "top", env={"TERM": "no-such-terminal"}) as there:
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("no-such-terminal", "nothing is known of the terminal 'no-such-terminal'"),
+        ("dumb", "the cursor of the terminal 'dumb' cannot be moved"),
+    ],
+)
+def test_a_terminal_on_which_nothing_can_be_drawn(name: str, told: str) -> None:
+    with terminal("-s", str(DEMO), "top", env={"TERM": name}) as there:
         assert there.end() == 2
-        assert "nothing is known of the terminal 'no-such-terminal'" in "".join(there.display)
+        assert told in "".join(there.display)
+        assert there.now() == there.modes
+
+
+STOPPED = 'stty sane; "$@"; echo stopped: $?; read go; fg > /dev/null; echo ended: $?'
+
+
+def test_stopped_it_gives_the_terminal_back_and_goes_on_when_told(root: Path) -> None:
+    need_program("bash")
+    top = (sys.executable, "-m", "virtirq", "-s", str(root), "top", "-d0.1", "web3")
+    with terminal(program=("bash", "-mc", STOPPED, "bash", *top)) as there:
+        there.wait_for_text("0/s")
+        before = there.now()
+        there.type("\x1a")  # Ctrl-Z
+        there.wait_for_text("stopped: 148")  # by SIGTSTP, as bash tells it
+        assert before != there.now(), "the shell has the terminal as it was"
+        count(root, irq_of(3, 1), cpu3=10, cpu6=500_000)
+        there.resize(79, 9)
+        there.type("\n")
+        shown = there.wait_for(lambda lines: any("500010" in line for line in lines))
+        assert len(shown) == 9
+        there.wait_for(lambda lines: lines[-1].startswith("q quit"))
+        there.type("q")
+        there.wait_for_text("ended: 0")
+        assert there.end() == 0
 
 
 def test_batch(root: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from virtirq.control.log_entry import NAMES, LogEntry
 from virtirq.ui.document import Cell, Document, Style, Table
+from virtirq.ui.width import padded
 
 _APART: Final = 2.0
 """Seconds between the daemon's time of an entry and the journal's: more, and they are two."""
@@ -59,7 +60,7 @@ def table(
         rows.append(
             (
                 Cell(told(each.at), "dim"),
-                Cell((each.fields.get("guest") or "-").ljust(widest), "bold"),
+                Cell(padded(each.fields.get("guest") or "-", widest), "bold"),
                 Cell(why or "-"),
                 Cell(each.message.split("\n", 1)[0], _style(each)),
             )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
 from virtirq.cpuset import CpuSet
+from virtirq.errors import VirtirqError
 from virtirq.model import GuestPlan, Plan
 from virtirq.ui import inputs, screens
-from virtirq.ui.document import Document
+from virtirq.ui.document import Document, printable
 from virtirq.ui.inputs import View as Look
 from virtirq.ui.top import keys, screen
 from virtirq.ui.top.keys import Does
@@ -19,8 +21,10 @@ from virtirq.ui.top.sampler import Sampler
 from virtirq.ui.top.screen import Frame, State
 from virtirq.ui.top.table import Id, Row, View, in_order, matches, rows
 
-_LOOK_AGAIN = 30.0
+_LOOK_AGAIN: Final = 30.0
 """Seconds after which guests are looked for again, should nothing have told of them."""
+_SHARE: Final = 10
+"""Looking takes no more than one part of so many of the time: a host may have thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,11 @@ class App:
         self._sampler = sampler
         self._options = options
         self._wall = wall
+        self._trouble = ""
         self.state = state
         self._looked = 0.0
+        self._look_took = 0.0
+        self._frame: tuple[tuple[object, ...], Frame] | None = None
         self._before = self._after = Sample(0.0)
         self._at = 0.0
         self.restart()
@@ -58,17 +65,32 @@ class App:
 
     def update(self) -> None:
         """Measure again. Devices and guests are looked at anew where something tells of it."""
-        if self._sampler.is_stale or self._after.at - self._looked > _LOOK_AGAIN:
+        since = self._after.at - self._looked
+        if since >= self._look_took * _SHARE and (self._sampler.is_stale or since > _LOOK_AGAIN):
             self.look()
         self._before, self._after = self._after, self._sampler.sample(self._is_shown)
         self._at = self._wall()
 
     def look(self) -> None:
-        self._sampler.look()
-        self._looked = self._after.at
+        """What cannot be looked at, a guest that has ended, say, is told, and shown as it was."""
+        began = self._sampler.now()
+        try:
+            self._sampler.look()
+            self._trouble = ""
+        except VirtirqError as error:
+            self._trouble = printable(str(error))
+        self._looked = self._sampler.now()
+        self._look_took = self._looked - began
 
     def frame(self) -> Frame:
         """What was measured between the last two samples."""
+        state = self.state
+        of = (self._before, self._after, state.view, state.sort, state.filter)
+        if self._frame is None or any(a is not b for a, b in zip(self._frame[0], of, strict=True)):
+            self._frame = (of, self._made())
+        return self._frame[1]
+
+    def _made(self) -> Frame:
         before, after, view = self._before, self._after, self._sampler.view
         seconds = after.at - before.at
         found = taken(before, after, self._options.cpus)
@@ -81,6 +103,8 @@ class App:
             seconds=seconds,
             unread=after.unread,
             recorded=view.snapshot.recording is not None,
+            gaps=[f"{gap.path}: {gap.error}" for gap in view.snapshot.gaps],
+            trouble=self._trouble,
         )
 
     @property
@@ -129,7 +153,7 @@ class App:
 
     def lines(self, width: int, height: int) -> list[screen.ScreenLine]:
         frame = self.frame()
-        self.state = screen.follow(frame, self.state, height)
+        self.state = screen.follow(frame, self.state, width, height)
         return screen.render(frame, self.state, width, height)
 
     def _explain(self, chosen: Id) -> None:

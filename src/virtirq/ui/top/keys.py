@@ -35,11 +35,12 @@ BACKSPACE: Final = "backspace"
 _VIEWS: Final = {"v": View.VECTOR, "b": View.DEVICE, "g": View.GUEST, "c": View.CPU}
 _SORTS: Final = {"d": "RATE", "t": "TOTAL", "i": "IRQ", "n": "GUEST", "w": "ELSE"}
 _LONGEST: Final = 60
+_FAR: Final = 1 << 30
+"""A line that no text has: who knows how wide the screen is stops at the last one."""
 
 
 def pressed(key: str, state: State, frame: Frame, rows: int) -> tuple[State, Does]:
     """`rows` is how many of the list are on the screen, which is how far a page goes."""
-    state = replace(state, message="")
     if state.typing:
         return _typed(key, state)
     if state.over:
@@ -84,10 +85,9 @@ def _typed(key: str, state: State) -> tuple[State, Does]:
 def _over(key: str, state: State, rows: int) -> tuple[State, Does]:
     steps = {UP: -1, DOWN: 1, PAGE_UP: -rows, PAGE_DOWN: rows, " ": rows}
     if key in steps:
-        last = max(0, len(state.over) - 1)
-        return replace(state, scrolled=min(max(0, state.scrolled + steps[key]), last)), Does.NOTHING
-    if key == HOME:
-        return replace(state, scrolled=0), Does.NOTHING
+        return replace(state, scrolled=max(0, state.scrolled + steps[key])), Does.NOTHING
+    if key in (HOME, END):
+        return replace(state, scrolled=0 if key == HOME else _FAR), Does.NOTHING
     return replace(state, over=(), scrolled=0), Does.NOTHING
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -154,8 +154,3 @@ def together(many: Iterable[Places]) -> Places:
         for place, count in enumerate(each):
             sums[place] += count
     return Places(*sums)
-
-
-def cpus_of(many: Iterable[Taken]) -> Iterator[int]:
-    """The CPUs that took any of them meanwhile."""
-    yield from sorted({cpu for each in many for cpu in each.delta})

@@ -38,6 +38,10 @@ class Sampler:
         self._vectors.clear()
         self.is_stale = False
 
+    def now(self) -> float:
+        """Seconds of the clock that samples go by."""
+        return self._clock()
+
     def sample(self, shown: Callable[[Watched], bool] = lambda _: True) -> Sample:
         """The counts of those that are shown, now."""
         self._fs.refresh()

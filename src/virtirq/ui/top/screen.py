@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -10,6 +9,7 @@ from typing import Final
 from virtirq.ui.document import Style, printable
 from virtirq.ui.top.rates import Places
 from virtirq.ui.top.table import COLUMNS, DEFAULT, NUMBERS, Id, Row, View, shown
+from virtirq.ui.width import cells, padded, shortened
 
 KEYS: Final = (
     ("q", "quit"),
@@ -41,7 +41,8 @@ FOOT: Final = (
 class Frame:
     """What was measured. `at` is the time of day; `rows` are in order, and filtered.
 
-    `of` is how many interrupts those are; `seconds` 0: nothing was measured yet.
+    `of` is how many interrupts those are; `seconds` 0: nothing was measured yet. `gaps` is what
+    could not be read, and why; `trouble` why it is not what there is now.
     """
 
     at: str
@@ -51,6 +52,8 @@ class Frame:
     seconds: float
     unread: int = 0
     recorded: bool = False
+    gaps: Sequence[str] = ()
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,6 @@ class State:
     over: tuple[str, ...] = ()
     scrolled: int = 0
     every: float = 2.0
-    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,6 @@ _DROPPED_FIRST: Final = (
     *("TOTAL", "WANTED", "DELTA", "DEVICES", "NODE", "ON", "VCPUS", "IRQS", "DEVICE"),
     *("TARGET", "VECTOR", "ELSE"),
 )
-_ELLIPSIS: Final = "\N{HORIZONTAL ELLIPSIS}"
 
 
 def room(height: int) -> int:
@@ -113,14 +114,17 @@ def render(frame: Frame, state: State, width: int, height: int) -> list[ScreenLi
         foot = "q back  arrows scroll" if len(body) > height - 1 else "q back"
         lines: list[ScreenLine] = [*_filled(body, height - 1), (Span(foot, "dim"),)]
     else:
-        lines = [_title(frame, state), _sums(frame, state)]
+        lines = [_title(frame, state), _sums(frame)]
         lines += _table(frame, state, width, room(height))
         lines = [*_filled(lines, height - 1), (_foot(state, width),)]
     return [_cut(line, width) for line in lines[-height:]]
 
 
-def follow(frame: Frame, state: State, height: int) -> State:
-    """The list moved so that what is selected is on the screen."""
+def follow(frame: Frame, state: State, width: int, height: int) -> State:
+    """The list moved so that what is selected is on the screen; text no further than its end."""
+    if state.over:
+        last = max(0, len(wrapped(state.over, width)) - max(1, height - 1))
+        return replace(state, scrolled=min(state.scrolled, last))
     places = [row.id for row in frame.rows]
     if state.selected not in places:  # its row is gone, or nobody has chosen any
         return replace(state, selected=None, first=0)
@@ -139,7 +143,8 @@ def selected(frame: Frame, state: State) -> Id | None:
 
 def plain(frame: Frame, state: State) -> list[str]:
     """The list as batch mode prints it: whole, as wide as it is."""
-    lines = [_title(frame, state), _sums(frame, state), *_table(frame, state, 10_000, 10_000)]
+    table = _table(frame, state, None, len(frame.rows))
+    lines = [_title(frame, state), _sums(frame), *table]
     return ["".join(span.text for span in line).rstrip() for line in lines]
 
 
@@ -161,9 +166,9 @@ _SORTED: Final = {
 }
 
 
-def _sums(frame: Frame, state: State) -> ScreenLine:
-    if state.message:
-        return (Span(state.message, "warn"),)
+def _sums(frame: Frame) -> ScreenLine:
+    if frame.trouble:
+        return (Span(f"as it was before: {frame.trouble}", "warn"),)
     count = f"{frame.of} interrupt{'' if frame.of == 1 else 's'}"
     if frame.unread:
         count += f" ({frame.unread} more could not be read)"
@@ -190,22 +195,30 @@ def _told(places: Places) -> Iterable[tuple[str, int, Style]]:
     yield "elsewhere", places.elsewhere, "bad"
 
 
-def _table(frame: Frame, state: State, width: int, lines: int) -> list[ScreenLine]:
+def _table(frame: Frame, state: State, width: int | None, lines: int) -> list[ScreenLine]:
+    """So many lines of the list; for no `width` as wide as they are."""
     names = list(state.columns or DEFAULT[state.view])
     chosen = selected(frame, state) if state.marked else None
     here = frame.rows[state.first : state.first + lines]
     texts = [[_text(name, row) for name in names] for row in here]
-    keep, widths = _fitted(names, texts, width - 1, whole=state.columns is not None)
+    room_ = None if width is None else width - 1
+    keep, widths = _fitted(names, texts, room_, whole=state.columns is not None)
     names = [names[place] for place in keep]
     heading = _joined(names, names, widths)
-    made: list[ScreenLine] = [(Span(f" {heading}".ljust(min(width, 500)), reverse=True),)]
-    for row, cells in zip(here, texts, strict=True):
-        line = _mark(row) + _joined([cells[place] for place in keep], names, widths)
+    made: list[ScreenLine] = [(Span(padded(f" {heading}", width or 0), reverse=True),)]
+    for row, each in zip(here, texts, strict=True):
+        line = _mark(row) + _joined([each[place] for place in keep], names, widths)
         is_chosen = row.id == chosen
-        made.append((Span(line.ljust(width) if is_chosen else line, _style(row), is_chosen),))
+        made.append(
+            (Span(padded(line, width or 0) if is_chosen else line, _style(row), is_chosen),)
+        )
     if not frame.rows:
         what = "none fits the filter" if state.filter else "no interrupt of a guest's device"
         made.append((Span(f" {what}", "dim"),))
+        if not state.filter:
+            told = [f"not read: {each}" for each in frame.gaps]
+            told = told if width is None else wrapped(told, width - 1)
+            made += [(Span(f" {printable(each)}", "warn"),) for each in told]
     return made
 
 
@@ -229,7 +242,7 @@ def _style(row: Row) -> Style:
 
 
 def _fitted(
-    names: Sequence[str], texts: Sequence[Sequence[str]], width: int, *, whole: bool
+    names: Sequence[str], texts: Sequence[Sequence[str]], width: int | None, *, whole: bool
 ) -> tuple[list[int], list[int]]:
     """The places of the columns that fit, and how wide each is; all of them for `whole`."""
     keep = list(range(len(names)))
@@ -237,7 +250,7 @@ def _fitted(
         max(cells(name), *(cells(row[place]) for row in texts)) if texts else cells(name)
         for place, name in enumerate(names)
     ]
-    if width > 9_000:
+    if width is None:
         return keep, widths
     widths = [min(each, _WIDEST) for each in widths]
     gone: list[str] = []
@@ -262,15 +275,9 @@ def _fitted(
 
 def _joined(texts: Sequence[str], names: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(
-        _padded(text, width, right=name in NUMBERS)
+        padded(shortened(text, width), width, right=name in NUMBERS)
         for text, name, width in zip(texts, names, widths, strict=True)
     )
-
-
-def _padded(text: str, width: int, *, right: bool) -> str:
-    text = shortened(text, width)
-    blank = " " * (width - cells(text))
-    return blank + text if right else text + blank
 
 
 def _foot(state: State, width: int) -> Span:
@@ -302,31 +309,6 @@ def help_lines() -> tuple[str, ...]:
         " be, on another CPU of that node or the device's, and elsewhere.",
         "A line begins with ! where some were taken elsewhere, with ~ where some were on the node.",
     )
-
-
-def cells(text: str) -> int:
-    """How many columns of a terminal a text takes."""
-    if text.isascii():
-        return len(text)
-    return sum(_cells(each) for each in text)
-
-
-def _cells(character: str) -> int:
-    if unicodedata.combining(character):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def shortened(text: str, width: int) -> str:
-    if cells(text) <= width:
-        return text
-    kept, used = "", 0
-    for each in text:
-        used += _cells(each)
-        if used > width - 1:
-            break
-        kept += each
-    return kept + _ELLIPSIS if width > 0 else ""
 
 
 def _cut(line: ScreenLine, width: int) -> ScreenLine:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from virtirq.cpuset import CpuSet, union
 from virtirq.errors import UsageError
-from virtirq.ui.top.rates import Places, Taken, cpus_of, places, together
+from virtirq.ui.top.rates import Places, Taken, places, together
 
 
 class View(Enum):
@@ -63,20 +63,13 @@ def rows(
     """`vcpus` are the names of the vCPUs that have a CPU for themselves or share it."""
     found = list(found)
     if view is View.CPU:
-        return [_cpu(cpu, found, seconds, vcpus) for cpu in _cpus(found, vcpus, cpus)]
+        return _by_cpu(found, seconds, vcpus, cpus)
     groups: defaultdict[Id, list[Taken]] = defaultdict(list)
     for each in found:
         one = each.watched
         device = "" if view is View.GUEST else str(one.device)
         groups[Id(one.guest, device, one.irq if view is View.VECTOR else None)].append(each)
     return [_group(id_, members, seconds, view) for id_, members in groups.items()]
-
-
-def _cpus(
-    found: Sequence[Taken], vcpus: Mapping[int, Sequence[str]], cpus: CpuSet | None
-) -> list[int]:
-    there = {*cpus_of(found), *vcpus, *(cpu for e in found for cpu in e.watched.wanted or ())}
-    return sorted(cpu for cpu in there if cpus is None or cpu in cpus)
 
 
 def _group(id_: Id, members: Sequence[Taken], seconds: float, view: View) -> Row:
@@ -101,22 +94,40 @@ def _group(id_: Id, members: Sequence[Taken], seconds: float, view: View) -> Row
     )
 
 
-def _cpu(
-    cpu: int, found: Sequence[Taken], seconds: float, vcpus: Mapping[int, Sequence[str]]
-) -> Row:
-    here = [each for each in found if cpu in each.delta]
-    due = sum(each.watched.wanted is not None and cpu in each.watched.wanted for each in found)
-    count = sum(each.delta[cpu] for each in here)
-    return Row(
-        Id(cpu=cpu),
-        together(places(each, cpu) for each in here),
-        count,
-        CpuSet([cpu]),
-        seconds,
-        irqs=due,
-        vcpus=vcpus.get(cpu, ()),
-        by_cpu={cpu: count} if count else {},
-    )
+def _by_cpu(
+    found: Iterable[Taken],
+    seconds: float,
+    vcpus: Mapping[int, Sequence[str]],
+    only: CpuSet | None,
+) -> list[Row]:
+    """The CPUs that took any, should have, or have a vCPU. Each interrupt is looked at once."""
+    here: defaultdict[int, list[Places]] = defaultdict(list)
+    counts: Counter[int] = Counter()
+    due: Counter[int] = Counter()
+    wanted: Counter[CpuSet] = Counter()
+    for each in found:
+        if each.watched.wanted is not None:
+            wanted[each.watched.wanted] += 1
+        for cpu, count in each.delta.items():
+            here[cpu].append(places(each, cpu))
+            counts[cpu] += count
+    for cpus, number in wanted.items():
+        for cpu in cpus:
+            due[cpu] += number
+    return [
+        Row(
+            Id(cpu=cpu),
+            together(here.get(cpu, ())),
+            counts[cpu],
+            CpuSet([cpu]),
+            seconds,
+            irqs=due[cpu],
+            vcpus=vcpus.get(cpu, ()),
+            by_cpu={cpu: counts[cpu]} if counts[cpu] else {},
+        )
+        for cpu in sorted({*here, *due, *vcpus})
+        if only is None or cpu in only
+    ]
 
 
 Value = str | int | float | None

@@ -42,20 +42,20 @@ _CONTROLS: Final = {
     "\b": keys.BACKSPACE,
     "\x7f": keys.BACKSPACE,
 }
+_HINT: Final = "set TERM to what it is, such as xterm, or use --batch"
 _ESCAPE: Final = 25
 """Milliseconds that a key's sequence may take to come whole; a single Escape waits as long."""
 
 
 def run(app: App, updates: int | None) -> None:
     """Until the person, or SIGTERM, ends it, or after so many updates. Raises UsageError."""
+    term = os.environ.get("TERM", "")[:40]
     try:
         curses.setupterm(fd=1)
     except curses.error:
-        term = os.environ.get("TERM", "")
-        raise UsageError(
-            f"nothing is known of the terminal {term[:40]!r}",
-            hint="set TERM to what it is, such as xterm, or use --batch",
-        ) from None
+        raise UsageError(f"nothing is known of the terminal {term!r}", hint=_HINT) from None
+    if not curses.tigetstr("cup"):  # ncurses would draw all lines over each other
+        raise UsageError(f"the cursor of the terminal {term!r} cannot be moved", hint=_HINT)
     before = signal.signal(signal.SIGTERM, _end)
     try:
         with suppress(KeyboardInterrupt, _EndedError):

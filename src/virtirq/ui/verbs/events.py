@@ -20,6 +20,7 @@ from virtirq.ui.document import Document
 from virtirq.ui.events import history, journald, when
 from virtirq.ui.output import show
 from virtirq.ui.verbs import Verb
+from virtirq.ui.width import cells
 
 if TYPE_CHECKING:
     from virtirq.control.daemon_status import DaemonStatus
@@ -101,7 +102,7 @@ def _follow(
 ) -> None:
     """Until Ctrl-C. `first` is told before all that comes."""
     fits = history.wanted(args.guests, None)
-    widest = max((len(each.fields.get("guest", "")) for each in shown), default=0)
+    widest = max((cells(each.fields.get("guest", "")) for each in shown), default=0)
     # A daemon whose log goes elsewhere, or that this user's journal hides, is asked itself.
     pids = {each.pid for each in logged.found}
     journaled = daemon.pid in pids if daemon is not None else bool(pids)
