@@ -61,3 +61,18 @@ def test_the_documentations_picture_is_what_is_drawn(tmp_path: Path) -> None:
     assert draw("--plan", "-o", tmp_path / "host.svg", "-q") == 0
     drawn = (tmp_path / "host.svg").read_text()
     assert drawn == (REPOSITORY / "docs/demo-host.svg").read_text(), "run 'make pictures'"
+
+
+def test_what_nobody_could_read_is_not_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtirq.ui.scene._MOST", 18)
+    assert draw("-o", tmp_path / "host.svg") == 2
+    told = capsys.readouterr().err
+    assert "19 interrupts are too many for one picture\nhint: name the guests" in told
+    assert not list(tmp_path.iterdir())
+    assert draw("web", "-o", tmp_path / "host.svg") == 0
+    assert main(["-s", DEMO, "report", "-o", str(tmp_path / "host.html")]) == 0
+    page = (tmp_path / "host.html").read_text()
+    assert "19 interrupts are too many for one." in page
+    assert "<svg" not in page

@@ -329,3 +329,20 @@ def test_a_long_name_costs_what_it_is_long() -> None:
         return steps(lambda: picture._cut("中" * size, 20.5 * CHARACTER))
 
     assert done(2000) < 2.2 * done(1000)
+
+
+def test_of_more_than_a_thousand_those_that_are_alike_are_one_line() -> None:
+    """A device's interrupts on one CPU; all are counted, and the wrong ones apart."""
+    many = two_sockets(32, 40, 30)
+    assert len(many.interrupts) == 1200
+    made = scene.now(many, plan(many, Config()))
+    assert sum(made.counts.values()) == 1200
+    devices = [device for band in made.bands for device in band.devices]
+    for device in devices:
+        assert sum(each.number for each in device.vectors) == 30
+        kinds = [(each.cpu, each.verdict) for each in device.vectors]
+        assert len(set(kinds)) == len(kinds) < 30
+        assert any(each.told.startswith(f"{each.number} interrupts of") for each in device.vectors)
+    assert sum(sum(guest.counts.values()) for guest in made.guests) == 1200
+    assert made.readable
+    assert len(vectors(drawn(many), "circle")) == sum(len(each.vectors) for each in devices)

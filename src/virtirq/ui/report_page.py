@@ -70,9 +70,13 @@ def body(view: View, measured: Measured | None, taken: float, left_out: str = ""
     scenes = [scene.now(view.snapshot, view.plan)]
     if view.plan.pins:
         scenes.append(scene.planned(view.snapshot, view.plan))
-    wide = Element("div", {"class": "wide"})
-    wide.append(picture.element(scenes))
-    parts += [wide, _part("h2", "Findings"), _findings(view.findings)]
+    if all(each.readable for each in scenes):
+        wide = Element("div", {"class": "wide"})
+        wide.append(picture.element(scenes))
+        parts.append(wide)
+    else:
+        parts.append(_part("p", f"{len(view.plan.actions)} interrupts are too many for one."))
+    parts += [_part("h2", "Findings"), _findings(view.findings)]
     parts.append(_part("h2", "Guests"))
     tell = _Teller(view, measured)
     parts += [tell.guest(each) for each in view.plan.guests]

@@ -5,7 +5,6 @@ Packages, nodes, caches, cores and PUs (CPUs) are hwloc's words, as lstopo(1) ha
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal
 
@@ -26,14 +25,24 @@ _OF_STATUS: Final[Mapping[str, Verdict]] = {
 }
 
 
+_MANY: Final = 1000
+"""More interrupts than this are told by device, CPU and verdict together."""
+_MOST: Final = 3000
+"""More lines than this, and nothing can be told from a picture."""
+
+
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """An interrupt: the CPU that takes it, None where that is not known, and what to say of it."""
+    """An interrupt: the CPU that takes it, None where that is not known, and what to say of it.
+
+    `number`: of several that have all of that in common; `irq` is the first one's.
+    """
 
     irq: int
     cpu: int | None
     verdict: Verdict
     told: str
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +114,12 @@ class Scene:
     def counts(self) -> dict[Verdict, int]:
         return count(v for band in self.bands for device in band.devices for v in device.vectors)
 
+    @property
+    def readable(self) -> bool:
+        """Whether anybody could tell one line of a picture from another."""
+        lines = (len(device.vectors) for band in self.bands for device in band.devices)
+        return sum(lines) <= _MOST
+
 
 def verdict(status: str) -> Verdict:
     """What the word of a plan or an outcome comes to."""
@@ -112,8 +127,10 @@ def verdict(status: str) -> Verdict:
 
 
 def count(vectors: Iterable[Vector]) -> dict[Verdict, int]:
-    counted = Counter(each.verdict for each in vectors)
-    return {each: counted[each] for each in VERDICTS}
+    counted = dict.fromkeys(VERDICTS, 0)
+    for each in vectors:
+        counted[each.verdict] += each.number
+    return counted
 
 
 def now(snapshot: Snapshot, plan: Plan) -> Scene:
@@ -129,6 +146,7 @@ def planned(snapshot: Snapshot, plan: Plan) -> Scene:
 
 def _scene(snapshot: Snapshot, plan: Plan, heading: str, *, after: bool) -> Scene:
     topology, rows = snapshot.topology, Rows(snapshot)
+    many = len(plan.actions) > _MANY
     counts = _Counts(snapshot)
     of_node: dict[int | None, list[DrawnDevice]] = {}
     guests = []
@@ -139,6 +157,8 @@ def _scene(snapshot: Snapshot, plan: Plan, heading: str, *, after: bool) -> Scen
                 _vector(each, device, rows.of(action), counts, after=after)
                 for action in device.actions
             ]
+            if many:
+                shown = list(_together(shown, f"{device.device.address}, {each.guest.name}"))
             drawn = _device(snapshot, each, device, number, tuple(shown))
             devices.append(drawn)
             of_node.setdefault(_node(snapshot, device), []).append(drawn)
@@ -194,6 +214,22 @@ def _vector(
     facts.append(f"{row.status}: {row.reason}")
     facts.append(counts.told(row.irq))
     return Vector(row.irq, cpu, judged, "\n".join(filter(None, facts)))
+
+
+def _together(vectors: Iterable[Vector], of: str) -> Iterator[Vector]:
+    """One for all of a device's that one CPU takes, and that are judged alike."""
+    alike: dict[tuple[int | None, Verdict], list[Vector]] = {}
+    for each in vectors:
+        alike.setdefault((each.cpu, each.verdict), []).append(each)
+    for (cpu, judged), them in alike.items():
+        first, *more = them
+        if not more:
+            yield first
+            continue
+        where = _cpus(None if cpu is None else CpuSet([cpu]))
+        irqs = f"IRQs {first.irq} to {more[-1].irq}"
+        told = f"{len(them)} interrupts of {of}\ndelivered to {where}: {irqs}"
+        yield Vector(first.irq, cpu, judged, told, len(them))
 
 
 def _lands(row: Row) -> int | None:

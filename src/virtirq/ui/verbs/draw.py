@@ -33,6 +33,11 @@ def run(args: argparse.Namespace) -> int:
     scenes = [scene.now(view.snapshot, view.plan)]
     if args.plan:
         scenes.append(scene.planned(view.snapshot, view.plan))
+    if not all(each.readable for each in scenes):
+        raise UsageError(
+            f"{len(view.plan.actions)} interrupts are too many for one picture",
+            hint="name the guests that are to be in it: virtirq draw GUEST…",
+        )
     pages.write(args.output, _rendered(suffix, scenes))
     counts = scenes[0].counts
     document = Document()
