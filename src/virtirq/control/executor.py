@@ -53,6 +53,8 @@ _DEPLOYMENT: Final = {
 }
 
 
+NOT_TRIED: Final = "not tried: "
+"""So a reason begins where nothing was written."""
 THERE: Final = "there already"
 """The reason of an outcome that needed no write: the plan's own line says the rest."""
 
@@ -204,7 +206,7 @@ class Executor:
             return
         if self._stopped is not None and step.written is None:
             text, hint = self._stopped
-            step.end(Status.FAILED, f"not tried: {text}", hint=hint)
+            step.end(Status.FAILED, f"{NOT_TRIED}{text}", hint=hint)
             return
         try:
             phase(step)

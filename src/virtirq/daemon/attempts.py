@@ -9,10 +9,11 @@ from typing import Final
 
 from virtirq.control.counters import Counters, Trigger
 from virtirq.control.cycle import observe_devices, put_back
-from virtirq.control.executor import Executor
+from virtirq.control.executor import NOT_TRIED, Executor
 from virtirq.control.journal import Journal, SharedJournal
 from virtirq.cpuset import CpuSet
-from virtirq.daemon.log import Fields, Log
+from virtirq.daemon.log import Log
+from virtirq.daemon.outcome_log import hinted, told
 from virtirq.daemon.timers import Timers
 from virtirq.errors import VirtirqError
 from virtirq.host.fs import HostFs, Reader
@@ -36,7 +37,6 @@ _LAST_WAIT: Final = 5.0
 """The same when there is no later."""
 _BATCH: Final = 64
 """Pins taken together: a device's vectors come at once, and each waits for those before it."""
-_NOT_TRIED: Final = "not tried: "
 
 
 class Attempts:
@@ -80,7 +80,7 @@ class Attempts:
             return None
         fault = next((each for each in outcomes if each.status is Status.FAILED), None)
         if fault is not None and (executor.deployment_fault or executor.journal_fault):
-            self._complain(fault.reason.removeprefix(_NOT_TRIED), fault.hint)
+            self._complain(fault.reason.removeprefix(NOT_TRIED), fault.hint)
             told = [each for each in outcomes if each.status is not Status.FAILED]
         else:
             self._complaint = ""
@@ -174,35 +174,20 @@ class Attempts:
         )
 
     def _tell_one(self, outcome: Outcome, trigger: Trigger, guest: str, mover: str) -> None:
-        pin = outcome.pin
-        if outcome.status in (Status.UNCHANGED, Status.VANISHED):
+        action = "restore" if trigger is Trigger.RESTORE else "pin"
+        entry = told(outcome, guest, action, trigger.value, mover)
+        if entry is None:
             return
-        where = f"IRQ {pin.irq} {pin.key}"
-        told = Fields(
-            guest=guest,
-            device=pin.key.device,
-            irq=pin.irq,
-            action="restore" if trigger is Trigger.RESTORE else "pin",
-            status=outcome.status.value,
-            before=pin.before,
-            after=outcome.affinity,
-            reason=f"{trigger.value}: {pin.reason.code}",
-            mover=mover or None,
-        )
-        if not outcome.status.bad:
-            self._said.pop(pin.key, None)
-            self._log.info(f"{where}: {outcome.reason}", **told)
-        elif self._said.get(pin.key) != outcome.reason:
-            # Said once: it fails at each look until somebody does something about it.
-            self._said[pin.key] = outcome.reason
-            text = f"{where}: {outcome.status.value}: {outcome.reason}{_hint(outcome.hint)}"
-            self._log.warning(text, **told)
+        key = outcome.pin.key
+        if entry.bad and self._said.get(key) == outcome.reason:
+            return  # said once: it fails at each look until somebody does something about it
+        if entry.bad:
+            self._said[key] = outcome.reason
+        else:
+            self._said.pop(key, None)
+        entry.to(self._log)
 
     def _complain(self, text: str, hint: str | None) -> None:
         if text != self._complaint:
             self._complaint = text
-            self._log.error(f"{text}{_hint(hint)}")
-
-
-def _hint(hint: str | None) -> str:
-    return f" (hint: {hint})" if hint else ""
+            self._log.error(f"{text}{hinted(hint)}")

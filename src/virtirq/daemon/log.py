@@ -17,6 +17,7 @@ import logging
 import os
 import select
 import socket
+import struct
 import sys
 from collections.abc import Mapping
 from typing import Final, TypedDict, Unpack
@@ -27,6 +28,7 @@ _LONGEST: Final = 1 << 14
 """Bytes of a value; more is cut. All of a record then fits into one datagram (net.core.wmem_default
 is 208 kB), and no memfd need be sealed and passed for it."""
 _ATOMIC: Final = 4096  # PIPE_BUF: so much a pipe that is ready takes at once (pipe(7))
+_TIMEVAL: Final = struct.Struct("ll")  # struct timeval
 _CUT: Final = b"\xe2\x80\xa6"  # an ellipsis
 
 
@@ -162,6 +164,11 @@ class _Handler(logging.Handler):
             # A record that cannot be formatted, say; the module's own answer is to print that.
             self._lost += 1
 
+    @property
+    def lost(self) -> int:
+        """How many could not be told, and that was not told yet either."""
+        return self._lost
+
     def _tell(self, record: logging.LogRecord) -> bool:
         """Whether it could be told, at once."""
         raise NotImplementedError
@@ -170,13 +177,15 @@ class _Handler(logging.Handler):
 class JournalHandler(_Handler):
     """Records to journald in its native protocol, with their fields."""
 
-    def __init__(self, path: str = JOURNAL_SOCKET) -> None:
-        """Raises OSError."""
+    def __init__(self, path: str = JOURNAL_SOCKET, patience: float = 0.0) -> None:
+        """Waits so many seconds for a journal that has no room. Raises OSError."""
         super().__init__()
         self._path = path
-        self._socket = socket.socket(
-            socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.setblocking(patience > 0)
+        if patience:  # in the kernel: a socket that is not connected always polls as writable
+            limit = _TIMEVAL.pack(int(patience), int(patience % 1 * 1_000_000))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def close(self) -> None:
         self._socket.close()

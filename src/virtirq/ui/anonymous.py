@@ -11,9 +11,10 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Final
 
-from virtirq.model import Gap, Guest, Plan
+from virtirq.model import Aimed, Gap, Guest, Plan
 from virtirq.policy.config import Config, Rule
-from virtirq.policy.findings import findings, in_order
+from virtirq.policy.directives import unmatched
+from virtirq.policy.findings import findings, in_order, rules_unmatched
 from virtirq.policy.plan import plan
 from virtirq.ui.inputs import View, subjects
 
@@ -25,9 +26,10 @@ _LEFT_OUT: Final = "(left out)"
 def anonymous(view: View, config: Config) -> View:
     """The same host, in which guests are called ``guest-1`` and so on, in the order of their names.
 
-    Without UUIDs, MAC addresses, aliases, the name of a recording, and what others than the plan
-    have found and counted: their words are made elsewhere.
+    Without UUIDs, MAC addresses, aliases, names of files and of hosts, and what others than the
+    plan have found, counted and logged: their words are made elsewhere.
     """
+    config = _without_files(config)
     before = view.snapshot
     guests = _renamed(before.guests)
     both = list(zip(before.guests, guests, strict=True))
@@ -36,6 +38,10 @@ def anonymous(view: View, config: Config) -> View:
         guests=guests,
         readers={
             new.key: before.readers[old.key] for old, new in both if old.key in before.readers
+        },
+        aimed={
+            device: {vector: _aimed(each) for vector, each in vectors.items()}
+            for device, vectors in before.aimed.items()
         },
         recording=None if before.recording is None else _LEFT_OUT,
         gaps=tuple(
@@ -48,11 +54,14 @@ def anonymous(view: View, config: Config) -> View:
     names = {new.name for old, new in both if old.key in chosen}
     part = Plan(tuple(each for each in whole.guests if each.guest.name in names))
     found = list(findings(snapshot, whole))
-    found += [each for each in view.findings if each.code == "rule-unmatched"]
+    if any(each.code == "rule-unmatched" for each in view.findings):
+        found += rules_unmatched(unmatched(config, before.guests, before.pci))
     if len(part.guests) < len(whole.guests):
         concerned = subjects(part)
         found = [each for each in found if each.subject in concerned]
-    daemon = view.daemon and replace(view.daemon, findings=(), counters=None)
+    daemon = view.daemon and replace(
+        view.daemon, guests=_LEFT_OUT, findings=(), counters=None, recent=()
+    )
     return View(snapshot, part, in_order(found), daemon)
 
 
@@ -71,6 +80,22 @@ def _renamed(guests: Sequence[Guest]) -> tuple[Guest, ...]:
         )
         for number, guest in enumerate(guests)
     )
+
+
+def _without_files(config: Config) -> Config:
+    """The same; of what is in it, only the place in the configuration is told."""
+    rules = tuple(
+        replace(rule, origin=f"rule {number} of the configuration")
+        for number, rule in enumerate(config.rules, start=1)
+    )
+    own = config.default_from == Config().default_from
+    default_from = config.default_from if own else "default of the configuration"
+    return replace(config, rules=rules, default_from=default_from)
+
+
+def _aimed(each: Aimed) -> Aimed:
+    """Why a choice is not known may be told in words with the path of a monitor."""
+    return replace(each, why=_LEFT_OUT) if each.why else each
 
 
 def _rules(config: Config, both: Sequence[tuple[Guest, Guest]]) -> Iterator[Rule]:

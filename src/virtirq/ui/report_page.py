@@ -9,10 +9,12 @@ from xml.etree.ElementTree import Element, SubElement
 
 from virtirq import __version__
 from virtirq.control.daemon_status import DaemonStatus
+from virtirq.control.log_entry import LogEntry
 from virtirq.model import DevicePlan, Finding, GuestPlan, InterruptKey, Snapshot
 from virtirq.policy.advice import ADVICE
 from virtirq.ui import picture, scene
 from virtirq.ui.document import printable
+from virtirq.ui.events import history
 from virtirq.ui.inputs import View
 from virtirq.ui.report import Rows
 from virtirq.ui.screens import plural
@@ -62,8 +64,17 @@ details > div {margin-left: 1.2em}
 """
 
 
-def body(view: View, measured: Measured | None, taken: float, left_out: str = "") -> list[Element]:
-    """The page's parts. `taken` is seconds since the epoch; `left_out` is what is not told."""
+def body(
+    view: View,
+    measured: Measured | None,
+    taken: float,
+    events: Sequence[LogEntry] | None = None,
+    left_out: str = "",
+) -> list[Element]:
+    """The page's parts. `taken` is seconds since the epoch; `left_out` is what is not told.
+
+    `events` are the last of what has happened; None where nobody could know, or is to.
+    """
     parts = [_part("h1", "Interrupts of passed-through devices")]
     parts.append(_facts(view, taken, left_out))
     parts.append(_part("h2", "Picture"))
@@ -84,6 +95,8 @@ def body(view: View, measured: Measured | None, taken: float, left_out: str = ""
         parts.append(_part("p", "No guest with passed-through devices is known."))
     if view.daemon is not None:
         parts += _daemon(view.daemon)
+    if events is not None:
+        parts += _events(events)
     if view.snapshot.gaps:
         parts.append(_part("h2", "Not read"))
         rows = ((gap.path, gap.error) for gap in view.snapshot.gaps)
@@ -196,6 +209,23 @@ class _Teller:
     def _taken(self, key: Key) -> str:
         counts = self._counts.get(key)
         return "-" if counts is None else str(sum(counts.values()))
+
+
+def _events(events: Sequence[LogEntry]) -> list[Element]:
+    head = _part("h2", "Events")
+    if not events:
+        return [head, _part("p", "None is known to the daemon or the journal since the boot.")]
+    table = Element("table")
+    _row(table, "th", ("time", "guest", "why", "what"))
+    for each in events:
+        what = history.first_line(each)
+        cells = (_time(each.at), each.fields.get("guest") or "-", history.why(each) or "-", what)
+        row = _row(table, "td", cells)
+        if each.priority <= history.WARNING:
+            row[3].set("class", "warning")
+    wide = Element("div", {"class": "wide"})
+    wide.append(table)
+    return [head, wide]
 
 
 def _daemon(daemon: DaemonStatus) -> list[Element]:

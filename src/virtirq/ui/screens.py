@@ -60,7 +60,6 @@ _SAY_ENOUGH: Final = frozenset(
     }
 )
 """Verdicts whose reason ``status`` leaves to ``plan`` and ``explain``."""
-_NOT_TRIED: Final = "not tried: "
 
 
 _STATUS_COLUMNS: Final = ("AFFINITY", "ON", "SHOULD BE", "VERDICT")
@@ -186,11 +185,13 @@ def plan_screen(snapshot: Snapshot, plan: Plan) -> Document:
 
 def outcome_screen(done: Done) -> Document:
     """What became of the plan: a sum, and a line for whatever did not simply work."""
+    from virtirq.control.executor import NOT_TRIED
+
     document = Document()
     tried, not_tried, idle = list[Outcome](), Counter[str](), Counter[str]()
     for outcome in done.outcomes:
-        if outcome.reason.startswith(_NOT_TRIED):
-            not_tried[outcome.reason.removeprefix(_NOT_TRIED)] += 1
+        if outcome.reason.startswith(NOT_TRIED):
+            not_tried[outcome.reason.removeprefix(NOT_TRIED)] += 1
         else:
             tried.append(outcome)
     for outcome in tried:

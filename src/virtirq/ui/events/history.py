@@ -14,7 +14,7 @@ from virtirq.ui.width import padded
 _APART: Final = 2.0
 """Seconds between the daemon's time of an entry and the journal's: more, and they are two."""
 _ERROR: Final = 3
-_WARNING: Final = 4
+WARNING: Final = 4
 
 
 def merged(journal: Iterable[LogEntry], daemon: Iterable[LogEntry]) -> list[LogEntry]:
@@ -36,7 +36,7 @@ def merged(journal: Iterable[LogEntry], daemon: Iterable[LogEntry]) -> list[LogE
 
 def _begins(entry: LogEntry) -> str:
     """By what the same entry is known again; a second line is a traceback's."""
-    return entry.message.split("\n", 1)[0][:300]
+    return first_line(entry)[:300]
 
 
 def wanted(names: Sequence[str], since: float | None) -> Callable[[LogEntry], bool]:
@@ -54,18 +54,25 @@ def table(
     entries: Iterable[LogEntry], told: Callable[[float], str], *, headed: bool, widest: int = 0
 ) -> Table:
     """`told` gives a time's text. `widest`: how wide a guest's name has been so far."""
-    rows = []
-    for each in entries:
-        why = each.fields.get("reason", "").partition(":")[0] or each.fields.get("finding", "")
-        rows.append(
-            (
-                Cell(told(each.at), "dim"),
-                Cell(padded(each.fields.get("guest") or "-", widest), "bold"),
-                Cell(why or "-"),
-                Cell(each.message.split("\n", 1)[0], _style(each)),
-            )
+    rows = tuple(
+        (
+            Cell(told(each.at), "dim"),
+            Cell(padded(each.fields.get("guest") or "-", widest), "bold"),
+            Cell(why(each) or "-"),
+            Cell(first_line(each), _style(each)),
         )
-    return Table(("TIME", "GUEST", "WHY", "WHAT"), tuple(rows), headed=headed)
+        for each in entries
+    )
+    return Table(("TIME", "GUEST", "WHY", "WHAT"), rows, headed=headed)
+
+
+def why(entry: LogEntry) -> str:
+    """What gave rise to it, in a word; a finding's code; nothing where neither is known."""
+    return entry.fields.get("reason", "").partition(":")[0] or entry.fields.get("finding", "")
+
+
+def first_line(entry: LogEntry) -> str:
+    return entry.message.split("\n", 1)[0]
 
 
 def document(entries: Sequence[LogEntry], told: Callable[[float], str]) -> Document:
@@ -77,7 +84,7 @@ def document(entries: Sequence[LogEntry], told: Callable[[float], str]) -> Docum
 def _style(entry: LogEntry) -> Style:
     if entry.priority <= _ERROR:
         return "bad"
-    return "warn" if entry.priority <= _WARNING else ""
+    return "warn" if entry.priority <= WARNING else ""
 
 
 _NUMBERS: Final = frozenset({"irq", "vector"})

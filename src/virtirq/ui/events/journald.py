@@ -35,7 +35,7 @@ class Read(NamedTuple):
 
 def read(since: float | None, last: int | None) -> Read:
     """What is logged since then (None: this boot), of that the `last` so many."""
-    words = [*_SHOWN, "--boot" if since is None else f"--since=@{int(since)}"]
+    words = [*_SHOWN, "--boot" if since is None else f"--since=@{max(0, int(since))}"]
     if last is not None:
         words.append(f"--lines={last}")
     try:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from virtirq.control import cycle, sources
 from virtirq.model import Finding
 from virtirq.ui import arguments, inputs, progress
+from virtirq.ui.events import own
 from virtirq.ui.output import show_done
 from virtirq.ui.verbs import Verb, plan
 
@@ -22,6 +23,8 @@ def run(args: argparse.Namespace) -> int:
         done = cycle.apply(
             given.fs, given.guests, given.config, state, args.guests, counts=args.json
         )
+    if args.sysroot is None:
+        own.tell(done, "pin", "apply")
 
     def findings() -> Sequence[Finding]:
         given.fs.refresh()

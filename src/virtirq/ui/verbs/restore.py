@@ -9,6 +9,7 @@ from virtirq.control.cycle import STATE_DIR
 from virtirq.errors import EXIT_OK, BusyError, VirtirqError
 from virtirq.ui import arguments, inputs, progress, report, screens
 from virtirq.ui.complaint import complain
+from virtirq.ui.events import own
 from virtirq.ui.output import show, show_done
 from virtirq.ui.verbs import Verb
 
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
             lambda: screens.plan_screen(done.snapshot, done.plan),
         )
         return EXIT_OK
+    if args.sysroot is None:
+        own.tell(done, "restore", "restore")
     code = show_done(args, done)
     return code if args.guests or args.sysroot is not None else _release(code, as_json=args.json)
 
