@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.control.scenes import DISK, FIRST, HOST, IRQS, NIC, NIC_ONLY, WEB, affinities
-from tests.hostmaker import MadeFs
+from tests.hostmaker import MadeFs, passthrough
 from virtirq.control import cycle
 from virtirq.control.journal import locked_journal
 from virtirq.cpuset import CpuSet
@@ -21,6 +21,7 @@ from virtirq.host.scratch import open_host
 from virtirq.model import Guest, GuestDevice, PciAddress, Status, Vcpu
 from virtirq.policy.config import Config, parse_config
 from virtirq.policy.restoring import SOMEONE
+from virtirq.policy.room import VECTORS_LOW
 
 
 def apply(fs: MadeFs, state: Path) -> cycle.Done:
@@ -170,6 +171,19 @@ def test_what_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
     assert without.vectors_on == with_counts.vectors_on
     for irq in IRQS:
         assert fs.calls.count(("read", paths.IRQ_EFFECTIVE.at(irq))) == 1
+
+
+def test_counts_are_read_where_cpus_get_short_of_vectors() -> None:
+    """Those that never fired then have no claim on room: see `virtirq.policy.room`."""
+    for vectors, counted in ((VECTORS_LOW, True), (8, False)):
+        crowd = passthrough(str(NIC), vectors=vectors, affinity="7", effective="7")
+        fs = replace(HOST, devices=(crowd,)).fs()
+        seen = cycle.observe(fs, [WEB], counts=False)
+        config = parse_config([("test", 'default = "2"')])
+        snapshot, planned = cycle.planned(fs, seen, config)
+        assert {each.idle for each in snapshot.interrupts} == {counted}
+        assert {each.idle for each in planned.pins} == {counted}
+        assert len(planned.pins) == vectors
 
 
 def test_two_that_opened_a_scratch_host_at_once(tmp_path: Path) -> None:
