@@ -1,4 +1,4 @@
-"""Prometheus' own checker: the one on PATH, else the distribution's, unpacked into the cache."""
+"""Prometheus itself, and its checker: those on PATH, else the distribution's, from its package."""
 
 from __future__ import annotations
 
@@ -7,28 +7,40 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from lab.kernel import LabUnavailable, cache_dir, call
 
-_DEBIAN = "prometheus"
-_FEDORA = "golang-github-prometheus"
+_DEBIAN: Final = "prometheus"
+_FEDORA: Final = "golang-github-prometheus"
+_PROGRAMS: Final = ("promtool", "prometheus")
 
 
 def promtool() -> Path:
-    """The program, fetched the first time and never installed. Raises LabUnavailable."""
-    found = shutil.which("promtool")
+    """The checker. Raises LabUnavailable."""
+    return _program("promtool")
+
+
+def prometheus() -> Path:
+    """The server. Raises LabUnavailable."""
+    return _program("prometheus")
+
+
+def _program(name: str) -> Path:
+    """Fetched the first time, and never installed."""
+    found = shutil.which(name)
     if found is not None:
         return Path(found)
     if shutil.which("apt-get") and shutil.which("dpkg"):
-        return _cached(_apt)
+        return _cached(name, _apt)
     if shutil.which("dnf") and shutil.which("rpm2cpio") and shutil.which("cpio"):
-        return _cached(_dnf)
-    raise LabUnavailable("no promtool, and no apt and no dnf to fetch it with: put it on PATH")
+        return _cached(name, _dnf)
+    raise LabUnavailable(f"no {name}, and no apt and no dnf to fetch it with: put it on PATH")
 
 
-def _cached(fill: Callable[[Path, Path], None]) -> Path:
+def _cached(name: str, fill: Callable[[Path, Path], None]) -> Path:
     """The program kept in the cache; `fill(download, root)` unpacks its package when it is not."""
-    final = cache_dir() / "promtool"
+    final = cache_dir() / name
     if not final.is_file():
         final.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=final.parent) as work:
@@ -36,10 +48,13 @@ def _cached(fill: Callable[[Path, Path], None]) -> Path:
             download.mkdir()
             root.mkdir()
             fill(download, root)
-            unpacked = root / "usr/bin/promtool"
-            if not unpacked.is_file():
-                raise LabUnavailable("the distribution's package has no promtool: put it on PATH")
-            unpacked.rename(final)  # of the whole package, this is what is kept
+            for each in _PROGRAMS:  # of the whole package, these are what is kept
+                unpacked = root / "usr/bin" / each
+                if not unpacked.is_file():
+                    raise LabUnavailable(
+                        f"the distribution's package has no {each}: put it on PATH"
+                    )
+                unpacked.rename(cache_dir() / each)
     return final
 
 

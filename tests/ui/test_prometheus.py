@@ -20,7 +20,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from lab.kernel import LabUnavailable
-from lab.promtool import promtool
+from lab.prometheus import promtool
 from tests.conftest import REPOSITORY
 from tests.hostmaker import MadeDevice, MadeHost, MadeInterrupt, passthrough
 from tests.needs import not_run

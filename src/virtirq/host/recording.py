@@ -66,6 +66,7 @@ def record(
             os.unlink(name)
             raise
     except OSError as error:
+        error.filename = None  # that is a file which nobody has named
         raise of_file(target, error, RecordingError) from error
     return count
 

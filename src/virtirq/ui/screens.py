@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _MANY: Final = 12
 """On a terminal, more rows than this that are in place are told in one line."""
 
+_SEEN_AT_ONCE: Final = 9
+"""Findings; of more, a line at the end says how many there are of what."""
 _STYLES: Final[dict[str, Style]] = {
     "in-place": "good",
     "as-found": "good",
@@ -238,7 +240,17 @@ def findings_screen(findings: Sequence[Finding]) -> Document:
         document.line(Cell(f"hint: {each.hint}", "dim"), indent=4)
     if not findings:
         document.line(Cell("nothing found", "good"))
+    if len(findings) > _SEEN_AT_ONCE:
+        codes = Counter(each.code for each in findings)
+        parts = ", ".join(f"{number} {code}" for code, number in codes.most_common())
+        document.line(f"{number_of(findings)}: {parts}")
     return document
+
+
+def number_of(findings: Sequence[Finding]) -> str:
+    """How many there are, and how many of them are warnings or worse."""
+    worse = sum(each.severity is not Severity.NOTE for each in findings)
+    return f"{plural(len(findings), 'finding')} ({plural(worse, 'warning')})"
 
 
 def _host(document: Document, snapshot: Snapshot) -> None:
@@ -356,11 +368,8 @@ def _endnotes(
     pins, all_ = len(plan.pins), len(plan.actions)
     told = f"{pins} of {all_} interrupts are to be pinned" if pins else "nothing to move"
     document.line(Cell(told, "warn" if pins else "good") if all_ else "no interrupts")
-    worse = sum(each.severity is not Severity.NOTE for each in findings)
     if findings:
-        document.line(
-            f"{plural(len(findings), 'finding')}, {worse} of them warnings: see 'virtirq check'"
-        )
+        document.line(f"{number_of(findings)}: see 'virtirq check'")
     gap_lines(document, snapshot.gaps)
 
 

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
                 "events": [history.as_json(each) for each in found],
                 "gaps": report.gaps_json(gaps),
             },
-            lambda: _document(args, found, gaps, cut=cut),
+            lambda: _document(args, found, gaps, cut=cut, running=daemon is not None),
         )
     if args.follow:
         _follow(args, daemon, logged, found if args.json else [], found)
@@ -73,13 +73,20 @@ def _ask() -> tuple[DaemonStatus | None, tuple[Gap, ...]]:
 
 
 def _document(
-    args: argparse.Namespace, found: Sequence[LogEntry], gaps: Sequence[Gap], *, cut: bool
+    args: argparse.Namespace,
+    found: Sequence[LogEntry],
+    gaps: Sequence[Gap],
+    *,
+    cut: bool,
+    running: bool,
 ) -> Document:
     made = history.document(found, _told)
     if not found:
         of = f" of {', '.join(args.guests)}" if args.guests else ""
         what = f"nothing{of} since {args.since}" if args.since else f"nothing{of} since the boot"
         made.line(f"{what} is known to the daemon or the journal")
+        if not running:
+            made.line("no daemon runs: what guests do is not followed, nor who moves interrupts")
     elif cut:
         made.line(f"the last {len(found)}; --since or --lines show more")
     screens.gap_lines(made, gaps)

@@ -15,7 +15,7 @@ from virtirq.ui.document import Document
 from virtirq.ui.inputs import Inputs, View
 from virtirq.ui.output import show
 from virtirq.ui.report_page import STYLE, Measured, body
-from virtirq.ui.screens import plural
+from virtirq.ui.screens import number_of, plural
 from virtirq.ui.verbs import Verb
 
 _EVENTS: Final = 200
@@ -48,11 +48,9 @@ def run(args: argparse.Namespace) -> int:
     page = pages.html("virtirq report", body(view, measured, time.time(), events, left_out), STYLE)
     pages.write(args.output, page.encode())
     document = Document()
-    warnings = sum(each.severity.rank > 0 for each in view.findings)
     document.line(
         f"{args.output}: {plural(len(view.plan.guests), 'guest')},"
-        f" {plural(len(view.plan.actions), 'interrupt')},"
-        f" {plural(len(view.findings), 'finding')}, {warnings} of them warnings"
+        f" {plural(len(view.plan.actions), 'interrupt')}, {number_of(view.findings)}"
     )
     if str(args.output) != pages.STDOUT:
         show(args, dict, lambda: document)
