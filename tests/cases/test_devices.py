@@ -37,6 +37,10 @@ class TestQemusArguments:
                 "-device",
                 "{&quot;driver&quot;:&quot;vfio-pci&quot;,&quot;host&quot;:&quot;43:10.0&quot;}",
             ),
+            (
+                "-device",
+                "{&apos;driver&apos;:&apos;vfio-pci&apos;,&apos;host&apos;:&apos;43:10.0&apos;}",
+            ),
             ("-device", "vfio-pci,id=x", "-set", "device.x.host=43:10.0"),
             ("-object", "iommufd,id=i0", "-device", "vfio-pci,iommufd=i0,host=43:10.0"),
         ],

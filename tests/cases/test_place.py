@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from tests.cases.room import Room, guest
@@ -84,6 +86,75 @@ class TestHybrid:
         assert Room(plain, [guest([A], vcpus=4)]).place()[:2] == ("0-3", "4-7")
 
 
+class TestPartsOfOneSocket:
+    """Two sockets of four nodes, each of which is a last-level cache of four CPUs."""
+
+    NODES: Mapping[int, str] = {n: f"{4 * n}-{4 * n + 3}" for n in range(8)}
+    HOST = MadeHost(
+        online="0-31",
+        nodes=NODES,
+        distances={
+            n: [10 if n == other else 11 if n // 4 == other // 4 else 20 for other in range(8)]
+            for n in range(8)
+        },
+        devices=[passthrough(A, first_irq=100, node=5)],
+    )
+    FULL = "it leaves no core of node{} to the host alone"
+
+    @pytest.mark.parametrize(
+        ("vcpus", "cpus", "emulator", "notes"),
+        [
+            (3, "21-23", "20", ""),
+            (
+                4,
+                "20-23",
+                "16-19,24-31",
+                f"{FULL.format(' 5')}; node 5 has no CPU left for its emulator",
+            ),
+            (6, "17-18,20-23", "16,19", "node 5 is too small for it alone"),
+            (15, "17-31", "16", "node 5 is too small for it alone"),
+            (
+                *(16, "16-31", "0-15"),
+                f"{FULL.format('s 4-7')}; nodes 4-7 have no CPU left for its emulator;"
+                " node 5 is too small for it alone",
+            ),
+        ],
+    )
+    def test_a_guest_has_as_many_as_it_needs(
+        self, vcpus: int, cpus: str, emulator: str, notes: str
+    ) -> None:
+        assert Room(self.HOST, [guest([A], vcpus=vcpus)]).place() == (cpus, emulator, notes)
+
+    def test_and_no_more_than_the_socket(self) -> None:
+        with pytest.raises(NoRoomError, match="node 5 has 4 CPUs") as caught:
+            Room(self.HOST, [guest([A], vcpus=17)]).place()
+        assert "--cpus LIST" in (caught.value.hint or "")
+
+    def test_who_asks_for_a_node_gets_that_or_none(self) -> None:
+        with pytest.raises(NoRoomError, match="node 5 has 4 CPUs"):
+            Room(self.HOST, [guest([A], vcpus=6)]).place(node=5)
+
+    def test_no_mismatch_comes_of_it(self) -> None:
+        room = Room(self.HOST, [guest([A], [*map(str, range(16, 24))])])
+        assert "node-mismatch" not in room.codes
+        assert room.cpus == "20"  # one vector, and the nearest node has CPUs of the guest
+
+    def test_memory_without_cpus_is_none_of_them(self) -> None:
+        made = MadeHost(
+            online="0-7",
+            nodes={0: "0-3", 1: "4-7", 2: "", 3: ""},
+            distances={
+                0: (10, 21, 14, 24),
+                1: (21, 10, 24, 14),
+                2: (14, 24, 10, 26),
+                3: (24, 14, 26, 10),
+            },
+            devices=[passthrough(A, first_irq=100, node=2)],
+        )
+        with pytest.raises(NoRoomError, match="node 0 has 4 CPUs"):
+            Room(made, [guest([A], vcpus=6)]).place()
+
+
 class TestCaches:
     """Two chiplets of 8 cores, one with three times the cache."""
 
@@ -164,6 +235,14 @@ class TestWhatIsThereAlready:
         other = guest([B], ["8", "24"], name="other")
         xml = guest([A], self.PINS, emulator="8,24")
         assert Room(self.HOST, [xml, other]).place()[1] == "9-15,25-31"
+
+    def test_siblings_of_vcpus_are_left_alone(self) -> None:
+        """A core is one guest's; of its own, the emulator takes a vCPU's sibling last."""
+        other = guest([B], [str(n) for n in range(6)], name="other")
+        room = Room(self.HOST, [guest([A], vcpus=4), other])
+        assert room.place()[:2] == ("9-12", "6-8,13-15,22-24,29-31")
+        full = Room(self.HOST, [guest([A], vcpus=16)])
+        assert full.place(cpus="0-15")[:2] == ("0-15", "16-31")
 
     def test_one_beside_vcpus_that_move_is_kept(self) -> None:
         assert Room(self.HOST, [guest([A], vcpus=4, emulator="8,24")]).place()[1] is None

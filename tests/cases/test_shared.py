@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.cases.room import Room
 from tests.conftest import REPOSITORY
+from virtirq.control.cycle import apply, observe
 from virtirq.cpuset import CpuSet
+from virtirq.guests.libvirt.domainxml import parse_domain
+from virtirq.guests.libvirt.rfcxml import to_attributes, to_metadata
 from virtirq.guests.processes.command_line import read_command_line
 from virtirq.guests.processes.values import split
+from virtirq.host.scratch import ScratchFs
 from virtirq.host.tree import ArchiveFs, Entry
-from virtirq.model import PciAddress
-from virtirq.policy.config import parse_config
+from virtirq.model import Irqbalance, PciAddress
+from virtirq.policy.config import Config, parse_config
+from virtirq.policy.findings import findings
+from virtirq.policy.plan import plan
 
 CASES = REPOSITORY.parent / "shared/cases"
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not here")
@@ -119,6 +127,20 @@ def test_b07_many_devices_few_vectors() -> None:
     assert (len(load), set(load.values())) == (48, {1})
 
 
+def test_b08_257_vectors_live_ones_refused(tmp_path: Path) -> None:
+    (folder,) = CASES.glob("b08-*")
+    tmp_path.chmod(0o700)
+    fs = ScratchFs(ArchiveFs(folder / "host.tar.xz"))
+    guests = [parse_domain((folder / "guest.xml").read_text())]
+    apply(fs, guests, Config(), tmp_path, [])
+    seen = observe(fs, guests)
+    live = [each for each in seen.interrupts if not each.idle]
+    assert len(live) == 9
+    assert {str(each.effective) for each in live} == {"8", "9"}
+    found = findings(seen, plan(seen, Config()))
+    assert [each.code for each in found] == ["vectors-low"]
+
+
 def test_b09_stx_mask() -> None:
     assert every(room("b09", "spaces")) == {5, 6, 7}
     assert {cpus for those in room("b09", "invalid").on.values() for cpus in those} == {"-"}
@@ -138,9 +160,28 @@ def test_b12_vendor_vfio() -> None:
     assert "not a VFIO driver" not in guest.devices[0].note
 
 
+def test_b14_banmod_variant_driver() -> None:
+    irqbalance = Irqbalance(True, 900, banned=("vfio-pci",))
+    assert not irqbalance.spares("mlx5_vfio_pci")
+    assert replace(irqbalance, banned=("vfio",)).spares("mlx5_vfio_pci")
+
+
 def test_c1_name_is_a_uuid() -> None:
     text = (CASES / "c1-name-is-a-uuid/guest.xml").read_text()
     assert Room(CASES / "a1-device-by-qemu-arg/host.tar.xz", [text]).known[0].name
+
+
+def test_c2_two_of_one_mac() -> None:
+    text = (CASES / "c2-two-of-one-mac/guest.xml").read_text()
+    moved = to_metadata(text)
+    assert [str(each.directive) for each in parse_domain(moved.text).devices] == ["4", "5"]
+    assert to_attributes(moved.text).text == text
+
+
+def test_c3_large_cpu_numbers() -> None:
+    pinned = "<cputune><vcpupin vcpu='0' cpuset='16383'/></cputune>"
+    text = f"<domain><name>m</name><vcpu cpuset='0-16383'>2</vcpu>{pinned}</domain>"
+    assert [str(each.cpus) for each in parse_domain(text).vcpus] == ["16383", "0-16383"]
 
 
 class Without(ArchiveFs):
@@ -159,3 +200,10 @@ def test_c4_no_online_files() -> None:
     assert len(topology.nodes) > 1
     assert "vcpus-not-pinned" not in made.codes
     assert Counter(gap.path for gap in made.snapshot.gaps)["/sys/devices/system/cpu/online"] == 1
+
+
+def test_none_is_missing() -> None:
+    tests = [each for each in globals() if each.startswith("test_")]
+    for folder in CASES.glob("*/"):
+        number = folder.name.partition("-")[0]
+        assert any(each.startswith(f"test_{number}_") for each in tests), folder.name

@@ -48,6 +48,7 @@ INTEL = MadeHost(
     iommus={"dmar0": 1 << 59},
     files={
         "/proc/irq/default_smp_affinity": "f",
+        "/sys/devices/cpu_lowpower/cpus": "3",
         "/sys/fs/cgroup/system.slice/irqbalance.service/cgroup.procs": "77",
         "/proc/77/stat": f"77 (irqbalance) S{' 1' * 18} 1234",
         "/proc/77/exe": "irqbalance version 1.9.4",
@@ -61,6 +62,14 @@ HOSTS = {
     "intel": INTEL,
     "amd": replace(INTEL, kvm={"kvm_amd/avic": "Y"}, iommus={}, symlinked=True),
     "old kernel": replace(INTEL, old_msi=True, nohz_full=None, nodes={}, kvm={}),
+    "linux 6.1": replace(
+        INTEL,
+        partitions=None,
+        files={
+            "/sys/fs/cgroup/m/cpuset.cpus.partition": "isolated",
+            "/sys/fs/cgroup/m/cpuset.cpus.effective": "1",
+        },
+    ),
     "bare": MadeHost(devices=(MadeDevice(NIC),)),
     "foreign": replace(INTEL, foreign=True, removed=("/proc/irq", "/sys/kernel", "/run")),
     **SCENES,

@@ -151,6 +151,53 @@ def test_partitions_that_an_older_recording_says_nothing_of() -> None:
     assert [each.path for each in gaps] == [CGROUP]
 
 
+@pytest.mark.parametrize(
+    ("cgroups", "isolated"),
+    [
+        ({"machine.slice": ("isolated", "4-7")}, "4-7"),
+        ({"machine.slice": ("root", "4-7")}, ""),
+        ({"machine.slice": ("member", "4-7"), "machine.slice/a": ("isolated", "6")}, ""),
+        (
+            {"machine.slice": ("isolated invalid (Cpu list in cpuset.cpus not exclusive)", "0-7")},
+            "",
+        ),
+        # What is given to one inside is not among the effective CPUs of the one outside.
+        ({"m": ("isolated", "4-5"), "m/a": ("isolated", "6"), "m/a/b": ("isolated", "7")}, "4-7"),
+        ({"m": ("isolated", "4-5"), "m/a": ("root", "6-7")}, "4-5"),
+        ({"m": ("root", "4-5"), "m/a": ("isolated", "6-7"), "n": ("isolated", "2")}, "2,6-7"),
+        ({"/".join("m" * depth): ("isolated", str(depth)) for depth in range(1, 99)}, "1-8"),
+        ({}, ""),
+    ],
+)
+def test_partitions_before_they_were_listed(
+    cgroups: dict[str, tuple[str, str]], isolated: str
+) -> None:
+    """Linux 6.1, Debian 12's and RHEL 9's: there is no cpuset.cpus.isolated."""
+    files = {}
+    for group, (kind, cpus) in cgroups.items():
+        files[f"/sys/fs/cgroup/{group}/cpuset.cpus.partition"] = kind
+        files[f"/sys/fs/cgroup/{group}/cpuset.cpus.effective"] = cpus
+    host = MadeHost(online="0-7", files={"/sys/fs/cgroup/cgroup.procs": "1", **files})
+    for fs in (host.live(), replace(host, foreign=True).fs()):
+        made, gaps = read(fs)
+        assert (str(made.isolated), gaps) == (isolated, ())
+    made, _ = read(replace(host, partitions="1").live())
+    assert str(made.isolated) == "1"
+
+
+def test_the_smallest_of_three_sorts_of_cores() -> None:
+    """Core Ultra 200H: two of its cores have neither the others' speed nor their cache."""
+    made, gaps = read(
+        MadeHost(
+            online="0-15",
+            performance="0-5",
+            efficiency="6-13",
+            files={"/sys/devices/cpu_lowpower/cpus": "14-15"},
+        ).fs()
+    )
+    assert (str(made.performance), str(made.efficiency), gaps) == ("0-5", "6-15", ())
+
+
 def test_hybrid_cpus_and_caches_by_size() -> None:
     """Ryzen 7950X3D and Core Ultra at once."""
     host = MadeHost(

@@ -47,9 +47,19 @@ CPU_ISOLATED: Final = KernelPath("/sys/devices/system/cpu/isolated")
 CPU_NOHZ_FULL: Final = KernelPath("/sys/devices/system/cpu/nohz_full", optional=True)
 # Documentation/admin-guide/cgroup-v2.rst, "Cpuset Interface Files": of the root cgroup, since 6.7
 CGROUP_ISOLATED: Final = KernelPath("/sys/fs/cgroup/cpuset.cpus.isolated", optional=True)
+# Of every other one; before 6.7 these alone tell. Their names are those of units, and of guests.
+CGROUP_DIR: Final = "/sys/fs/cgroup"
+CGROUP_PARTITION: Final = KernelPath(
+    "/sys/fs/cgroup/{group}/cpuset.cpus.partition", optional=True, recorded=False
+)
+CGROUP_CPUS: Final = KernelPath(
+    "/sys/fs/cgroup/{group}/cpuset.cpus.effective", optional=True, recorded=False
+)
 # Hybrid CPUs: arch/x86/events/intel/core.c, intel_hybrid_get_attr_cpus()
 CPU_PERFORMANCE: Final = KernelPath("/sys/devices/cpu_core/cpus", optional=True)
 CPU_EFFICIENCY: Final = KernelPath("/sys/devices/cpu_atom/cpus", optional=True)
+# The smallest of three sorts (Arrow Lake H), since 6.13
+CPU_LOW_POWER: Final = KernelPath("/sys/devices/cpu_lowpower/cpus", optional=True)
 CPU_SIBLINGS: Final = KernelPath(
     "/sys/devices/system/cpu/{cpu}/topology/thread_siblings_list", optional=True
 )

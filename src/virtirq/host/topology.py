@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from virtirq.cpuset import MAX_CPUS, CpuSet, union
 from virtirq.host import paths
@@ -16,6 +16,8 @@ _CPU = pattern(r"cpu(\d{1,5})", re.ASCII)
 _NODE = pattern(r"node(\d{1,4})", re.ASCII)
 # drivers/base/cacheinfo.c, size_show()
 _SIZE = pattern(r"(\d{1,9})K", re.ASCII)
+_DEEPEST: Final = 8
+"""Cgroups inside each other that are looked into."""
 
 
 def read_topology(reader: Reader) -> Topology:
@@ -43,7 +45,8 @@ def read_topology(reader: Reader) -> Topology:
         llc_levels={cpus: each.level for cpus, each in llcs.items()},
         packages=_read_packages(reader, online),
         performance=_read_if_there(reader, paths.CPU_PERFORMANCE),
-        efficiency=_read_if_there(reader, paths.CPU_EFFICIENCY),
+        efficiency=_read_if_there(reader, paths.CPU_EFFICIENCY)
+        | _read_if_there(reader, paths.CPU_LOW_POWER),
     )
 
 
@@ -53,8 +56,40 @@ def read_isolated(reader: Reader) -> CpuSet:
     Nothing tells of the latter but the writes that make them: no uevent, and the file of the root
     cgroup is not one that poll(2) wakes for (Linux kernel, kernel/cgroup/cpuset.c, dfl_files).
     """
-    by_boot = reader.cpus(paths.CPU_ISOLATED) or CpuSet()
-    return by_boot | _read_if_there(reader, paths.CGROUP_ISOLATED)
+    return (reader.cpus(paths.CPU_ISOLATED) or CpuSet()) | _isolated_since(reader)
+
+
+def _isolated_since(reader: Reader) -> CpuSet:
+    mark = reader.mark()
+    found = reader.cpus(paths.CGROUP_ISOLATED)
+    if found is not None:
+        return found
+    if reader.fs.covers(paths.CGROUP_ISOLATED) and reader.mark() > mark:
+        return CpuSet()  # it is there, and cannot be read
+    found = _by_partitions(reader)
+    reader.back_to(mark)  # no cgroups, or not those of version 2
+    return found
+
+
+def _by_partitions(reader: Reader, above: str = "", depth: int = 0) -> CpuSet:
+    """The CPUs of isolated partitions before 6.7, which lists them nowhere.
+
+    A partition has a parent that is one, and what it gives to those inside it is no longer its own
+    (Linux 6.1, kernel/cgroup/cpuset.c, update_parent_subparts_cpumask()).
+    """
+    found = CpuSet()
+    if depth == _DEEPEST:
+        return found
+    for name in reader.names(f"{paths.CGROUP_DIR}{above}", paths.CGROUP_PARTITION):
+        if not reader.fs.isdir(f"{paths.CGROUP_DIR}{above}/{name}"):
+            continue
+        group = f"{above}/{name}".removeprefix("/")
+        kind = reader.text(paths.CGROUP_PARTITION, group)
+        if kind == "isolated":
+            found |= reader.cpus(paths.CGROUP_CPUS, group) or CpuSet()
+        if kind in ("root", "isolated"):
+            found |= _by_partitions(reader, f"/{group}", depth + 1)
+    return found
 
 
 def _read_if_there(reader: Reader, path: KernelPath) -> CpuSet:

@@ -3,7 +3,9 @@
 Pure: from where everybody's vCPUs are now to a proposal. Whole cores come first, in as few
 last-level caches as possible, and in the largest of those that the host has; CPUs that are kept
 free for guests (``isolcpus=``, ``nohz_full=``) where there are any, and else all but one core,
-which the host needs. Of hybrid CPUs, guests get the performance ones. A core is one guest's.
+which the host needs. Of hybrid CPUs, guests get the performance ones. A core is one guest's. Where
+a socket is several nodes (sub-NUMA clusters, L3 as NUMA), a guest that is too large for one has
+those next to it as well.
 """
 
 from __future__ import annotations
@@ -58,12 +60,21 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class _Where:
-    """A part of the host: a node, the CPUs that were asked for, or (`node` None) all of it."""
+    """A part of the host: a node, the CPUs that were asked for, or (`node` None) all of it.
+
+    `node` is where to begin where there are several.
+    """
 
     name: str
     cpus: CpuSet
     node: int | None = None
     asked: bool = False
+    several: bool = False
+
+    @property
+    def has(self) -> str:
+        """The name with its verb."""
+        return f"{self.name} {'have' if self.asked or self.several else 'has'}"
 
 
 def place(
@@ -80,10 +91,14 @@ def place(
     taken = pinned_cpus(others, topology)
     at = _device_nodes(snapshot, guest)
     where = _where(topology, guest, at, wanted, cpus)
+    if wanted is None and cpus is None:
+        where = _wide_enough(topology, guest, where, taken)
     seats, notes = _seats(topology, guest, where, taken)
     mine = CpuSet(seats.values())
     emulator, more = _emulator(topology, guest, where, Taken.by(others, topology).all, mine)
     notes += more
+    if len(nodes_of(mine, topology)) > 1 and where.node is not None:
+        notes += (f"node {where.node} is too small for it alone",)
     iothreads = union(guest.iothreads.values())
     if iothreads - where.cpus:
         notes += (f"its I/O threads stay on CPUs {iothreads}",)
@@ -164,6 +179,30 @@ def _where(
         return -count[number], sum(distances.get(each, _LOCAL) for each in at), number
 
     return nodes[min(nodes, key=worth)]
+
+
+def _wide_enough(topology: Topology, guest: Guest, where: _Where, taken: CpuSet) -> _Where:
+    """The node with as many of its neighbours in the socket as the guest needs; else the node."""
+    if where.node is None:
+        return where
+    numbers, wide = [where.node], where
+    near = _socket(topology, where.node)[1:]
+    while len(union(_pool(topology, wide, taken))) < len(guest.vcpus):
+        if not near:
+            return where
+        more = topology.nodes[near[0]].cpus & topology.online
+        numbers.append(near.pop(0))
+        wide = _Where(f"nodes {CpuSet(numbers)}", wide.cpus | more, where.node, several=True)
+    return wide
+
+
+def _socket(topology: Topology, node: int) -> list[int]:
+    """The node and those of the same socket that have CPUs, the nearest first."""
+    distances = {
+        each: topology.distance(node, each) for each in nodes_of(topology.online, topology)
+    }
+    near = (each for each in distances if topology.is_near(node, each))
+    return sorted(near, key=lambda each: (distances[each], each))
 
 
 def _seats(
@@ -286,21 +325,26 @@ def _emulator(
 ) -> tuple[CpuSet | None, tuple[str, ...]]:
     """CPUs for the emulator, None for where it is; what is to be said of that.
 
-    Where someone has pinned it to CPUs that are nobody's, it stays.
+    Where someone has pinned it to CPUs that are nobody's, it stays. A vCPU's sibling is for the
+    emulator where there is nothing else.
     """
     now = guest.emulator
     pinned = now is not None and not wide(now, topology) and bool(now & topology.online)
     if pinned and now is not None and not now & (mine | taken):
         return None, ()
     free = topology.general - topology.nohz_full - mine - taken
-    node = topology.nodes[where.node].cpus if where.node is not None else topology.online
-    near = free & node
+    here = socket = topology.online
+    if where.node is not None:
+        here = where.cpus | topology.nodes[where.node].cpus
+        socket = union(topology.nodes[each].cpus for each in _socket(topology, where.node))
+    near = free & here
     if not free:
         return None, ("no CPU is left for its emulator, which stays where it is",)
-    cpus = near or free
+    cpus = near or free & socket or free
+    cpus = (cpus - _cores_of(topology, mine | taken)) or cpus
     cpus = (cpus & topology.efficiency) or cpus if topology.performance else cpus
     if not near:
-        return cpus, (f"{where.name} has no CPU left for its emulator",)
+        return cpus, (f"{where.has} no CPU left for its emulator",)
     return cpus, ()
 
 
@@ -309,9 +353,8 @@ def _no_room(
 ) -> NoRoomError:
     count = len(guest.vcpus)
     kept = "isolated " if topology.isolated | topology.nohz_full and not where.asked else ""
-    verb = "have" if where.asked else "has"
     text = (
-        f"{guest.name} has {count} vCPUs, and {where.name} {verb} {len(pool)}"
+        f"{guest.name} has {count} vCPUs, and {where.has} {len(pool)}"
         f" {kept}CPUs on cores that are not another guest's"
     )
     if where.asked:
@@ -320,7 +363,7 @@ def _no_room(
         return NoRoomError(text)
     with_room = list(_with_room(topology, where.node, taken, count))
     if not with_room:
-        return NoRoomError(text, hint="no other node has as many either")
+        return NoRoomError(text, hint="no other node has as many either; --cpus LIST takes any")
     nearest = min(with_room, key=lambda each: (topology.distance(where.node or 0, each), each))
     return NoRoomError(text, hint=f"node {nearest} has room: --node {nearest}")
 

@@ -72,6 +72,10 @@ QEMU = [
     ("-device vfio-pci,sysfsdev=/sys/devices/pci0000:40/0000:40:01.0/0000:41:00.0/", NIC),
     ('-device {"driver":"vfio-pci","host":"0000:41:00.0"}', NIC),
     ('-device {"driver":"vfio-pci-nohotplug","sysfsdev":"/x/0000:41:00.0"}', NIC),
+    ("-device {'driver':'vfio-pci','host':'0000:41:00.0'}", NIC),
+    ("""-device {'driver':'vfio-pci',"id":"it's",'host':"41:00.0"}""", NIC),
+    (r"""-device {'driver':'vfio-pci','id':'a\'"\\"b','host':'41:00.0'}""", NIC),
+    ("-blockdev {'driver':'raw','file':{'driver':'nvme','device':'0000:41:00.0'}}", NIC),
     ("-device vfio-pci,id=a -set device.a.host=41:00.0", NIC),
     ("-drive file=nvme://0000:41:00.0/1", NIC),
     # What QEMU does not take, or what gives the guest no PCI function:
@@ -89,6 +93,8 @@ QEMU = [
     ("-device vfio-pci,sysfsdev=", None),
     ('-device {"driver":"vfio-pci","host":41}', None),
     ('-device {"driver":"vfio-pci","host":"0000:41:00.0"', None),
+    ("-device {'driver':'vfio-pci','host':'0000:41:00.0}", None),
+    ("-device {'driver':vfio-pci,'host':'0000:41:00.0'}", None),
     ('-device {"driver":["vfio-pci"],"host":"0000:41:00.0"}', None),
     ("-device e1000 -set device.e.host=41:00.0 -set x", None),
     ("-append vfio-pci,host=41:00.0", None),
@@ -368,9 +374,20 @@ class TestExecuted:
         assert read_command_line(words, "", "cloud-hyperviso").vmm == "cloud-hypervisor"
         assert read_command_line(["vmm", "--id", "x"], "/usr/bin/firecracker").name == "x"
 
-    def test_what_it_calls_itself_comes_first(self) -> None:
+    @pytest.mark.parametrize("name", ["qemu", "cloud-hypervisor", "firecracker", "openvmm", "vm"])
+    def test_what_runs_comes_before_what_it_is_called(self, name: str) -> None:
+        """A guest may be named like another program."""
+        words = [f"microvm@{name}", *self.MICROVM.split(), "-S"]
+        told = read_command_line(words, "/nix/store/abc-qemu-9.2.3/bin/qemu-system-x86_64")
+        assert (told.vmm, told.name, len(told.devices)) == ("qemu", "my-vm", 1)
+        words = [f"microvm@{name}", "--device", "path=/sys/bus/pci/devices/0000:41:00.0"]
+        told = read_command_line(words, "/nix/store/abc/bin/cloud-hypervisor")
+        assert (told.vmm, told.devices) == ("cloud-hypervisor", (NIC,))
+
+    @pytest.mark.parametrize("executed", ["/usr/lib64/ld-linux-x86-64.so.2", "/usr/bin/python3"])
+    def test_what_it_calls_itself_comes_next(self, executed: str) -> None:
         words = ["qemu-system-x86_64", "-name", "x", "-S"]
-        assert read_command_line(words, "/usr/bin/crosvm") == CommandLine("qemu", "x")
+        assert read_command_line(words, executed, "crosvm") == CommandLine("qemu", "x")
 
     def test_other_programs(self) -> None:
         words = ["sh", *self.MICROVM.split(), "-S"]

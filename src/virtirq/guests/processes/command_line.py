@@ -43,14 +43,15 @@ from virtirq.model import PciAddress
 from virtirq.values import replace
 
 
-def read_command_line(words: Sequence[str], *executed: str) -> CommandLine:
+def read_command_line(words: Sequence[str], executed: str = "", comm: str = "") -> CommandLine:
     """What a program that was started with these words says of its guest.
 
-    Whoever starts it chooses the first word (microvm.nix has ``microvm@NAME`` there). Where that
-    tells nothing, `executed` do: names of the program that runs, such as those that
-    ``/proc/PID/exe`` and ``comm`` have, which may be cut short.
+    `executed` is the program that runs (``/proc/PID/exe``), empty where that is hidden. It decides:
+    whoever starts a program chooses the first word (microvm.nix has ``microvm@NAME`` there, and
+    NAME may be another program's). The first word does where that is no program known here, as an
+    interpreter or a loader is none, and after it `comm`, which may be cut short.
     """
-    for program in (program_of(words), *executed):
+    for program in (executed, program_of(words), comm):
         told = _read(program_of([program]), [program, *words[1:]])
         if told != CommandLine():
             return told

@@ -271,14 +271,13 @@ class Holders:
 
     def _told(self, pid: int, words: list[str]) -> CommandLine:
         """What its command line says; whose program that is, its first word need not tell."""
-        told = read_command_line(words)
-        if told != CommandLine() or not words:
-            return told
-        executed = [text_of(self._fs, paths.PROCESS_NAME.at(pid)) or ""]
+        if not words:
+            return CommandLine()
+        executed = ""
         with suppress(OSError):  # hidden
-            program = self._fs.readlink(paths.PROCESS_PROGRAM.at(pid))
-            executed.insert(0, program.removesuffix(" (deleted)"))
-        return read_command_line(words, *executed)
+            executed = self._fs.readlink(paths.PROCESS_PROGRAM.at(pid)).removesuffix(" (deleted)")
+        comm = text_of(self._fs, paths.PROCESS_NAME.at(pid)) or ""
+        return read_command_line(words, executed, comm)
 
     def _owner(self, pid: int) -> Owner:
         """Whose the process is. Raises ProcessLookupError."""

@@ -2,7 +2,8 @@
 
 An option is ``-option value`` or ``--option value``, never ``-option=value`` (system/vl.c,
 lookup_opt()). A value is a list of ``key=value``, in which ``,,`` is a comma (util/qemu-option.c,
-get_opt_name_value()), or a JSON object where it begins with a brace.
+get_opt_name_value()), or a JSON object where it begins with a brace. QEMU's JSON has strings in
+single quotes, too (qobject/json-lexer.c).
 
 PCI functions come by ``-device vfio-pci`` (host= or sysfsdev=, which wins: hw/vfio/pci.c) and by
 QEMU's own NVMe driver, which uses VFIO too (block/nvme.c: ``nvme://ADDRESS/NAMESPACE`` and
@@ -40,6 +41,9 @@ _NVME: Final = "nvme://"
 _KEY: Final = pattern("[^=,]*")
 _VALUE: Final = pattern("(?:[^,]+|,,)*")
 _VMID: Final = pattern("[0-9]{1,9}", re.ASCII)
+_STRING: Final = pattern(r"""'((?:[^'\\]|\\.)*)'|"(?:[^"\\]|\\.)*\"""")
+_ESCAPE: Final = pattern(r'\\.|"')
+_ESCAPED: Final = {"\\'": "'", '"': '\\"'}
 
 
 def read_qemu(words: Sequence[str]) -> CommandLine:
@@ -118,10 +122,19 @@ def _json(text: str) -> Mapping[str, Any]:
     import json
 
     try:
-        told = json.loads(text)
+        told = json.loads(_STRING.sub(_in_double_quotes, text) if "'" in text else text)
     except (ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) else {}
+
+
+def _in_double_quotes(string: re.Match[str]) -> str:
+    """A string of QEMU's JSON as RFC 8259 writes it."""
+    inner: str | None = string[1]
+    if inner is None:
+        return string[0]
+    said = _ESCAPE.sub(lambda each: _ESCAPED.get(each[0], each[0]), inner)
+    return f'"{said}"'
 
 
 def _set(devices: Mapping[str, dict[str, str]], value: str) -> None:
