@@ -15,7 +15,8 @@
 #             (FUZZ_SECONDS=); what is found is kept in .fuzz/ and the beginning of the next run
 # make golden writes the tests' golden outputs again; look at the difference before you commit
 # make manual writes what is generated of the manual's pages again: options, verbs, findings
-# make pictures draws the documentation's pictures again
+# make pictures draws the recorded host for the documentation again; make lab-picture the lab's, in
+#             the lab
 # make dist   all that is given out, in dist/: wheel and source, Debian's package, one file for
 #             everything else, what has changed, check sums; make pyz and make deb make one of them
 # make install PREFIX=/usr DESTDIR=…  the systemd unit, an example configuration, the manual,
@@ -31,7 +32,7 @@ BIN := $(VENV)/bin
 BESIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=20 --durations-min=10
 
 .PHONY: run test test-slow lint lab quick-lab demo-host corpus fuzz bench bench-lab golden manual \
-	pictures dist pyz deb install uninstall clean
+	pictures lab-picture dist pyz deb install uninstall clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/virtirq demo
@@ -86,6 +87,9 @@ dist pyz deb: $(VENV)/test.stamp
 
 pictures: $(VENV)/test.stamp
 	$(BIN)/virtirq -s src/virtirq/demo/two-node.tar.xz draw --plan -o docs/demo-host.svg
+
+lab-picture: $(VENV)/test.stamp
+	$(BIN)/python -m lab.draw_host
 
 # Who sets DESTDIR makes a package.
 PREFIX ?= $(if $(DESTDIR),/usr,/usr/local)

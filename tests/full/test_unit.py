@@ -20,6 +20,7 @@ import pytest
 from lab import full, record_demo
 from lab.full import E1000E, GuestSpec, Host, Job
 from lab.full.errors import CommandError
+from release import pyz
 from tests.full.hosts import install, need_full_lab
 from tests.needs import need_program
 
@@ -647,3 +648,55 @@ def test_stopped_it_leaves_the_pins_and_what_undoes_them(service: Host) -> None:
     assert not pinned(service)
     assert json.loads(service.run("virtirq restore --json").stdout)["guests"] == []
     assert service.run("ls /run/virtirq").stdout.split() == left[1:]  # nothing is banned any more
+
+
+def test_events_are_the_daemons_and_the_commands(service: Host) -> None:
+    service.run("virtirq apply; virtirq restore; journalctl --sync")
+    told = json.loads(service.run("virtirq events --json guest").stdout)
+    assert told["gaps"] == []
+    moves = [each for each in told["events"] if each["irq"] is not None]
+    whys = {(each["action"], each["reason"].partition(":")[0]) for each in moves}
+    assert {("pin", "drift"), ("pin", "apply"), ("restore", "restore")} <= whys
+    assert {each["device"] for each in moves if each["reason"].startswith("apply")} == {E1000E[1]}
+    nobody = "setpriv --reuid nobody --regid nogroup --clear-groups"
+    hidden = service.run(f"{nobody} virtirq events guest").stdout
+    assert "not read: journald: not all of it is shown to this user" in hidden
+    assert "no daemon runs" in hidden
+
+
+def test_from_nothing_to_the_first_pinned_guest(
+    service: Host, repository: Path, tmp_path: Path
+) -> None:
+    """The documentation's commands, as they stand there, on a host without virtirq; and back."""
+    steps = first_steps((repository / "docs/libvirt.md").read_text())
+    assert 0 < len(steps) <= 5
+    service.run(f"rm -rf /usr/local/bin/virtirq {LIBRARY}/virtirq* {UNIT} /run/virtirq")
+    service.run("systemctl daemon-reload")
+    service.put(pyz.pyz(tmp_path), "/root/virtirq.pyz")
+    assert not pinned(service)
+    for command, screen in steps:  # the lab has no sudo, and is root
+        done = service.run(f"cd /root; {command.removeprefix('sudo ')}", check=False)
+        assert done.returncode == 0, done.stdout
+        said = [plain(line) for line in done.stdout.splitlines()]
+        missing = [line for line in screen if line != "…" and plain(line) not in said]
+        assert not missing, f"{command}:\n{done.stdout}"
+    assert pinned(service)
+    service.run("virtirq uninstall")
+    assert not pinned(service)
+
+
+LIBRARY = "/usr/local/lib/python3.13/dist-packages"
+
+
+def first_steps(page: str) -> list[tuple[str, list[str]]]:
+    """The commands of the documentation's first session, each with what it prints."""
+    (block,) = re.findall(r"^```\n\$ (sudo ./virtirq.pyz install\n.*?)^```$", page, re.M | re.S)
+    return [
+        (command, screen)
+        for command, *screen in (each.splitlines() for each in re.split(r"^\$ ", block, flags=re.M))
+    ]
+
+
+def plain(line: str) -> str:
+    """Without numbers, which differ from host to host, and the widths that go with them."""
+    return " ".join(re.sub(r"\d+", "N", line).split())

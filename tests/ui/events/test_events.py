@@ -118,11 +118,15 @@ def test_the_last_of_them(there: Host, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_nothing_and_why(there: Host, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys)[1] == "nothing since the boot is known to the daemon or the journal\n"
+    none = "no daemon runs: what guests do is not followed, nor who moves interrupts\n"
+    nothing = "nothing since the boot is known to the daemon or the journal\n"
+    assert run(capsys)[1] == nothing + none
+    with there.daemon():
+        assert run(capsys)[1] == nothing
     hint = "Hint: You are currently not seeing messages from other users and the system.\n"
     there.journal("-- No entries --", error=hint)
     assert run(capsys, "mail")[1] == (
-        "nothing of mail since the boot is known to the daemon or the journal\n"
+        f"nothing of mail since the boot is known to the daemon or the journal\n{none}"
         "not read: journald: not all of it is shown to this user\n"
     )
     there.journal(error="Failed to open files: no\n", code=1)
