@@ -1,4 +1,4 @@
-"""What docs/security.md names as shown by a test is there."""
+"""What docs/security.md and docs/support.md name as shown by a test is there."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "security.md").read_text()
 
 
-def test_every_test_that_is_named_is_there() -> None:
-    named = set(re.findall(r"`(tests/[\w/.:]+)`", PAGE))
-    assert len(named) > 50
+@pytest.mark.parametrize(("page", "least"), [("security", 50), ("support", 10)])
+def test_every_test_that_is_named_is_there(page: str, least: int) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    named = set(re.findall(r"`(tests/[\w/.:]+)`", text))
+    assert len(named) > least
     assert [each for each in sorted(named) if not is_there(each)] == []
 
 
