@@ -21,8 +21,9 @@ from virtirq.ui import verbs
 
 _PATIENCE: Final = 3.0
 """Seconds after which a person who has pressed Tab gets nothing."""
-_SAFE: Final = re.compile(r"[\w.:@%+,=/-]+")
-"""A name that no shell takes for more than a name: a guest's may hold anything."""
+_SAFE: Final = re.compile(r"(?!-)[\w.:@%+,=/-]+")
+"""A name that no shell takes for more than a name, nor virtirq for an option: a guest's may hold
+anything."""
 
 _DIRECTIVES: Final = tuple(word.value for word in Word)
 

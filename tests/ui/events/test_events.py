@@ -39,12 +39,15 @@ class Host:
         self.state.mkdir()
         self.journal()
 
-    def journal(self, *lines: str, error: str = "", code: int = 0) -> None:
+    def journal(self, *lines: str, error: str = "", code: int = 0, more: str = "") -> None:
+        """`more` is logged while it is followed, and told before what was there already."""
+        (self.root / "more").write_text(f"{more}\n")
         (self.root / "out").write_text("".join(f"{each}\n" for each in lines))
         (self.root / "err").write_text(error)
         program = self.root / "journalctl"
         program.write_text(
             f'#!/bin/sh\necho "$@" >> {self.root}/asked\n'
+            f'case "$*" in *--follow*) cat {self.root}/more; esac\n'
             f"cat {self.root}/out; cat {self.root}/err >&2; exit {code}\n"
         )
         program.chmod(0o755)
@@ -145,12 +148,16 @@ def test_without_journalctl(
 
 def test_following_the_journal(there: Host, capsys: pytest.CaptureFixture[str]) -> None:
     """A journal that ends, as one does not, ends it."""
-    there.journal(line(NOW, "moved", guest="web"), line(NOW, "begun"))
+    again = line(NOW + 1, "again", guest="web")
+    there.journal(line(NOW, "moved", guest="web"), line(NOW, "begun"), more=again)
     _, out, _ = run(capsys, "-f", "web")
-    assert [each.split()[-1] for each in out.splitlines()] == ["WHAT", "moved", "moved"]
-    assert "--follow" in there.asked[1]
+    assert [each.split()[-1] for each in out.splitlines()] == ["WHAT", "moved", "again"]
+    assert "--follow --no-tail --since=@" in there.asked[1], "nothing that came meanwhile is lost"
     out = run(capsys, "-fJ", "web")[1]
-    assert [valid(each, "event")["event"]["message"] for each in out.splitlines()] == ["moved"] * 2
+    assert [valid(each, "event")["event"]["message"] for each in out.splitlines()] == [
+        "moved",
+        "again",
+    ]
 
 
 def test_following_a_daemon_whose_log_goes_elsewhere(

@@ -65,10 +65,13 @@ def _gaps(done: subprocess.CompletedProcess[str]) -> tuple[Gap, ...]:
 
 
 @contextmanager
-def following() -> Iterator[Iterator[Journaled]]:
-    """What is logged from now on, for as long as it is asked for. Raises OSError."""
+def following(since: float) -> Iterator[Iterator[Journaled]]:
+    """What is logged from then on, for as long as it is asked for. Raises OSError.
+
+    Whole seconds: what was logged a little earlier may come as well.
+    """
     with subprocess.Popen(
-        [*_SHOWN, "--follow", "--lines=0"],
+        [*_SHOWN, "--follow", "--no-tail", f"--since=@{int(since)}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         stdin=subprocess.DEVNULL,

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     now = datetime.now().astimezone()
     since = None if args.since is None else when.parse(args.since, now)
     most = args.lines or (None if args.since else _MOST)
+    began = time.time()
     # Of some guests, so many entries may be few among those of others.
     logged = journald.read(since, None if args.guests else most and most + 1)
     daemon, gaps = _ask()
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
             lambda: _document(args, found, gaps, cut=cut, running=daemon is not None),
         )
     if args.follow:
-        _follow(args, daemon, logged, found if args.json else [], found)
+        _follow(args, daemon, logged, began, found)
     return EXIT_OK
 
 
@@ -104,17 +105,18 @@ def _follow(
     args: argparse.Namespace,
     daemon: DaemonStatus | None,
     logged: journald.Read,
-    first: Sequence[LogEntry],
-    shown: Sequence[LogEntry],
+    began: float,
+    found: Sequence[LogEntry],
 ) -> None:
-    """Until Ctrl-C. `first` is told before all that comes."""
+    """Until Ctrl-C. What has been `logged`, when that `began`, is not told again."""
+    first = found if args.json else ()
     fits = history.wanted(args.guests, None)
-    widest = max((cells(each.fields.get("guest", "")) for each in shown), default=0)
+    widest = max((cells(each.fields.get("guest", "")) for each in found), default=0)
     # A daemon whose log goes elsewhere, or that this user's journal hides, is asked itself.
     pids = {each.pid for each in logged.found}
     journaled = daemon.pid in pids if daemon is not None else bool(pids)
     try:
-        for entry in chain(first, _journal() if journaled else _daemon(daemon)):
+        for entry in chain(first, _journal(logged, began) if journaled else _daemon(daemon)):
             if not fits(entry) or args.quiet:
                 continue
             if args.json:
@@ -129,10 +131,13 @@ def _follow(
         return
 
 
-def _journal() -> Iterator[LogEntry]:
-    with journald.following() as entries:
+def _journal(logged: journald.Read, began: float) -> Iterator[LogEntry]:
+    """From when it was read: what came meanwhile is not lost."""
+    known = {(each.entry.at, each.entry.message) for each in logged.found}
+    with journald.following(began) as entries:
         for each in entries:
-            yield each.entry
+            if (each.entry.at, each.entry.message) not in known:
+                yield each.entry
 
 
 def _daemon(daemon: DaemonStatus | None) -> Iterator[LogEntry]:
