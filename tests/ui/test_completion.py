@@ -71,7 +71,9 @@ def test_names_that_a_shell_might_run_are_not_offered(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     line = S
-    for number, name in enumerate(("$(touch x)", "`x`", "a b", "a;b", "-v*", "-rf", "größe", "vm_1.a")):
+    for number, name in enumerate(
+        ("$(touch x)", "`x`", "a b", "a;b", "-v*", "-rf", "größe", "vm_1.a")
+    ):
         file = tmp_path / f"{number}.xml"
         file.write_text(hostdev(name.replace("&", ""), f"{0x41 + number}", "4"))
         line += f" --domain {file}"

@@ -33,6 +33,16 @@ def test_a_terminal_is_told_and_left_clean(slow: Path) -> None:
         assert not any("…" in line for line in there.display)
 
 
+def test_a_screen_that_is_drawn_over_it_is_left_alone(slow: Path) -> None:
+    with terminal("-s", str(SINGLE), "--domain", str(slow), "top", "-d0.1") as there:
+        there.wait_for_text("reading guests … ")
+        slow.write_text(hostdev("slow", "41", "1"))
+        there.wait_for_text("q quit")
+        assert not any("…" in line for line in there.display)
+        there.type("q")
+        assert there.end() == 0
+
+
 def test_nobody_else_is_told(slow: Path) -> None:
     words = ["-m", "virtirq", "-s", str(SINGLE), "--domain", str(slow), "check"]
     with subprocess.Popen(

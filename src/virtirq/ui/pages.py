@@ -9,6 +9,7 @@ from typing import Final
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from virtirq.errors import DependencyError, UsageError, VirtirqError, of_file
+from virtirq.ui import progress
 
 STDOUT: Final = "-"
 PICTURES: Final = (".svg", ".html", ".png")
@@ -30,6 +31,7 @@ def suffix_of(file: Path, allowed: Sequence[str]) -> str:
 
 def write(file: Path, data: bytes) -> None:
     """To the file, or standard output for ``-``. Raises DeploymentError, VirtirqError."""
+    progress.end()
     if str(file) == STDOUT:
         sys.stdout.flush()
         sys.stdout.buffer.write(data)

@@ -16,7 +16,7 @@ _AFTER: Final = 1.0
 _AGAIN: Final = 0.5
 _ERASED: Final = "\r\x1b[K"
 _WIDEST: Final = 60
-_NONE: Final = frozenset({"top", "daemon", "events", "demo", "help", "draw", "compare"})
+_NONE: Final = frozenset({"daemon", "demo", "help", "compare"})
 """Verbs that say themselves how they get on, or are not to end."""
 
 

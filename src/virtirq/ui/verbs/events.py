@@ -15,7 +15,7 @@ from virtirq.control.cycle import STATE_DIR
 from virtirq.control.log_entry import LogEntry
 from virtirq.errors import EXIT_OK, BusyError, UsageError
 from virtirq.model import Gap
-from virtirq.ui import arguments, report, screens
+from virtirq.ui import arguments, progress, report, screens
 from virtirq.ui.document import Document
 from virtirq.ui.events import history, journald, when
 from virtirq.ui.output import show
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     now = datetime.now().astimezone()
     since = None if args.since is None else when.parse(args.since, now)
     most = args.lines or (None if args.since else _MOST)
+    progress.step("reading the journal")
     began = time.time()
     # Of some guests, so many entries may be few among those of others.
     logged = journald.read(since, None if args.guests else most and most + 1)
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
             lambda: _document(args, found, gaps, cut=cut, running=daemon is not None),
         )
     if args.follow:
+        progress.end()
         _follow(args, daemon, logged, began, found)
     return EXIT_OK
 

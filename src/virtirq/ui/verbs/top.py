@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from virtirq.cpuset import CpuSet
 from virtirq.errors import EXIT_OK, CpuSetError, UsageError
-from virtirq.ui import arguments, inputs, report
+from virtirq.ui import arguments, inputs, progress, report
 from virtirq.ui.top import screen, table
 from virtirq.ui.top.app import App, Options
 from virtirq.ui.top.sampler import Sampler
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     state = State(view=view, sort=sort, columns=names, every=args.delay, marked=not batch)
     options = Options(args.cpu_list, args.threshold)
     app = App(Sampler(given.fs, look), state, options)
+    progress.end()
     if batch:
         return _batch(args, app)
     from virtirq.ui.top import terminal
