@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -145,6 +146,7 @@ def test_a_life(stage: Stage) -> None:
             work = asyncio.ensure_future(daemon.work())
             assert await stage.until_ready(work) == ["READY=1"]
             assert stage.places() == IN_PLACE
+            assert sys.getswitchinterval() < 0.001, "the loop waits for other threads' turns"
             os.kill(os.getpid(), signal.SIGTERM)
             await work
         assert stage.told() == ["STOPPING=1"]

@@ -323,11 +323,54 @@ class TestBounds:
             scene.server._let_in(scene.server._listening)
             assert taken == 3
             assert scene.clock.now < before + TURN
-            await scene.pass_(10 * TURN)
+            await scene.pass_(40 * TURN)
             assert taken == 30
 
         monkeypatch.setattr(scene.server, "_take", slowly)
         scene.run(crowd)
+
+    def test_on_a_slow_host_who_asks_has_a_tenth_of_the_time(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Interrupts have the rest, as fast as others connect and whatever an answer takes."""
+        spent, answers = 0.0, 0
+        take, tell = scene.server._take, scene.server._tell
+
+        def slowly(connection: socket.socket) -> bool:
+            nonlocal spent
+            spent += 0.002
+            scene.clock.now += 0.002
+            return take(connection)
+
+        def slowly_told() -> DaemonStatus:
+            nonlocal spent
+            spent += 0.01
+            scene.clock.now += 0.01
+            return tell()
+
+        async def crowd() -> None:
+            nonlocal answers
+            waiting: list[socket.socket] = []
+            for _ in range(200):
+                with suppress(BlockingIOError):
+                    while True:
+                        waiting.append(scene.connect())
+                await scene.pass_(TURN)
+                for each in waiting[:]:
+                    with suppress(BlockingIOError):
+                        answers += bool(each.recv(1 << 20))
+                        each.close()
+                        waiting.remove(each)
+            for each in waiting:
+                each.close()
+
+        monkeypatch.setattr(scene.server, "_take", slowly)
+        monkeypatch.setattr(scene.server, "_tell", slowly_told)
+        began = scene.clock.now
+        scene.run(crowd)
+        passed = scene.clock.now - began
+        assert 0.05 * passed < spent < 0.15 * passed
+        assert answers > 2 * passed
 
     def test_connections_at_once_are_bounded(
         self, scene: Scene, monkeypatch: pytest.MonkeyPatch

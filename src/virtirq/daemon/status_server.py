@@ -27,7 +27,10 @@ from virtirq.daemon.timers import Timers
 FRESH: Final = 0.25
 """Seconds for which a document is told to whoever asks."""
 TURN: Final = 0.05
-"""Seconds from one turn of letting in to the next."""
+"""Seconds from one turn of letting in to the next, at least."""
+_SHARE: Final = 0.1
+"""Of the loop's time, what who asks may have: where that takes longer, the next turn is later."""
+_LONGEST_TURN: Final = FRESH
 _TAKES: Final = 0.01
 """Seconds of a turn after which nobody else is let in, however slow this host: interrupts wait."""
 _IN_A_TURN: Final = 8
@@ -75,6 +78,8 @@ class StatusServer:
         self._writer = Writer()
         self._being_written: Generator[None, None, bytes] | None = None
         self._document = b""
+        self._spent = 0.0
+        """Seconds for those who were let in since the turn before."""
         self._told_at = float("-inf")
         """When what the document tells was so."""
 
@@ -98,7 +103,8 @@ class StatusServer:
 
     def _let_in(self, listening: socket.socket) -> None:
         """Let a few in, and the next ones in the next turn."""
-        pause, until = TURN, self._clock() + _TAKES
+        began = self._clock()
+        until, full = began + _TAKES, False
         room = min(_IN_A_TURN, _MOST - len(self._askers))
         for _ in range(_BACKLOG):
             if not room:
@@ -108,12 +114,14 @@ class StatusServer:
             except BlockingIOError:
                 break
             except OSError as error:
-                if error.errno in _NO_ROOM:
-                    pause = WAIT
+                full = error.errno in _NO_ROOM
                 break
             room -= self._take(connection)
             if self._clock() >= until:
                 break
+        self._spent += self._clock() - began
+        pause = WAIT if full else min(max(TURN, self._spent / _SHARE), _LONGEST_TURN)
+        self._spent = 0.0
         self._loop.remove_reader(listening)
         again = partial(self._loop.add_reader, listening, self._let_in, listening)
         self._timers.soon(("status", "turn"), pause, again)
@@ -135,6 +143,7 @@ class StatusServer:
 
     def _write(self) -> None:
         """A piece of the document, and the answers when it is whole."""
+        began = self._clock()
         if self._being_written is None:
             self._told_at = self._clock()
             self._being_written = self._writer.write(self._tell())
@@ -146,6 +155,7 @@ class StatusServer:
                 self._answer(asker)
         else:
             self._timers.soon(("status", "write"), 0.0, self._write)
+        self._spent += self._clock() - began
 
     def _answer(self, asker: _Asker) -> None:
         asker.rest = memoryview(self._document)
