@@ -8,6 +8,8 @@ from typing import Final
 from virtirq.values import pattern
 
 _FORM: Final = pattern(r"(\[[^\[\]]+\]|[^\[\]:]*):(\d{1,5})", re.ASCII)
+_ZONE: Final = pattern(r"[!-$&-.0-9;-~]{1,15}", re.ASCII)
+"""An interface of Linux (net/core/dev.c, dev_valid_name()), as people call them."""
 _NAME: Final = pattern(r"(?!.*\d$)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*", re.ASCII)
 
 
@@ -25,7 +27,8 @@ def parse_listen(text: str) -> tuple[str, int]:
         raise ValueError(f"{_shown(text)}: a port is a number from 1 to 65535")
     if host.startswith("["):
         host = host[1:-1]
-        if not _is_address(host, 6):
+        _, percent, zone = host.partition("%")
+        if not _is_address(host, 6) or (percent and not _ZONE.fullmatch(zone)):
             raise ValueError(f'{_shown(text)}: write an IPv6 address as "[::1]:9191"')
     elif host and not _is_address(host, 4) and not _NAME.fullmatch(host):
         raise ValueError(f"{_shown(text)}: {_shown(host)} is no IPv4 address and no host name")
