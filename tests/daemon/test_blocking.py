@@ -11,21 +11,28 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from virtirq.daemon import blocking as module
 from virtirq.daemon.blocking import Lane, Part, close_each
 from virtirq.errors import NoAnswerError
 
 ENOUGH = 300.0
+IDLE = module._IDLE
 SHORT = 0.01
 
 
 class BrokenError(Exception):
     pass
+
+
+def raise_broken() -> None:
+    raise BrokenError
 
 
 def lane(at_once: int = 4, limit: float = ENOUGH) -> Lane:
@@ -162,6 +169,73 @@ class TestOne:
             assert await ours.call("key", lambda: 2) == 2
 
         play(act)
+
+
+class TestThreads:
+    """Starting one takes as long as it takes to run, on a host whose CPUs are all busy."""
+
+    @pytest.fixture(autouse=True)
+    def as_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_IDLE", IDLE)
+
+    @staticmethod
+    def alive(name: str) -> int:
+        return sum(each.name == name for each in threading.enumerate())
+
+    def test_one_makes_many_calls(self) -> None:
+        async def act() -> None:
+            ours = lane()
+            threads = {await ours.call(key, threading.get_ident) for key in range(20)}
+            with suppress(BrokenError):
+                await ours.call("key", raise_broken)
+            threads.add(await ours.call("key", threading.get_ident))
+            assert len(threads) == 1
+
+        play(act)
+
+    def test_as_many_as_are_needed_at_once(self) -> None:
+        async def act() -> None:
+            ours = Lane("three", at_once=3, limit=ENOUGH)
+            for _ in range(5):
+                barrier = threading.Barrier(3)
+                await asyncio.gather(*(ours.call(key, barrier.wait) for key in range(3)))
+            assert self.alive("three") == 3
+
+        play(act)
+
+    @pytest.mark.parametrize("idle", [0.0, 0.0005])
+    def test_one_without_work_ends_and_no_call_is_lost_to_it(
+        self, idle: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "_IDLE", idle)
+
+        async def act() -> None:
+            ours = Lane("idle", at_once=2, limit=ENOUGH)
+            for number in range(300):
+                calls = (ours.call(key, partial(int, number)) for key in range(number % 4))
+                assert set(await asyncio.gather(*calls)) <= {number}
+                await asyncio.sleep(number % 3 * 0.0004)
+            await until(lambda: self.alive("idle") == 0)
+            assert ours._idle == []
+
+        play(act)
+
+    def test_what_was_opened_is_not_kept_by_who_waits_for_more(self) -> None:
+        class Opened:
+            pass
+
+        async def act() -> None:
+            ours = lane()
+            opened = await ours.call("key", Opened)
+            seen = weakref.ref(opened)
+            del opened
+            await until(lambda: seen() is None)
+
+        gc.disable()
+        try:
+            play(act)
+        finally:
+            gc.enable()
 
 
 class TestTurns:

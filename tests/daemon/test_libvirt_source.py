@@ -891,7 +891,7 @@ class TestHanging:
             script.hung = dict.fromkeys(script.running, go)
             room.source.look_at_all()
             await room.until(lambda: len(room.slept) > 20)
-            assert threads() == module._AT_ONCE
+            await room.until(lambda: threads() == module._AT_ONCE)
             room.source._calls.limit = ENOUGH
             go.set()
             await room.until(lambda: room.source.described == "connected to fake:///")
@@ -926,7 +926,7 @@ class TestSilent:
             script.opens.clear()
             threading.Thread(target=script.watch.lost, args=("it does not answer",)).start()
             await room.until(lambda: len(room.slept) == 6)
-            assert threads() == module._CONNECTS
+            await room.until(lambda: threads() == module._CONNECTS)
             assert (room.names, room.places()) == ({"web"}, ["2", "2"])
             assert room.source.state is SourceState.PART
             silent = "libvirt at fake:///: no answer within 0.05 seconds"
@@ -952,6 +952,10 @@ class TestSilent:
     def test_at_the_start(self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """The real libvirt, and a socket that the kernel accepts for, and nobody answers."""
         need_libvirt()
+
+        def threads() -> int:
+            return sum(each.name == "libvirt-connect" for each in threading.enumerate())
+
         monkeypatch.setattr(module, "_PATIENCE", 0.2)
         path = tmp_path / "socket"
         uri = f"qemu+unix:///system?socket={path}"
@@ -963,8 +967,7 @@ class TestSilent:
             assert [each.code for each in room.source.findings()] == ["libvirt-silent"]
             assert room.source.state is SourceState.READING
             await room.until(lambda: len(room.slept) > 4)
-            threads = [each.name for each in threading.enumerate()]
-            assert threads.count("libvirt-connect") == module._CONNECTS
+            await room.until(lambda: threads() == module._CONNECTS)
 
         with socket.socket(socket.AF_UNIX) as hung:
             hung.bind(str(path))

@@ -8,9 +8,11 @@ at once, one at a time for each key, and a limit for who waits.
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -18,6 +20,10 @@ from virtirq.errors import NoAnswerError
 
 Result = TypeVar("Result")
 Late = Callable[[Any], object]
+_IDLE: Final = 5.0
+"""Seconds that a thread waits for another call. Whoever starts one waits until it runs, which it
+may not soon where all CPUs are busy: that is the loop.
+"""
 
 
 @dataclass(eq=False, slots=True)
@@ -28,6 +34,10 @@ class _Turn:
     call: Callable[[], Any]
     done: asyncio.Future[Any]
     late: Late | None
+
+
+_Calls = queue.SimpleQueue[_Turn | None]
+"""What a thread is to do next; None: to end."""
 
 
 class Lane:
@@ -47,6 +57,8 @@ class Lane:
         self._waiting: dict[Hashable, deque[_Turn]] = {}
         self._ready: dict[Hashable, None] = {}
         """The keys that wait for a place alone, the first that did first."""
+        self._idle: list[_Calls] = []
+        """Threads that have nothing to do just now."""
 
     @property
     def given_up(self) -> int:
@@ -62,7 +74,7 @@ class Lane:
         late: Callable[[Result], object] | None = None,
         slow: Callable[[], object] | None = None,
     ) -> Result:
-        """The result of the call, made in a thread of its own; raises what it raises.
+        """The result of the call, made in a thread; raises what it raises.
 
         Raises NoAnswerError after `limit` seconds, those of the lane if None; waiting for its turn
         counts. A result that comes when nobody waits for it any more is given to `late`, in a
@@ -113,32 +125,64 @@ class Lane:
             if not self._waiting[key]:
                 del self._waiting[key]
             self._at_work[key] = turn
-            loop = asyncio.get_running_loop()
-            thread = threading.Thread(
-                target=self._work, args=(loop, turn), name=self.name, daemon=True
-            )
-            try:
-                thread.start()
-            except RuntimeError as error:  # there may be no more threads
-                loop.call_soon(self._ended, turn, None, error)
+            if self._idle:
+                self._idle.pop().put(turn)
+            else:
+                self._start(turn)
 
-    def _work(self, loop: asyncio.AbstractEventLoop, turn: _Turn) -> None:
-        """In the thread."""
+    def _start(self, turn: _Turn) -> None:
+        loop, calls = asyncio.get_running_loop(), _Calls()
+        calls.put(turn)
+        thread = threading.Thread(
+            target=self._thread, args=(loop, calls), name=self.name, daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # there may be no more threads
+            loop.call_soon(self._ended, turn, None, error)
+
+    def _thread(self, loop: asyncio.AbstractEventLoop, calls: _Calls) -> None:
+        """One call after another, until none has come for a while."""
+        with suppress(RuntimeError):  # the loop is closed
+            while True:
+                try:
+                    turn = calls.get(timeout=_IDLE)
+                except queue.Empty:
+                    loop.call_soon_threadsafe(self._dismiss, calls)
+                    turn = calls.get()
+                if turn is None:
+                    break
+                self._work(loop, turn, calls)
+                del turn  # it may hold what was opened
+
+    def _dismiss(self, calls: _Calls) -> None:
+        """The thread has nothing to do, if it was not given a call just now."""
+        if calls in self._idle:
+            self._idle.remove(calls)
+            calls.put(None)
+
+    def _work(self, loop: asyncio.AbstractEventLoop, turn: _Turn, calls: _Calls) -> None:
+        """Raises RuntimeError when the loop is closed."""
         result, error = None, None
         try:
             result = turn.call()
         except BaseException as raised:
             error = raised
         try:
-            loop.call_soon_threadsafe(self._ended, turn, result, error)
-        except RuntimeError:  # the loop is closed: nobody waits for it any more
+            loop.call_soon_threadsafe(self._ended, turn, result, error, calls)
+        except RuntimeError:  # nobody waits for it any more
             if error is None and turn.late is not None:
                 turn.late(result)
+            raise
         finally:
             del error, turn  # the traceback of the one, held by the other, holds this frame
 
-    def _ended(self, turn: _Turn, result: Any, error: BaseException | None) -> None:
+    def _ended(
+        self, turn: _Turn, result: Any, error: BaseException | None, calls: _Calls | None = None
+    ) -> None:
         del self._at_work[turn.key]
+        if calls is not None:
+            self._idle.append(calls)
         if turn.key in self._waiting:
             self._ready.setdefault(turn.key)
         if turn.done.cancelled():
