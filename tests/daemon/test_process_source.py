@@ -1005,6 +1005,24 @@ class TestRequested:
 
         play(act, replace(DPDK, pid=pid), opened=[C], config=AFTER_ALL)
 
+    def test_by_one_that_keeps_at_it_later_and_later(self, play: Play, child: Child) -> None:
+        process = child()
+        path = f"/proc/{process.pid}/fd"
+
+        async def act(stage: Stage) -> None:
+            await stage.begin()
+            await stage.rest()
+            stage.fs.calls.clear()
+            for _ in range(100):
+                stage.processes.requested([requested(process.pid)])
+                await asyncio.sleep(0.003)
+            assert 1 <= stage.fs.calls.count(("listdir", path)) <= 3
+            end(process)
+            await stage.until(lambda: not stage.names)
+            assert not stage.processes._more._steps
+
+        play(act, qemu(process.pid))
+
     def test_a_look_that_is_due_does_not_stand_in_for_a_later_one(
         self, play: Play, child: Child, monkeypatch: pytest.MonkeyPatch
     ) -> None:

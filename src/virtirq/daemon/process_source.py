@@ -91,6 +91,8 @@ class ProcessSource:
         self._paces: dict[PciAddress, Pace[None]] = {}
         """How often they are looked at, for each such device."""
         self._said: set[Gap] = set()
+        self._more: Pace[int] = Pace(self._loop.time)
+        """How often processes are looked at once more."""
         self._looks = Looks()
         self.on = False
         self._state = SourceState.NOT_ASKED
@@ -162,7 +164,7 @@ class ProcessSource:
             if owner is None:
                 self._look_for_holder(device, pid)
             elif owner.pid is not None and (owner.source == SOURCE or _is_held(owner, device)):
-                self.look(owner.pid, _GROWN)
+                self._look_once_more(owner.pid)
                 if pid != owner.pid and all(vcpu.tid != pid for vcpu in owner.vcpus):
                     self.look(pid)  # one of its other threads, or somebody who has it now
 
@@ -200,12 +202,19 @@ class ProcessSource:
         if told.source != SOURCE and told.pid is not None:
             self.look(told.pid)
 
-    def look(self, pid: int, delay: float | None = None) -> None:
-        """Look at the process that this is a thread of, soon or after so many seconds."""
-        if self.on and delay is None:
+    def look(self, pid: int) -> None:
+        """Look at the process that this is a thread of."""
+        if self.on:
             self._timers.soon(("process", pid), _BURST, partial(self._look, pid))
-        elif self.on and delay is not None:
-            self._timers.soon(("process later", pid), delay, partial(self._look, pid))
+
+    def _look_once_more(self, pid: int) -> None:
+        """When it has done what it is at; one that keeps at it later and later."""
+        delay = max(_GROWN, self._more.wait(pid))
+        self._timers.soon(("process later", pid), delay, partial(self._look_later, pid))
+
+    async def _look_later(self, pid: int) -> None:
+        self._more.changed(pid)
+        await self._look(pid)
 
     def close(self) -> None:
         self.on = False
@@ -401,6 +410,7 @@ class ProcessSource:
 
     def _ended(self, pid: int) -> None:
         descriptor = self._ends.pop(pid)
+        self._more.keep(lambda each: each in self._ends)
         self._loop.remove_reader(descriptor)
         os.close(descriptor)
         self._said = {gap for gap in self._said if not gap.path.startswith(f"/proc/{pid}/")}
