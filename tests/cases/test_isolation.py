@@ -6,6 +6,7 @@ import pytest
 
 from tests.cases.room import Room, guest
 from tests.hostmaker import MadeHost, passthrough
+from virtirq.errors import NoRoomError
 
 A, B = "0000:82:00.0", "0000:83:00.0"
 
@@ -112,6 +113,54 @@ class TestPoolsOnIsolatedCpus:
             f.subject for f in Room(self.KEPT, two).findings if f.code == "pool-on-isolated"
         }
         assert subjects == {"a", "b"}
+
+
+class TestHintsThatHelp:
+    """What a hint names as a way out is one."""
+
+    @staticmethod
+    def hint(room: Room, code: str) -> str:
+        (found,) = [each for each in room.findings if each.code == code and "vm" in each.subject]
+        return found.hint or ""
+
+    @pytest.mark.parametrize(
+        ("kept", "pins", "others", "helps"),
+        [
+            ("8-15", ["8-15"] * 8, [], True),
+            ("14-15", ["14-15"] * 4, [], False),  # more vCPUs than CPUs
+            ("8-15", ["8-15"] * 2, ["8-15"] * 2, False),  # another guest may run there, too
+            ("8-15", ["8-11"] * 2, ["12-15"] * 2, True),
+        ],
+    )
+    def test_a_pool_on_isolated_cpus(
+        self, kept: str, pins: list[str], others: list[str], helps: bool
+    ) -> None:
+        them = [guest([A], pins), *([guest([B], others, name="o")] if others else [])]
+        room = Room(host(isolated=kept), them)
+        assert ("virtirq place vm" in self.hint(room, "pool-on-isolated")) is helps
+        if helps:
+            room.place()
+        else:
+            with pytest.raises(NoRoomError):
+                room.place()
+
+    @pytest.mark.parametrize(("other", "helps"), [(["0"], True), (["0", "1", "2", "3"], False)])
+    def test_a_guest_on_another_node(self, other: list[str], helps: bool) -> None:
+        made = MadeHost(
+            online="0-7",
+            nodes={0: "0-3", 1: "4-7"},
+            devices=[
+                passthrough(A, first_irq=100, node=0),
+                passthrough(B, first_irq=200, node=0),
+            ],
+        )
+        room = Room(made, [guest([A], ["4", "5"]), guest([B], other, name="o")])
+        assert ("virtirq place vm" in self.hint(room, "node-mismatch")) is helps
+        if helps:
+            assert room.place()[0] == "1-2"
+        else:
+            with pytest.raises(NoRoomError):
+                room.place()
 
 
 class TestNohzFull:

@@ -361,6 +361,27 @@ def test_a_cgroup_that_confines_the_guest_takes_its_interrupts_along(bench: Benc
         host.run(f"echo {pid} > {root}{place}/cgroup.procs; rmdir {root}/confined")
 
 
+def test_cpus_that_are_isolated_meanwhile_are_left(bench: Bench) -> None:
+    """By a cpuset partition, of which nothing tells but the write that makes it."""
+    host, part = bench.host, "/sys/fs/cgroup/part"
+    host.write(CONFIG, 'default = "local"\n')
+    host.run(f"echo +cpuset > /sys/fs/cgroup/cgroup.subtree_control; mkdir {part}")
+    try:
+        with daemon(host) as job:
+            bench.until_right(job.output)
+            assert set(found(host).values()) == {"6", "7"}
+            host.run(f"echo 7 > {part}/cpuset.cpus; echo isolated > {part}/cpuset.cpus.partition")
+            assert host.read(f"{part}/cpuset.cpus.partition").strip() == b"isolated"
+            until(lambda: set(found(host).values()) == {"6"}, job.output)
+            heard(job, "other CPUs are isolated now: all guests are planned for again")
+            bench.until_right(job.output)
+            host.run(f"echo member > {part}/cpuset.cpus.partition")
+            until(lambda: set(found(host).values()) == {"6", "7"}, job.output)
+            bench.until_right(job.output)
+    finally:
+        host.run(f"rmdir {part}; rm -f {CONFIG}")
+
+
 def test_the_next_irqbalance_is_told_too_and_bans_go_with_the_pins(bench: Bench) -> None:
     host = bench.host
     irqbalance = start_irqbalance(host)

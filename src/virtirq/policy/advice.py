@@ -17,6 +17,8 @@ class Advice:
     severity: Severity
     meaning: str
     remedy: str
+    no_room: str = ""
+    """What to do where `remedy` names `place`, and that has no CPUs to propose."""
 
 
 _WARNING, _NOTE = Severity.WARNING, Severity.NOTE
@@ -48,6 +50,7 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             "The guest's vCPUs run on another NUMA node than its device. Every DMA and every"
             " interrupt crosses the interconnect, wherever the interrupts are pinned.",
             "'virtirq place GUEST' shows where it could run; or give it a device on its node",
+            "give it a device on its node: next to this one too few CPUs are free of other guests",
         ),
         "device-unclaimed": Advice(
             _WARNING,
@@ -174,6 +177,8 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             "Several vCPUs may run on the same isolated CPUs. The kernel does not balance among"
             " those: each vCPU stays where it was started, with others or not.",
             "give each vCPU a CPU of its own: 'virtirq place GUEST' proposes which",
+            "isolate more CPUs, or pin some vCPUs to others by <vcpupin>: too few isolated ones are"
+            " free of other guests for one each",
         ),
         "vectors-low": Advice(
             _WARNING,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Final
 
 from virtirq.cpuset import CpuSet, union
@@ -22,6 +24,7 @@ from virtirq.model import (
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.config import Rule
 from virtirq.policy.contention import Contention
+from virtirq.policy.place import finds_room
 from virtirq.policy.room import room_of, short
 from virtirq.policy.target import (
     Taken,
@@ -42,12 +45,32 @@ def findings(snapshot: Snapshot, plan: Plan) -> tuple[Finding, ...]:
     """Every finding, the worst first, then by code and subject. `plan` is for `snapshot`."""
     full = short(snapshot.vectors_on)
     found = list(_of_host(snapshot, plan, full))
-    still = _still_pools(snapshot)
+    still, room = _still_pools(snapshot), _Room(snapshot)
     for guest in plan.guests:
-        found += _of_guest(snapshot, guest, still)
+        found += _of_guest(snapshot, guest, still, room)
         for device in guest.devices:
-            found += _of_device(snapshot, guest.guest, device, full)
+            found += _of_device(snapshot, guest.guest, device, full, room)
     return in_order(found)
+
+
+class _Room:
+    """Whether a guest could be placed next to its devices: no hint leads to where none is."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def __call__(self, guest: Guest) -> bool:
+        mine = pinned_cpus([guest], self._snapshot.topology)
+        alone = CpuSet(cpu for cpu in mine if self._users[cpu] == 1)
+        return finds_room(self._snapshot, guest, CpuSet(self._users) - alone)
+
+    @cached_property
+    def _users(self) -> Counter[int]:
+        """How many guests have vCPUs pinned to each CPU."""
+        topology = self._snapshot.topology
+        return Counter(
+            cpu for each in self._snapshot.guests for cpu in pinned_cpus([each], topology)
+        )
 
 
 def in_order(found: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -55,10 +78,12 @@ def in_order(found: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda each: (-each.severity.rank, each.code, each.subject)))
 
 
-def _finding(code: str, subject: str, message: str, guest: str = "") -> Finding:
-    """`guest` is whom a hint's command is about."""
+def _finding(
+    code: str, subject: str, message: str, guest: str = "", *, room: bool = True
+) -> Finding:
+    """`guest` is whom a hint's command is about; `room`: whether it could be placed elsewhere."""
     advice = ADVICE[code]
-    hint = advice.remedy
+    hint = advice.remedy if room else advice.no_room
     if guest:
         import shlex
 
@@ -186,11 +211,13 @@ def _of_host(snapshot: Snapshot, plan: Plan, short: CpuSet) -> Iterator[Finding]
         yield _finding("vectors-low", f"CPU {full}", text)
 
 
-def _of_guest(snapshot: Snapshot, planned: GuestPlan, still: _Pools) -> Iterator[Finding]:
+def _of_guest(
+    snapshot: Snapshot, planned: GuestPlan, still: _Pools, room: _Room
+) -> Iterator[Finding]:
     guest = planned.guest
     for problem in guest.problems:
         yield _finding("setting-not-understood", guest.name, problem)
-    yield from _pools_on_isolated(snapshot, guest, still)
+    yield from _pools_on_isolated(snapshot, guest, still, room)
     directives = [each.directive for each in planned.devices if each.directive is not None]
     where = anywhere(snapshot.topology)
     loose = {vcpu for each in directives for vcpu in _unpinned_vcpus(each, guest, snapshot)}
@@ -233,7 +260,9 @@ def _still_pools(snapshot: Snapshot) -> _Pools:
     return [pool for pool in pools(them) if pool[1] > 1]
 
 
-def _pools_on_isolated(snapshot: Snapshot, guest: Guest, still: _Pools) -> Iterator[Finding]:
+def _pools_on_isolated(
+    snapshot: Snapshot, guest: Guest, still: _Pools, room: _Room
+) -> Iterator[Finding]:
     own = _on_isolated(snapshot, guest)
     for cpus, sharers in still:
         mine = sum(1 for each in own if each <= cpus)
@@ -244,7 +273,7 @@ def _pools_on_isolated(snapshot: Snapshot, guest: Guest, still: _Pools) -> Itera
                 f" isolated CPUs {cpus} as one pool{others}, among which the kernel does not"
                 " balance: all stay where they started"
             )
-            yield _finding("pool-on-isolated", guest.name, text, guest.name)
+            yield _finding("pool-on-isolated", guest.name, text, guest.name, room=room(guest))
 
 
 def _unpinned_vcpus(directive: Directive, guest: Guest, snapshot: Snapshot) -> set[int]:
@@ -264,7 +293,7 @@ def _unpinned_emulator(directive: Directive, guest: Guest, snapshot: Snapshot) -
 
 
 def _of_device(
-    snapshot: Snapshot, guest: Guest, plan: DevicePlan, full: CpuSet
+    snapshot: Snapshot, guest: Guest, plan: DevicePlan, full: CpuSet, room: _Room
 ) -> Iterator[Finding]:
     topology = snapshot.topology
     subject = f"{guest.name} {plan.device.address}"
@@ -292,7 +321,7 @@ def _of_device(
     if is_far(pci, pinned, topology):
         local = local_to(pci, topology)
         text = f"{guest.unit}s on CPUs {pinned}, device on node {pci.node} (CPUs {local})"
-        yield _finding("node-mismatch", subject, text, guest.name)
+        yield _finding("node-mismatch", subject, text, guest.name, room=room(guest))
     if plan.target is not None:
         own = pinned
         threads = (guest.emulator, *guest.iothreads.values())

@@ -116,6 +116,17 @@ def place(
     )
 
 
+def finds_room(snapshot: Snapshot, guest: Guest, taken: CpuSet) -> bool:
+    """Whether `place` has a proposal, where others' vCPUs are pinned to `taken`."""
+    topology = snapshot.topology
+    try:
+        where = _where(topology, guest, _device_nodes(snapshot, guest), None, None)
+    except NoRoomError:
+        return False
+    where = _wide_enough(topology, guest, where, taken)
+    return len(union(_pool(topology, where, taken))) >= len(guest.vcpus)
+
+
 def _may_run_beside(other: Guest, guest: Guest) -> bool:
     """Whether both may run at once: not where one of them has to wait for a device of the other."""
     if other.key == guest.key:

@@ -231,7 +231,8 @@ def _opened_in_time(uri: str, *, write: bool) -> Connection:
     if given_up:
         raise ConnectionFailedError(
             f"cannot connect to libvirt at {uri}: no answer within {_PATIENCE:g} seconds",
-            hint="see whether libvirt's daemon hangs or is stopped: systemctl status libvirtd",
+            hint="see whether libvirt's daemon hangs or is stopped:"
+            " systemctl status libvirtd (or virtqemud)",
         )
     (answer,) = answers
     if isinstance(answer, BaseException):
