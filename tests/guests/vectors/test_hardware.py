@@ -170,6 +170,25 @@ def test_what_is_not_on_a_bus_that_can_be_read() -> None:
     assert parsed("<iommu model='amd'/>").iommu is Iommu.AMD
 
 
+@pytest.mark.parametrize(
+    ("words", "iommu"),
+    [
+        (["-device", "amd-iommu,intremap=on"], Iommu.AMD),
+        (["-device", "intremap=on,driver=amd-iommu"], Iommu.AMD),
+        (["-device", "{&quot;driver&quot;:&quot;intel-iommu&quot;}"], Iommu.INTEL),
+        (["-device", "virtio-iommu-pci"], None),
+        (["-device", "vfio-pci,host=41:00.0", "-device", "amd-iommu"], Iommu.AMD),
+        (["amd-iommu"], None),
+    ],
+)
+def test_an_iommu_that_libvirt_knows_nothing_of(words: list[str], iommu: Iommu | None) -> None:
+    """Else what it remaps would be read as if it named vCPUs itself."""
+    arguments = "".join(f"<q:arg value='{each}'/>" for each in words)
+    uri = "http://libvirt.org/schemas/domain/qemu/1.0"
+    more = f"<q:commandline xmlns:q='{uri}'>{arguments}</q:commandline></domain>"
+    assert parse_hardware(domain("").replace("</domain>", more)).iommu is iommu
+
+
 @pytest.mark.parametrize("part", ["bus='0x100'", "slot='32'", "function='8'", "bus='x'"])
 def test_an_address_that_is_none(part: str) -> None:
     with pytest.raises(DomainXmlError, match="address: "):

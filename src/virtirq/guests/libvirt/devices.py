@@ -127,9 +127,13 @@ def given_by_arguments(domain: Element) -> tuple[PciAddress, ...]:
 
     libvirt: src/qemu/qemu_domain.c, qemuDomainDefNamespaceParse().
     """
+    return read_qemu(commandline(domain)).devices
+
+
+def commandline(domain: Element) -> list[str]:
+    """QEMU's words of <qemu:commandline>, after one for its name."""
     arguments = domain.iterfind(f"{QEMU}commandline/{QEMU}arg")
-    words = [each.get("value", "") for each in arguments]
-    return read_qemu(["qemu", *words]).devices if words else ()
+    return ["qemu", *(each.get("value", "") for each in arguments)]
 
 
 def _holder(element: Element) -> Holder:

@@ -154,7 +154,7 @@ DOMAIN: Final = Rule(
     },
 )
 _PLACED: Final = _rule("mode type", source=_SOURCE, address=_PCI, actual=_ACTUAL)
-HARDWARE: Final = _rule(
+_MACHINE: Final = _rule(
     os=_rule("firmware", type=_rule("arch machine"), loader=_rule("type")),
     memory=_rule("unit", text=True),
     devices=_rule(
@@ -165,6 +165,7 @@ HARDWARE: Final = _rule(
         memory=_rule(target=_rule(size=_rule("unit", text=True))),
     ),
 )
+HARDWARE: Final = Rule(children={**_MACHINE.children, f"{QEMU}commandline": _ARGUMENTS})
 """What a running guest's machine is made of: it is not recorded."""
 
 

@@ -80,6 +80,12 @@ def read_qemu(words: Sequence[str]) -> CommandLine:
     )
 
 
+def device_models(words: Sequence[str]) -> Iterator[str]:
+    """What each ``-device`` is, PCI function of the host or not."""
+    for _, value in options(words, ("device",)):
+        yield _given(value, "driver").get("driver", "")
+
+
 def pairs(text: str, implied: str = "") -> dict[str, str]:
     """``key=value,…``; a first value without a key is that of `implied`, another is a flag."""
     found: dict[str, str] = {}

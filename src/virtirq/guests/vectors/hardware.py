@@ -11,9 +11,10 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from virtirq.errors import UnavailableError
-from virtirq.guests.libvirt.devices import pci_addresses
+from virtirq.guests.libvirt.devices import commandline, pci_addresses
 from virtirq.guests.libvirt.reading import HARDWARE, read_domain
 from virtirq.guests.libvirt.values import UINT_MAX, any_base, number_of, shown, unsigned
+from virtirq.guests.processes.qemu import device_models
 from virtirq.model import PciAddress
 from virtirq.values import dataclass, pattern
 
@@ -152,9 +153,11 @@ def _slot(element: Element) -> Slot | None:
 
 
 def _iommu(domain: Element) -> Iommu | None:
+    """libvirt's, or one that QEMU is told of behind libvirt's back: only newer ones know AMD's."""
     element = domain.find("devices/iommu")
-    model = "" if element is None else element.get("model", "")
-    return next((each for each in Iommu if each.value == model), None)
+    models = [] if element is None else [f"{element.get('model', '')}-iommu"]
+    models += device_models(commandline(domain))
+    return next((each for each in Iommu if f"{each.value}-iommu" in models), None)
 
 
 def _ram(domain: Element, iommu: Iommu | None) -> tuple[range, ...]:
