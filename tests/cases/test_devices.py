@@ -133,6 +133,12 @@ class TestBannedModules:
             ("mlx5_vfio_pci", ("--banmod=vfio",), True),
             ("mlx5_vfio_pci", ("--banmod=mlx5",), True),
             ("mlx5_vfio_pci", ("--banmod=vfio-pci", "--banmod=vfio_pci"), True),
+            ("mlx5_vfio_pci", ("--banmod=_vfio_",), True),
+            ("vfio-pci", ("--banmod=_vfio_",), False),
+            ("xe-vfio-pci", ("-mvfio",), True),
+            ("vfio-pci", ("--banm=fio",), True),  # getopt(3) takes the beginning of a long option
+            ("nvidia", ("--banmod=",), True),  # an empty name is a part of each
+            ("mlx5_vfio_pci", ("--banmod=vfio,mlx5",), False),  # no list
             ("nvidia", ("--banmod=vfio",), False),
             ("nvidia", ("--banmod=vfio", "--banmod=nvidia"), True),
         ],

@@ -8,6 +8,7 @@ import pytest
 
 from tests.cases.room import Room, guest
 from tests.hostmaker import MadeHost, passthrough
+from virtirq.cpuset import CpuSet
 from virtirq.errors import UsageError
 
 A, B = "0000:82:00.0", "0000:83:00.0"
@@ -114,6 +115,49 @@ class TestNodesWithoutCpus:
         assert Room(made, [guest([A], vcpus=2)]).place()[0] == "5-6"
         with pytest.raises(UsageError, match="node 3 has no CPUs"):
             Room(made, [guest([A], vcpus=2)]).place(node=3)
+
+    @pytest.mark.parametrize(("node", "near"), [(0, "0-7"), (1, "8-15"), (2, "0-7"), (3, "8-15")])
+    def test_memory_of_cxl_devices(self, node: int, near: str) -> None:
+        """A node behind each socket, nearer to it than the other socket is."""
+        made = host(
+            node,
+            online="0-15",
+            nodes={0: "0-7", 1: "8-15", 2: "", 3: ""},
+            distances={
+                0: (10, 21, 14, 24),
+                1: (21, 10, 24, 14),
+                2: (14, 24, 10, 26),
+                3: (24, 14, 26, 10),
+            },
+        )
+        assert Room(made, [guest([A], vcpus=2)]).target(A) == near
+        own = {"0-7": "1", "8-15": "9"}[near]
+        across = Room(made, [guest([A], ["1", "9"])])
+        assert across.cpus == own
+        assert "node-mismatch" not in across.codes
+        far = Room(made, [guest([A], [{"1": "9", "9": "1"}[own]])])
+        assert "node-mismatch" in far.codes
+        assert CpuSet.parse(Room(made, [guest([A], vcpus=2)]).place()[0]) <= CpuSet.parse(near)
+
+    def test_memory_on_the_package(self) -> None:
+        """Eight clusters, and high-bandwidth memory that is a node beside each."""
+
+        def distance(one: int, other: int) -> int:
+            if one == other:
+                return 10
+            if one % 8 == other % 8:
+                return 13
+            return (12 if one % 8 // 4 == other % 8 // 4 else 21) + 2 * (one > 7 or other > 7)
+
+        made = host(
+            13,
+            online="0-15",
+            nodes={n: f"{2 * n}-{2 * n + 1}" if n < 8 else "" for n in range(16)},
+            distances={n: [distance(n, other) for other in range(16)] for n in range(16)},
+        )
+        assert Room(made, [guest([A], vcpus=2)]).target(A) == "10-11"
+        assert "node-mismatch" not in Room(made, [guest([A], ["14", "15"])]).codes
+        assert "node-mismatch" in Room(made, [guest([A], ["0", "1"])]).codes
 
     def test_all_cpus_of_the_node_are_offline(self) -> None:
         made = host(

@@ -79,6 +79,26 @@ class TestHybrid:
     def test_who_wants_efficiency_cores_says_so(self) -> None:
         assert Room(self.HOST, [guest([A], vcpus=4)]).place(cpus="12-15")[0] == "12-15"
 
+    @pytest.mark.parametrize(
+        ("vcpus", "cpus", "emulator"),
+        [(4, "0,2,4,6", "12-19"), (6, "0,2,4,6,8,10", "12-19"), (7, "0,2,4,6,8,10,13", "12,14-19")],
+    )
+    def test_smt_switched_off(self, vcpus: int, cpus: str, emulator: str) -> None:
+        """Every other performance CPU is offline."""
+        off = MadeHost(
+            online="0,2,4,6,8,10,12-19",
+            possible="0-19",
+            llcs=["0,2,4,6,8,10,12-19"],
+            performance="0,2,4,6,8,10",
+            efficiency="12-19",
+            devices=DEVICES,
+        )
+        assert Room(off, [guest([A], vcpus=vcpus)]).place()[:2] == (cpus, emulator)
+
+    def test_isolated_cpus_of_both_sorts(self) -> None:
+        kept = Room(self.HOST, [guest([A], vcpus=4)]).but(isolated="8-15")
+        assert kept.place()[:2] == ("8-11", "16-19")
+
     def test_without_smt(self) -> None:
         plain = MadeHost(
             online="0-7", llcs=["0-7"], performance="0-3", efficiency="4-7", devices=DEVICES

@@ -113,6 +113,13 @@ class TestMasks:
         room = Room(wide, [guest([A], pins, more=mask("120-127"))])
         assert room.on[A] == ["220", "221", "222", "223", "224", "225"]
 
+    def test_past_the_thousandth(self) -> None:
+        wide = MadeHost(online="0-2047", devices=[passthrough(A, vectors=3, first_irq=100)])
+        pins = [str(cpu) for cpu in range(900, 2000)]
+        assert Room(wide, [guest([A], pins, more=mask("1023-1024"))]).cpus == "1923-1924"
+        beyond = Room(wide, [guest([A], pins, more=mask("1099-99999"))])
+        assert (beyond.cpus, beyond.codes) == ("1999", {"setting-not-understood"})
+
     def test_over_a_pool(self) -> None:
         room = Room(self.HOST, [guest([A], ["4-7"] * 4, more=mask("1-2"))])
         assert room.cpus == "4-7"
