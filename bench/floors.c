@@ -4,12 +4,17 @@
  * floors read LIST:  opens, reads and closes each file of LIST, a path a line.
  * floors write LIST: four reads and a write of each interrupt. LIST has its actions, affinity and
  *                    effective affinity, and the value, a line each.
+ * floors react FILE VALUE: reads a trace_pipe's lines from its standard input, writes VALUE to the
+ *                    affinity of each interrupt that is requested, and notes in FILE when: see
+ *                    bench/reacting.py.
  * Prints the CPU time of that, in nanoseconds; the list is read before.
  */
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -46,12 +51,60 @@ static void write_file(const char *path, const char *value)
 	close(file);
 }
 
+static long long now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+static int react(const char *shared, const char *value)
+{
+	static char data[1 << 18];
+	struct pollfd input = { .fd = 0, .events = POLLIN };
+	int file = open(shared, O_RDWR | O_CLOEXEC);
+	long long *told = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+	size_t held = 0;
+	ssize_t got;
+	char path[64];
+
+	if (told == MAP_FAILED)
+		return 1;
+	while (poll(&input, 1, -1) > 0 && (got = read(0, data + held, sizeof data - 1 - held)) > 0) {
+		char *line = data, *end;
+
+		held += got;
+		data[held] = '\0';
+		for (; (end = strchr(line, '\n')); line = end + 1) {
+			unsigned int irq, vector;
+			char *found;
+
+			*end = '\0';
+			found = strstr(line, " irq=");
+			if (!found || sscanf(found, " irq=%u name=\"vfio-msix[%u]", &irq, &vector) != 2)
+				continue;
+			snprintf(path, sizeof path, "/proc/irq/%u/smp_affinity_list", irq);
+			write_file(path, value);
+			told[2] = now();
+			if (!told[1])
+				told[1] = told[2];
+			told[3]++;
+		}
+		held -= line - data;
+		memmove(data, line, held);
+	}
+	return 0;
+}
+
 int main(int count, char **words)
 {
 	size_t lines = 0, room = 1 << 10;
 	char **line = malloc(room * sizeof *line), *text = NULL;
 	size_t size = 0;
 
+	if (count == 4 && !strcmp(words[1], "react"))
+		return react(words[2], words[3]);
 	if (count != 3)
 		return 2;
 	FILE *list = fopen(words[2], "r");

@@ -113,7 +113,7 @@ def load() -> str:
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
     lines = [
-        "| what | CPU time | times the floor or peer | system calls | aim |",
+        "| what | time | times the floor or peer | system calls | aim |",
         "|---|---|---|---|---|",
     ]
     for row in rows:

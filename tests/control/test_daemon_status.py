@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 
 from tests.control.test_counters import JSON, TALLIES, TEXT
 from virtirq.control import daemon_status
-from virtirq.control.counters import Counters
 from virtirq.control.daemon_status import SOCKET, DaemonStatus, Lock, Writer, ask
 from virtirq.daemon.status_server import StatusServer
 from virtirq.daemon.timers import Timers
@@ -193,19 +192,6 @@ class TestWriter:
         written(writer, replace(ME, aimed=chosen(100, 1)))
         written(writer, ME)
         assert writer._aimed == {}
-
-
-def test_apart_it_does_not_change_any_more() -> None:
-    counters, aimed = Counters(), chosen(1, 2)
-    status = replace(ME, counters=counters, aimed=aimed)
-    apart = status.apart()
-    assert apart == status
-    counters.lost += 1
-    counters.events["moved"] += 1
-    aimed.clear()
-    assert apart != status
-    assert apart.counters == Counters()
-    assert len(apart.aimed) == 1
 
 
 def test_what_it_looks_like() -> None:

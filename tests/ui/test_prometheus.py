@@ -28,6 +28,7 @@ from virtirq.control import cycle, sources
 from virtirq.control.counters import Counters, Trigger
 from virtirq.control.daemon_status import DaemonStatus
 from virtirq.cpuset import CpuSet
+from virtirq.daemon.listening import listen_on
 from virtirq.errors import UnavailableError, VirtirqError
 from virtirq.host.events import EventKind
 from virtirq.model import (
@@ -346,7 +347,7 @@ def test_an_intx_line() -> None:
 
 @pytest.fixture
 def served() -> Iterator[prometheus.Server]:
-    with closing(prometheus.Server("127.0.0.1", 0, lambda: "up 1\n")) as server:
+    with closing(prometheus.Server(listen_on("127.0.0.1", 0, 8), lambda: "up 1\n")) as server:
         yield server
 
 
@@ -379,7 +380,7 @@ def failing(error: Exception) -> Answer:
     def page() -> str:
         raise error
 
-    with closing(prometheus.Server("127.0.0.1", 0, page)) as server:
+    with closing(prometheus.Server(listen_on("127.0.0.1", 0, 8), page)) as server:
         get(server.port)
         return get(server.port)  # still there
 
@@ -426,7 +427,7 @@ def test_pages_are_made_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
             inside[0] -= 1
         return "up 1\n"
 
-    with closing(prometheus.Server("127.0.0.1", 0, page)) as server:
+    with closing(prometheus.Server(listen_on("127.0.0.1", 0, 8), page)) as server:
         answers: list[int] = []
         threads = [
             threading.Thread(target=lambda: answers.append(get(server.port).status))
@@ -512,7 +513,7 @@ def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch)
         return "x" * (64 << 20)  # more than the kernel takes for a client that does not read
 
     with (
-        closing(prometheus.Server("127.0.0.1", 0, page)) as server,
+        closing(prometheus.Server(listen_on("127.0.0.1", 0, 8), page)) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=60) as deaf,
     ):
         deaf.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
@@ -529,7 +530,7 @@ def test_a_page_is_not_made_for_who_comes_while_it_closes() -> None:
         go.wait()
         return "up 1\n"
 
-    server = prometheus.Server("127.0.0.1", 0, page)
+    server = prometheus.Server(listen_on("127.0.0.1", 0, 8), page)
     answers: list[Answer] = []
 
     def client() -> None:
@@ -547,27 +548,27 @@ def test_a_page_is_not_made_for_who_comes_while_it_closes() -> None:
 
 
 def test_close_frees_the_address_and_ends_the_thread() -> None:
-    server = prometheus.Server("127.0.0.1", 0, lambda: "")
+    server = prometheus.Server(listen_on("127.0.0.1", 0, 8), lambda: "")
     port = server.port
     assert get(port).status == 200
     server.close()
     assert not any(each.name == "metrics" for each in threading.enumerate())
-    with closing(prometheus.serve(f"127.0.0.1:{port}", lambda: "again\n")):
+    with closing(prometheus.Server(listen_on("127.0.0.1", port, 8), lambda: "again\n")):
         assert get(port).text == "again\n"
 
 
 def test_an_address_in_use_is_told(served: prometheus.Server) -> None:
     with pytest.raises(UnavailableError, match=r"^\[metrics\] listen: 127\.0\.0\.1:\d+: Address"):
-        prometheus.serve(f"127.0.0.1:{served.port}", lambda: "")
+        listen_on("127.0.0.1", served.port, 8)
 
 
 def test_an_address_that_is_not_ours_is_told() -> None:
     with pytest.raises(UnavailableError, match=r"192\.0\.2\.1:9191: Cannot assign"):
-        prometheus.serve("192.0.2.1:9191", lambda: "")
+        listen_on("192.0.2.1", 9191, 8)
 
 
 def test_every_address_in_both_families() -> None:
-    with closing(prometheus.Server("", 0, lambda: "")) as server:
+    with closing(prometheus.Server(listen_on("", 0, 8), lambda: "")) as server:
         assert get(server.port).status == 200
         if socket.has_dualstack_ipv6():
             assert get(server.port, host="::1").status == 200
@@ -578,10 +579,10 @@ def test_ipv6() -> None:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
         not_run(f"no IPv6 here: {error}")
-    with closing(prometheus.Server("::1", 0, lambda: "")) as server:
+    with closing(prometheus.Server(listen_on("::1", 0, 8), lambda: "")) as server:
         assert get(server.port, host="::1").status == 200
         with pytest.raises(UnavailableError, match=r"\[::1\]:\d+: Address already in use"):
-            prometheus.serve(f"[::1]:{server.port}", lambda: "")
+            listen_on("::1", server.port, 8)
 
 
 @pytest.mark.parametrize(

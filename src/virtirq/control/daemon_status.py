@@ -20,7 +20,7 @@ from virtirq.control.log_entry import LogEntry
 from virtirq.control.state import StateDirectory
 from virtirq.errors import BusyError, InputError
 from virtirq.model import Aimed, Finding, PciAddress, Severity
-from virtirq.values import dataclass, field, replace
+from virtirq.values import dataclass, field
 
 SCHEMA: Final = 1
 _LOCK: Final = "daemon.lock"
@@ -54,11 +54,6 @@ class DaemonStatus:
     aimed: Mapping[PciAddress, Mapping[int, Aimed]] = field(default_factory=dict)
     readers: Mapping[str, str] = field(default_factory=dict)
     recent: tuple[LogEntry, ...] = ()
-
-    def apart(self) -> DaemonStatus:
-        """The same, of which nothing changes any more while the daemon goes on."""
-        counters = self.counters and Counters.from_json(self.counters.as_json())
-        return replace(self, counters=counters, aimed=dict(self.aimed), readers=dict(self.readers))
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -94,7 +94,6 @@ class Inside:
 
     guests: tuple[Guest, ...]
     config: Config
-    daemon_status: DaemonStatus
 
 
 Serve = Callable[[str, Callable[[], Inside]], Server]
@@ -483,9 +482,7 @@ class Daemon:
         """From another thread: the loop's own thread may be counting."""
 
         async def tell() -> Inside:
-            return Inside(
-                self._reconciler.guests, self._reconciler.config, self._daemon_status().apart()
-            )
+            return Inside(self._reconciler.guests, self._reconciler.config)
 
         return asyncio.run_coroutine_threadsafe(tell(), self._loop).result(_FAREWELL)
 

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import socket
-import socketserver
 import sys
 import threading
 import time
@@ -26,12 +24,11 @@ from virtirq.control import counters
 from virtirq.control.counters import Counters, Histogram, Trigger
 from virtirq.control.daemon_status import DaemonStatus
 from virtirq.cpuset import CpuSet
-from virtirq.errors import DeploymentError, UnavailableError, VirtirqError
+from virtirq.errors import VirtirqError
 from virtirq.host.events import EventKind
 from virtirq.model import Action, DevicePlan, Finding, Interrupt, Plan, Snapshot, Status
 from virtirq.policy import stakes
 from virtirq.policy.advice import ADVICE
-from virtirq.policy.listen import parse_listen
 from virtirq.ui.document import printable
 from virtirq.ui.report import near, wanted_of
 
@@ -268,22 +265,10 @@ class Server:
     `_PATIENCE` to ask, to wait for its turn and to take the page; one too many is hung up on.
     """
 
-    def __init__(self, host: str, port: int, page: Callable[[], str]) -> None:
-        """`page` is called in other threads; a VirtirqError that it raises becomes a 503.
-
-        `host` and `port` as `parse_listen` gives them; port 0 takes a free one. Raises
-        DeploymentError and UnavailableError.
-        """
-        try:
-            self._http = _open(host, port, page)
-        except OSError as error:
-            where = f"{host}:{port}" if ":" not in host else f"[{host}]:{port}"
-            problem = DeploymentError if error.errno == errno.EACCES else UnavailableError
-            raise problem(
-                f"[metrics] listen: {where}: {error.strerror or error}",
-                hint="'ss -ltnp' shows who listens where; [metrics] listen names another address",
-            ) from error
-        self.port: int = self._http.server_address[1]
+    def __init__(self, listening: socket.socket, page: Callable[[], str]) -> None:
+        """`page` is called in other threads; a VirtirqError that it raises becomes a 503."""
+        self._http = _Http(listening, page)
+        self.port: int = listening.getsockname()[1]
         """The port that it listens on."""
         self._thread = threading.Thread(target=self._http.serve, name="metrics", daemon=True)
         self._thread.start()
@@ -298,46 +283,25 @@ class Server:
         self._http.server_close()
 
 
-def serve(listen: str, page: Callable[[], str]) -> Server:
-    """A server at an address that `parse_listen` takes. Raises as that and `Server` do."""
-    return Server(*parse_listen(listen), page)
-
-
 _PLAIN: Final = "text/plain; charset=utf-8"
 _MOST: Final = 8
+"""Clients that are served at once."""
 _PATIENCE: Final = 5.0
 """Seconds; half of what Prometheus itself waits for a scrape unless told otherwise."""
-
-
-def _open(host: str, port: int, page: Callable[[], str]) -> _Http:
-    """Raises OSError."""
-    if not host and socket.has_dualstack_ipv6():
-        return _Http(socket.AF_INET6, ("::", port), page)
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, _, _, _, address = found[0]
-    return _Http(family, address, page)
 
 
 class _Http(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
-    allow_reuse_port = False  # two daemons must not share it
-    request_queue_size = _MOST
 
-    def __init__(self, family: int, address: Any, page: Callable[[], str]) -> None:
-        self.address_family = family
+    def __init__(self, listening: socket.socket, page: Callable[[], str]) -> None:
         self.page = page
         self.turn = threading.Lock()
         self.closing = False
         self._free = threading.BoundedSemaphore(_MOST)
-        super().__init__(address, _Handler)
-
-    def server_bind(self) -> None:
-        if self.address_family == socket.AF_INET6:
-            only = self.server_address[0] != "::"
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
-        # Not HTTPServer's own: that asks DNS for a name that nobody needs.
-        socketserver.TCPServer.server_bind(self)
+        super().__init__(listening.getsockname(), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
 
     def serve(self) -> None:
         while not self.closing:

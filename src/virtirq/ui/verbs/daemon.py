@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from virtirq.control import sources
 from virtirq.control.cycle import STATE_DIR
 from virtirq.errors import UsageError
-from virtirq.ui import inputs
+from virtirq.policy.listen import parse_listen
 from virtirq.ui.verbs import Verb
 
 if TYPE_CHECKING:
@@ -45,18 +45,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _serve(listen: str, inside: Callable[[], Inside]) -> Server:
     """Serves the daemon's metrics."""
-    if sys.modules.get("ssl") is None:
-        sys.modules.pop("ssl", None)  # prometheus_client cannot do without
-    from virtirq.ui import prometheus
+    from virtirq.daemon.listening import listen_on
+    from virtirq.ui import metrics_server
 
-    def page() -> str:
-        now = inside()
-        view = inputs.seen(
-            sources.open_fs(None), now.guests, now.config, (), now.daemon_status, counts=True
-        )
-        return prometheus.render(view.snapshot, view.plan, view.findings, view.daemon)
-
-    return prometheus.serve(listen, page)
+    listening = listen_on(*parse_listen(listen), metrics_server.BACKLOG)
+    return metrics_server.MetricsServer(listening, inside, STATE_DIR)
 
 
 VERB = Verb(
