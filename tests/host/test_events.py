@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtirq.host.events import ENDS, EventKind, KernelEvent, Pairing, parse
+from virtirq.host.events import ENDS, EventKind, KernelEvent, Pairing, parse, parse_any
 
 HEAD = "           <...>-1234    [002]   123.456789: "
 BY_SHELL = {"comm": "sh", "pid": 1234}
@@ -214,7 +214,7 @@ def test_a_name_is_not_taken_for_a_number(line: str) -> None:
 
 @given(st.binary(max_size=400))
 def test_whatever_is_read_is_no_error(line: bytes) -> None:
-    parse(line)
+    assert parse(line) == parse_any(line)
 
 
 @given(
@@ -226,7 +226,34 @@ def test_whatever_is_read_is_no_error(line: bytes) -> None:
 def test_whatever_becomes_of_a_line_is_no_error(
     line: bytes, start: int, length: int, put: bytes
 ) -> None:
-    parse(line[:start] + put + line[start + length :])
+    line = line[:start] + put + line[start + length :]
+    assert parse(line) == parse_any(line)
+
+
+@given(
+    st.sampled_from(["", "(request_threaded_irq+0x0/0x1a0) ", "(", "(a) (b) "]),
+    st.sampled_from(["irq=45", "irq=", "irq=4567890123", "tid=45", "irq=45 x=1", ' name="x"']),
+    st.sampled_from(
+        ['"vfio-msix[1](0000:01:00.0)"', '"a" name="b"', '"', '""', '"a', 'a"', '"x" ']
+    ),
+    st.sampled_from(["requested", "in_place", "freed", "requeste", "moved"]),
+)
+def test_the_short_way_understands_what_the_long_one_does(
+    where: str, number: str, name: str, kind: str
+) -> None:
+    """Of what it does not, or not so, it leaves all to the other."""
+    head = f"           <...>-1234    [001]   123.456789: {kind}: "
+    for line in (f"{head}{where}{number} name={name}", f"{head}{where}{number}", f"{head}{where}"):
+        assert parse(line.encode()) == parse_any(line.encode())
+
+
+def test_the_commonest_events_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtirq.host.events.parse_any", lambda _: None)
+    told = [
+        event for line, event in REAL if event.kind in (EventKind.REQUESTED, EventKind.IN_PLACE)
+    ]
+    assert len(told) > 1
+    assert [parse(line.encode()) for line, event in REAL if event in told] == told
 
 
 @pytest.mark.parametrize("line", [f"{' ' * 16}-{'9' * 5000} [000] 1.0: freed: irq=45"])

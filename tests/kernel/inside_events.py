@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,9 @@ def gather(stream: KernelEvents, seconds: float = 0.5) -> list[KernelEvent]:
     """What the stream gives until nothing has come for so long; waits with epoll, as asyncio."""
     poll = select.epoll()
     poll.register(stream.fileno(), select.EPOLLIN)
-    found = []
+    found: list[KernelEvent] = []
     while poll.poll(seconds):
-        found += stream.read()
+        found += chain.from_iterable(stream.read())
     poll.close()
     assert not stream.lost
     return found
@@ -236,7 +237,7 @@ def test_lost_events_are_told(events: KernelEvents, bdf: str) -> None:
         script = f"for n in $(seq 3000); do echo 3 > /proc/irq/{irq}/smp_affinity_list; done"
         subprocess.run(["sh", "-c", script], check=True)
         assert not events.lost
-        while events.read():
+        while list(events.read()):
             pass
         assert events.lost
 

@@ -486,7 +486,7 @@ _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _address = lru_cache(1024)(PciAddress.parse)
 
 
-@lru_cache(256)
+@lru_cache(2048)
 def _subject(key: InterruptKey) -> str:
     """The fields of a line that say of which interrupt it is: each is told of twice or more."""
     return f'"device": "{key.device}", "action": {_quoted(key.action)}'

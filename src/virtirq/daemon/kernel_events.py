@@ -26,7 +26,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -39,7 +39,10 @@ from virtirq.host.events import EventKind, KernelEvent, Pairing, parse
 _NAME: Final = "virtirq"
 _BUFFER_KB: Final = 64
 """Of each CPU: some 500 events, which is a device's whole set of vectors twice over."""
-_PIECE: Final = 1 << 16
+_PIECE: Final = 1 << 13
+"""As much as the kernel prints at a time, where a page has 4 KiB (kernel/trace/trace_seq.c)."""
+_FIRST: Final = 512
+"""Two vectors: they are moved before the others of their device are looked at."""
 _MOST_READ: Final = 64
 """Pieces that one `read` takes; the rest comes with the next, and the loop gets its turn."""
 
@@ -190,33 +193,38 @@ class KernelEvents:
         """Readable when there are events (epoll(7) works on trace_pipe)."""
         return self._pipe
 
-    def read(self) -> list[KernelEvent]:
-        """The events since the last call, oldest first; does not block.
+    def read(self) -> Iterator[list[KernelEvent]]:
+        """The events since the last call, oldest first, in pieces; does not block.
+
+        In pieces, so that the first is acted on before the next is read. All of them have to be
+        taken: of what the kernel has printed and not handed out yet, epoll(7) does not tell
+        (kernel/trace/trace.c, tracing_read_pipe()).
 
         Sets `lost` when some were missed: the buffer was full, or a line made no sense. Raises
         UnavailableError when there are no more to come, ever.
         """
-        found: list[KernelEvent] = []
-        for _ in range(_MOST_READ):
+        for number in range(_MOST_READ):
             try:
-                data = os.read(self._pipe, _PIECE)
+                data = os.read(self._pipe, _PIECE if number else _FIRST)
             except BlockingIOError:
-                break
+                return
             except OSError as error:  # the instance was taken from us: nothing more will come
                 raise UnavailableError(
                     f"{self._instance}: the kernel's events have ended: {error.strerror}",
                     hint="somebody has removed the instance; start virtirq again",
                 ) from error
             if not data:
-                break
+                return
             *lines, self._rest = (self._rest + data).split(b"\n")
+            found: list[KernelEvent] = []
             for line in lines:
                 event = parse(line)
                 if event is None:
                     self.lost = True
                 else:
                     found += self._pairing.done(event)
-        return found
+            if found:
+                yield found
 
     @property
     def unsettled(self) -> bool:

@@ -386,8 +386,12 @@ class Reconciler:
     # Something happened to interrupts.
 
     def requested(self, events: Iterable[KernelEvent]) -> None:
-        """Guests have set interrupts up; each event has IRQ, action and time."""
+        """Guests have set interrupts up; each event has IRQ, action and time.
+
+        First the writes: what is only noted can wait until then.
+        """
         pins, at, lines = [], {}, set()
+        vectors: list[tuple[int, Action]] = []
         for event in events:
             todo = self._expected(event.name)
             if todo is None:
@@ -398,14 +402,14 @@ class Reconciler:
                     lines.add(todo.key.device)  # others may be on the line
                 continue
             self._read_anew(todo.key.device)
-            self.ledger.appeared(event.irq, todo.key, kept=_is_kept(todo))
-            if not may_be_now:
-                continue
-            if isinstance(todo, Pin) and not self._contentions.wait(todo.key):
+            vectors.append((event.irq, todo))
+            if may_be_now and isinstance(todo, Pin) and not self._contentions.wait(todo.key):
                 pins.append(_at(event.irq, todo))
                 at[todo.key] = event.at
         if pins:
             self._set_up(pins, at)
+        for irq, todo in vectors:
+            self.ledger.appeared(irq, todo.key, kept=_is_kept(todo))
         if lines:
             self.look(lines, Trigger.NEW)
 

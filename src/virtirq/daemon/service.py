@@ -562,13 +562,13 @@ class Daemon:
 
     def _kernel_events(self, events: KernelEvents) -> None:
         try:
-            heard = events.read()
+            for heard in events.read():
+                self._act_on(self._floods.admit(heard, events.mute))
+                self._count(heard)
         except UnavailableError as error:  # better no daemon than one that hears nothing
             self._loop.remove_reader(events.fileno())
             self._fail(error)
             return
-        self._count(heard)
-        self._act_on(self._floods.admit(heard, events.mute))
         if events.unsettled:
             self._timers.soon(("overdue",), _SETTLES, partial(self._overdue, events))
         if events.lost:
@@ -583,8 +583,8 @@ class Daemon:
 
     def _overdue(self, events: KernelEvents) -> None:
         overdue = events.overdue(_SETTLES / 2)
-        self._count(overdue)
         self._act_on(overdue)
+        self._count(overdue)
         if events.unsettled:
             self._timers.soon(("overdue",), _SETTLES, partial(self._overdue, events))
 

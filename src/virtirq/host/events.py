@@ -70,6 +70,12 @@ _NAME: Final = pattern(rb' name="(.*)"$', re.ASCII | re.DOTALL)
 _BY: Final = pattern(rb' by="(.*)"$', re.ASCII | re.DOTALL)
 _PROGRAM: Final = pattern(rb"filename=(.*) pid=\d+ old_pid=\d+$", re.ASCII | re.DOTALL)
 _MOST_NAME: Final = 300
+# A vector that is set up, in one go: most of what is told, and what somebody waits for.
+_SET_UP: Final = pattern(
+    rb".{16}-(\d{1,9}) +\[\d{1,5}\] +(\d{1,12}\.\d{1,9}): (?:in_place: "
+    rb'|requested: (?:\([^)]*\) )?irq=(\d{1,9}) name="(.*)"$)',
+    re.ASCII | re.DOTALL,
+)
 
 
 def parse(line: bytes) -> KernelEvent | None:
@@ -78,6 +84,18 @@ def parse(line: bytes) -> KernelEvent | None:
     That may be a note of lost events, or a line that a task with a line feed in its name has
     broken: then something was missed, and all must be looked at.
     """
+    found = _SET_UP.match(line)
+    if found is None:
+        return parse_any(line)
+    pid, at, irq, name = found.groups()
+    if irq is None:
+        return KernelEvent(EventKind.IN_PLACE, float(at), pid=int(pid))
+    told = name[:_MOST_NAME].decode("utf-8", "replace")
+    return KernelEvent(EventKind.REQUESTED, float(at), int(irq), told, pid=int(pid))
+
+
+def parse_any(line: bytes) -> KernelEvent | None:
+    """As `parse`, of any event."""
     head = _HEAD.match(line, _COMM)
     kind = _KINDS.get(head[3]) if head is not None else None
     if head is None or kind is None:
