@@ -111,7 +111,8 @@ def address_of(number: int) -> PciAddress:
 def cpus_of(number: int) -> tuple[int, int]:
     """The CPUs of a guest's two vCPUs, on its device's node."""
     per_node = CPUS // NODES
-    first = FIRST + number % NODES * per_node + (number // NODES * 2) % per_node
+    # The last two of a node are nobody's: there is where interrupts are at first.
+    first = FIRST + number % NODES * per_node + (number // NODES * 2) % (per_node - 2)
     return first, first + 1
 
 
