@@ -31,6 +31,7 @@ from tests.policy.facts import snapshot
 from tests.ui.test_prometheus import DASHBOARD, busy, demo, look
 from virtirq.control.counters import Counters
 from virtirq.control.daemon_status import DaemonStatus
+from virtirq.daemon.listening import listen_on
 from virtirq.model import Gap
 from virtirq.ui import prometheus
 
@@ -143,7 +144,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         not_run(f"the dashboard's queries: {error}")
     with ExitStack() as stack:
         servers = {
-            name: stack.enter_context(closing(prometheus.Server("127.0.0.1", 0, made())))
+            name: stack.enter_context(closing(prometheus.Server(listen_on("127.0.0.1", 0, 8), made())))
             for name, made in HOSTS.items()
         }
         ports = {name: each.port for name, each in servers.items()}
