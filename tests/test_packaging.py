@@ -83,12 +83,17 @@ def test_exactly_these_files_are_installed(made: Path, repository: Path) -> None
     assert files(made) == expected(repository)
 
 
+def prose(page: Path) -> str:
+    """Without its blocks, in which the name of an interrupt may look like a link."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
 def test_their_links_lead_somewhere(made: Path) -> None:
     docs = made / "usr/share/doc/virtirq"
     links = [
         (file.name, link)
         for file in docs.glob("*.md")
-        for link in re.findall(r"\]\(([^)#]+)", file.read_text())
+        for link in re.findall(r"\]\(([^)#]+)", prose(file))
         if "://" not in link
     ]
     assert len(links) > 10
