@@ -132,6 +132,10 @@ def test_nothing_and_why(there: Host, capsys: pytest.CaptureFixture[str]) -> Non
         f"nothing of mail since the boot is known to the daemon or the journal\n{none}"
         "not read: journald: not all of it is shown to this user\n"
     )
+    there.journal(
+        error=f"{hint}No journal files were opened due to insufficient permissions.\n", code=1
+    )
+    assert "not read: journald: not all of it is shown to this user\n" in run(capsys)[1]
     there.journal(error="Failed to open files: no\n", code=1)
     assert "not read: journald: Failed to open files: no\n" in run(capsys)[1]
 

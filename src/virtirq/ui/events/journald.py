@@ -19,6 +19,8 @@ _SHOWN: Final = ("journalctl", "--no-pager", "--output=json", *_OURS)
 _LARGEST: Final = 1 << 20
 """Characters of an entry; a field of ours has no more than 16 thousand."""
 _MICROSECONDS: Final = 1e6
+_HIDDEN: Final = ("not seeing messages", "insufficient permissions")
+"""What it says of files that this user may not read: of some it goes on, of all it fails."""
 
 
 class Journaled(NamedTuple):
@@ -57,10 +59,10 @@ def read(since: float | None, last: int | None) -> Read:
 def _gaps(done: subprocess.CompletedProcess[str]) -> tuple[Gap, ...]:
     """Its hint that others' entries are hidden is a gap, and so is its failure."""
     said = [line for line in done.stderr.splitlines() if line.strip()]
+    if any(words in line for line in said for words in _HIDDEN):
+        return (Gap("journald", "not all of it is shown to this user"),)
     if done.returncode:
         return (Gap("journald", said[0] if said else f"journalctl failed ({done.returncode})"),)
-    if any("not seeing messages" in line for line in said):
-        return (Gap("journald", "not all of it is shown to this user"),)
     return (Gap("journald", said[0]),) if said and not done.stdout else ()
 
 
