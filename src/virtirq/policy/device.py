@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from virtirq.cpuset import CpuSet
@@ -32,6 +33,13 @@ from virtirq.policy.target import Target, far_from, within
 from virtirq.values import replace
 
 _NO_CHOICE: Final = Aimed(None)
+# A host may have a hundred thousand interrupts, of which much the same is said.
+_reason: Final = lru_cache(1024)(Reason)
+
+
+@lru_cache(8192)
+def _only(cpu: int) -> CpuSet:
+    return CpuSet([cpu])
 
 
 class _Place(NamedTuple):
@@ -243,7 +251,7 @@ class DesiredDevice:
             seat, cpu = own, self.deal.within(own, order)
         else:
             seat, cpu = self.deal(order, self.begin())
-        cpus = CpuSet([cpu])
+        cpus = _only(cpu)
         of = "" if seat.vcpu is None else f" of {self.guest.unit} {seat.vcpu}"
         return _Place(
             cpus,
@@ -270,20 +278,20 @@ class DesiredDevice:
         where = f"to {place.said}"
         now = interrupt.effective or interrupt.affinity
         if now is None:
-            return Reason("unknown-place", f"{where}; where it is now is not known")
+            return _reason("unknown-place", f"{where}; where it is now is not known")
         if now <= place.cpus:
             loose = f"{where}: is there, but affinity {interrupt.affinity} lets it move"
-            return Reason("loose", loose)
+            return _reason("loose", loose)
         if now <= place.equal:
-            return Reason("loose", f"{where}: CPU {now} would do, but another is dealt to it")
+            return _reason("loose", f"{where}: CPU {now} would do, but another is dealt to it")
         if interrupt.effective is None and now & place.cpus:
-            return Reason("loose", f"{where}: affinity {now} lets it be elsewhere")
+            return _reason("loose", f"{where}: affinity {now} lets it be elsewhere")
         if self.target.cpus is not None and now & self.target.cpus:
-            return Reason("wrong-cpu", f"{where}, from CPU {now}")
+            return _reason("wrong-cpu", f"{where}, from CPU {now}")
         node = self._node(now) if self.node is not None and self._is_far(now) else None
         if node is not None and node != self._node(place.cpus):
-            return Reason("wrong-node", f"{where}, from CPU {now} on node {node}")
-        return Reason("wrong-cpu", f"{where}, from CPU {now} outside the target")
+            return _reason("wrong-node", f"{where}, from CPU {now} on node {node}")
+        return _reason("wrong-cpu", f"{where}, from CPU {now} outside the target")
 
     def _off_node(self, cpus: CpuSet) -> str:
         node = self._node(cpus) if self.node is not None and self._is_far(cpus) else None
@@ -305,8 +313,8 @@ def _in_place(interrupt: Interrupt, where: str) -> Reason:
         # Set, but the interrupt controller is told at the next interrupt only
         # (kernel/irq/migration.c, irq_move_masked_irq()).
         text = f"{where}; moves there from CPU {interrupt.effective} at its next interrupt"
-        return Reason("pending", text)
-    return Reason("in-place", f"on {where}")
+        return _reason("pending", text)
+    return _reason("in-place", f"on {where}")
 
 
 def _in_order(interrupts: Iterable[Interrupt]) -> Iterable[tuple[int, Interrupt]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal, TextIO
 
 from virtirq.ui.width import cells, padded
@@ -90,21 +90,23 @@ class Document:
         if out.isatty() and os.environ.get("TERM") != "dumb":
             _print_rich(self, out)
         else:
-            out.write(self.plain())
+            out.writelines(self._lines())
 
     def plain(self) -> str:
+        return "".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
         widths = _widths(self.blocks)
-        lines: list[str] = []
         for block in self.blocks:
             pad = " " * block.indent
             if isinstance(block, Line):
-                lines.append(pad + "".join(cell.text for cell in block.cells))
+                text = pad + "".join(cell.text for cell in block.cells)
+                yield f"{text.rstrip()}\n"
                 continue
             head = [tuple(Cell(each) for each in block.headings)] if block.headed else []
-            cells = [*head, *block.rows]
             width = widths[block.headings]
-            lines += [pad + _aligned(row, width, block.right) for row in cells]
-        return "".join(f"{line.rstrip()}\n" for line in lines)
+            for row in (*head, *block.rows):
+                yield f"{(pad + _aligned(row, width, block.right)).rstrip()}\n"
 
 
 def _widths(blocks: Sequence[Line | Table]) -> dict[tuple[str, ...], list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from virtirq.control.cycle import Done
@@ -326,12 +327,12 @@ def _vectors(document: Document, rows: list[Row], *, short: bool) -> None:
             ("VECTOR", "IRQ", *(("VCPU",) if chosen else ()), *_STATUS_COLUMNS),
             tuple(
                 (
-                    Cell(_vector(row)),
+                    _cell(_vector(row)),
                     Cell(str(row.irq)),
-                    *((Cell(_chosen(row)),) if chosen else ()),
-                    Cell(shown(row.before)),
-                    Cell(shown(row.effective)),
-                    Cell(shown(row.after)),
+                    *((_cell(_chosen(row)),) if chosen else ()),
+                    _cell(shown(row.before)),
+                    _cell(shown(row.effective)),
+                    _cell(shown(row.after)),
                     _verdict(row),
                 )
                 for row in rows
@@ -347,12 +348,12 @@ def _plan_table(rows: Iterable[Row]) -> Table:
         ("", "VECTOR", "IRQ", "BEFORE", "AFTER", "WHY"),
         tuple(
             (
-                Cell("pin" if row.moves else "keep", "bold" if row.moves else "dim"),
-                Cell(_vector(row)),
+                _cell("pin" if row.moves else "keep", "bold" if row.moves else "dim"),
+                _cell(_vector(row)),
                 Cell(str(row.irq)),
-                Cell(shown(row.before)),
-                Cell(shown(row.after) if row.moves else shown(row.before)),
-                Cell(row.reason),
+                _cell(shown(row.before)),
+                _cell(shown(row.after) if row.moves else shown(row.before)),
+                _cell(row.reason),
             )
             for row in rows
         ),
@@ -393,7 +394,7 @@ def with_gaps(document: Document, snapshot: Snapshot) -> Document:
 def _verdict(row: Row) -> Cell:
     """The word that JSON and metrics have for it, too."""
     text = row.status if row.status in _SAY_ENOUGH else f"{row.status}: {row.reason}"
-    return Cell(text, _STYLES.get(row.status, "warn" if row.moves else "dim"))
+    return _cell(text, _STYLES.get(row.status, "warn" if row.moves else "dim"))
 
 
 def named(cpus: CpuSet) -> str:
@@ -417,3 +418,7 @@ def shown(cpus: CpuSet | None) -> str:
 def plural(count: int, what: str) -> str:
     """``1 vCPU`` or ``4 vCPUs``."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+# A host may have a hundred thousand interrupts, whose rows say much the same.
+_cell = lru_cache(4096)(Cell)
