@@ -144,7 +144,9 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         not_run(f"the dashboard's queries: {error}")
     with ExitStack() as stack:
         servers = {
-            name: stack.enter_context(closing(prometheus.Server(listen_on("127.0.0.1", 0, 8), made())))
+            name: stack.enter_context(
+                closing(prometheus.Server(listen_on("127.0.0.1", 0, 8), made()))
+            )
             for name, made in HOSTS.items()
         }
         ports = {name: each.port for name, each in servers.items()}
