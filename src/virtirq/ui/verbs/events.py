@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     # Of some guests, so many entries may be few among those of others.
     logged = journald.read(since, None if args.guests else most and most + 1)
     daemon, gaps = _ask()
+    running = daemon is not None or bool(gaps)  # or else it cannot be told
     gaps += logged.gaps
     fits = history.wanted(args.guests, since)
     known = history.merged([each.entry for each in logged.found], daemon.recent if daemon else ())
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
                 "events": [history.as_json(each) for each in found],
                 "gaps": report.gaps_json(gaps),
             },
-            lambda: _document(args, found, gaps, cut=cut, running=daemon is not None),
+            lambda: _document(args, found, gaps, cut=cut, running=running),
         )
     if args.follow:
         progress.end()
