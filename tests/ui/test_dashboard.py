@@ -31,6 +31,7 @@ from tests.policy.facts import snapshot
 from tests.ui.test_prometheus import DASHBOARD, busy, demo, look
 from virtirq.control.counters import Counters
 from virtirq.control.daemon_status import DaemonStatus
+from virtirq.daemon.listening import listen_on
 from virtirq.model import Gap
 from virtirq.ui import prometheus
 
@@ -82,19 +83,15 @@ def an_empty_host() -> Callable[[], str]:
 HOSTS: Final = {"busy": a_busy_host, "quiet": a_quiet_host, "empty": an_empty_host}
 
 
-def free_address() -> str:
-    """Nobody listens there yet."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"
-
-
 class Prometheus:
     """One that scrapes each of `HOSTS` several times a second."""
 
-    def __init__(self, program: Path, work: Path, hosts: dict[str, str]) -> None:
-        self._at = free_address()
+    def __init__(self, program: Path, work: Path, ports: dict[str, int]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._at = f"127.0.0.1:{free.getsockname()[1]}"
         jobs = [
-            {"targets": [address], "labels": {"instance": name}} for name, address in hosts.items()
+            {"targets": [f"127.0.0.1:{port}"], "labels": {"instance": name}}
+            for name, port in ports.items()
         ]
         config = {
             "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms"},
@@ -146,11 +143,15 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     except LabUnavailable as error:
         not_run(f"the dashboard's queries: {error}")
     with ExitStack() as stack:
-        hosts = {name: free_address() for name in HOSTS}
-        for name, address in hosts.items():
-            stack.enter_context(closing(prometheus.serve(address, HOSTS[name]())))
+        servers = {
+            name: stack.enter_context(
+                closing(prometheus.Server(listen_on("127.0.0.1", 0, 8), made()))
+            )
+            for name, made in HOSTS.items()
+        }
+        ports = {name: each.port for name, each in servers.items()}
         work = tmp_path_factory.mktemp("prometheus")
-        made = stack.enter_context(closing(Prometheus(program, work, hosts)))
+        made = stack.enter_context(closing(Prometheus(program, work, ports)))
         made.wait()
         yield made
 
