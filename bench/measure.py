@@ -101,10 +101,9 @@ def machine() -> str:
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
-    built = " ".join(sys.version.split("\n")[-1].strip("[] ").split()[:2])
     return (
         f"{os.cpu_count()} CPUs ({model}), Linux {platform.release()}; {sys.implementation.name}"
-        f" {platform.python_version()} ({built})"
+        f" {platform.python_version()} ({platform.python_compiler()})"
     )
 
 
