@@ -15,7 +15,7 @@ from tests.ui.test_cli import DEMO
 from virtirq.ui.cli import main
 from virtirq.ui.document import Cell, Document, Table
 
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+COLOUR = re.compile(r"\x1b\[[0-9;]*[mK]")  # or what erases a line that said what takes so long
 
 
 def on_terminal(columns: int, *words: str, **env: str) -> str:

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,23 @@ def test_what_is_quick_needs_no_excuse() -> None:
     progress.step("reading guests")
     progress.end()
     assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize("columns", [8, 20, 40, 80])
+def test_it_stays_in_one_line(columns: int) -> None:
+    """What breaks into a second line is not erased."""
+    told = threading.Event()
+
+    class Screen(io.StringIO):
+        def flush(self) -> None:
+            told.set()
+
+    out = Screen()
+    progress = Progress(out, after=0.0, columns=columns)
+    progress.step("reading the interrupts of 200 guests")
+    progress.start()
+    assert told.wait(60)
+    progress.end()
+    shown = out.getvalue().split("\r\x1b[K")
+    assert shown[0] == shown[-1] == ""
+    assert all(len(each) < columns and each.endswith(" s") for each in shown[1:-1])

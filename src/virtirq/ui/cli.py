@@ -105,18 +105,7 @@ class _Parser(argparse.ArgumentParser):
         # Asked for with each argument that is added; its own width comes from shutil, with all
         # the formats of archives that this imports.
         made: Callable[..., argparse.HelpFormatter] = self.formatter_class
-        return made(prog=self.prog, width=_columns() - 2)
-
-
-def _columns() -> int:
-    """How wide the terminal is, as shutil.get_terminal_size() has it."""
-    told = os.environ.get("COLUMNS", "")
-    if told.isascii() and told.isdecimal() and int(told):
-        return int(told)
-    try:
-        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
-    except (AttributeError, ValueError, OSError):
-        return 80
+        return made(prog=self.prog, width=progress.columns() - 2)
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:

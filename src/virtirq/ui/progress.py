@@ -23,8 +23,9 @@ _NONE: Final = frozenset({"daemon", "demo", "help", "compare"})
 class Progress:
     """Tells `out` what is at work, in a thread, from `start` until `end`."""
 
-    def __init__(self, out: TextIO, after: float = _AFTER) -> None:
+    def __init__(self, out: TextIO, after: float = _AFTER, columns: int = 80) -> None:
         self._out = out
+        self._columns = columns
         self._after = after
         self._what = ""
         self._told = False
@@ -53,8 +54,10 @@ class Progress:
             wait = _AGAIN
             with self._turn:
                 if not self._over.is_set() and self._what:
-                    seconds = time.monotonic() - self._began
-                    self._out.write(f"{_ERASED}{self._what} … {seconds:.0f} s")
+                    told = f" … {time.monotonic() - self._began:.0f} s"
+                    # A line that breaks is not erased as a whole.
+                    what = self._what[: max(0, self._columns - 1 - len(told))]
+                    self._out.write(f"{_ERASED}{what}{told}")
                     self._out.flush()
                     self._told = True
 
@@ -82,13 +85,24 @@ def shown(args: argparse.Namespace) -> Iterator[None]:
     if args.quiet or args.verb in _NONE or typed or not _is_terminal():
         yield
         return
-    _now = Progress(sys.stderr)
+    _now = Progress(sys.stderr, columns=columns())
     _now.start()
     try:
         yield
     finally:
         _now.end()
         _now = None
+
+
+def columns() -> int:
+    """How wide the terminal is, as shutil.get_terminal_size() has it."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isascii() and told.isdecimal() and int(told[:5]):
+        return int(told[:5])
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):  # closed, detached, or no terminal
+        return 80
 
 
 def _is_terminal() -> bool:
