@@ -671,6 +671,7 @@ def test_from_nothing_to_the_first_pinned_guest(
     """The documentation's commands, as they stand there, on a host without virtirq; and back."""
     steps = first_steps((repository / "docs/libvirt.md").read_text())
     assert 0 < len(steps) <= 5
+    service.run("systemctl disable --now virtirq; virtirq restore")
     service.run(f"rm -rf /usr/local/bin/virtirq {LIBRARY}/virtirq* {UNIT} /run/virtirq")
     service.run("systemctl daemon-reload")
     service.put(pyz.pyz(tmp_path), "/root/virtirq.pyz")
