@@ -139,4 +139,4 @@ def picture(rows: Sequence[Row]) -> str:
         bar = "#" * max(1, round(_WIDTH * ratio / most))
         shown = "".join("|" if i == floor - 1 else each for i, each in enumerate(bar.ljust(_WIDTH)))
         lines.append(f"{row.name:{width}}  {shown} {ratio:.2f}")
-    return "```\n" + "\n".join(lines) + f"\n{'':{width}}  | is the floor or peer\n```"
+    return "```text\n" + "\n".join(lines) + f"\n{'':{width}}  | is the floor or peer\n```"
