@@ -611,6 +611,7 @@ def test_a_data_plane_of_another_user_takes_what_the_documentation_says(
     (drop_in,) = re.findall(r"```\n(\[Service\]\nCapabilityBoundingSet=.*\n)```", page)
     plane = E1000E[0]
     service.put(Path(record_demo.__file__).with_name("vfio.py"), HOLD)
+    service.run("systemctl stop irqbalance")  # which moves what nobody has banned
     service.write(CONFIG, '[[rule]]\nkind = "process"\ndirective = "auto"\n')
     service.run(
         f"cd /sys/bus/pci/devices/{plane}; echo vfio-pci > driver_override;"
@@ -633,7 +634,11 @@ def test_a_data_plane_of_another_user_takes_what_the_documentation_says(
         assert {each.affinity for each in service.vectors(plane)} == {"2"}, "it is hidden, not gone"
     finally:
         hold.signal("KILL")
-        service.run(f"rm -rf {CONFIG} {DROP_IN} /run/plane; systemctl daemon-reload")
+        service.run(
+            f"rm -rf {CONFIG} {DROP_IN} /run/plane; systemctl daemon-reload;"
+            " systemctl start irqbalance"
+        )
+    until(service, "test -s /run/virtirq/bans.json")
     assert pinned(service)
 
 
