@@ -12,7 +12,7 @@ from tests.policy.facts import GPU, NIC, cpus, guest, host, msix, snapshot, snap
 from virtirq.model import Snapshot, Vcpu
 from virtirq.policy.config import Config
 from virtirq.policy.plan import plan
-from virtirq.policy.stakes import Counts, came, findings, stakes, told_of
+from virtirq.policy.stakes import Counted, came, findings, stakes
 
 NIC_IRQ, GPU_IRQ, DISK, OTHER = 100, 120, 40, 41
 
@@ -28,13 +28,13 @@ def two_guests() -> Snapshot:
     )
 
 
-def said(state: Snapshot, before: Counts, after: Counts, seconds: float = 2.0) -> list[str]:
+def said(state: Snapshot, before: Counted, after: Counted, seconds: float = 2.0) -> list[str]:
     told = stakes(plan(state, Config()), state.topology, before, after, seconds)
-    names = {irq: f"disk{irq}" for irq in told_of(told)}
-    return [f"{each.code}: {each.subject}: {each.message}" for each in findings(told, names)]
+    found = findings(told, lambda irq: (f"disk{irq}",))
+    return [f"{each.code}: {each.subject}: {each.message}" for each in found]
 
 
-NOTHING: Counts = {NIC_IRQ: {}, GPU_IRQ: {}, DISK: {}, OTHER: {}}
+NOTHING: Counted = {NIC_IRQ: {}, GPU_IRQ: {}, DISK: {}, OTHER: {}}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ NOTHING: Counts = {NIC_IRQ: {}, GPU_IRQ: {}, DISK: {}, OTHER: {}}
         ),
     ],
 )
-def test_what_is_said(after: Counts, expected: list[str]) -> None:
+def test_what_is_said(after: Counted, expected: list[str]) -> None:
     assert said(two_guests(), NOTHING, {**NOTHING, **after}) == expected
 
 
@@ -105,7 +105,7 @@ _COUNTS = st.dictionaries(
 
 @given(state=snapshots(), before=_COUNTS, after=_COUNTS)
 def test_each_interrupt_of_a_guest_is_somewhere_once(
-    state: Snapshot, before: Counts, after: Counts
+    state: Snapshot, before: Counted, after: Counted
 ) -> None:
     planned = plan(state, Config())
     told = stakes(planned, state.topology, before, after, 1.0)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final
+
+from virtirq.values import dataclass, field
 
 NAMES: Final = (
     *("guest", "device", "irq", "vector", "action", "status", "before", "after", "reason"),

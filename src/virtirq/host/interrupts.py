@@ -232,13 +232,6 @@ def count_all(fs: HostFs, possible: CpuSet) -> dict[int, dict[int, int]]:
     return found
 
 
-def names_of(fs: HostFs, irqs: Iterable[int]) -> dict[int, str]:
-    """What the handlers of these interrupts are called, as the kernel joins them."""
-    reader = Reader(fs)
-    found = {irq: reader.text(paths.IRQ_ACTIONS, irq) for irq in irqs}
-    return {irq: text for irq, text in found.items() if text}
-
-
 def _counts(text: str, cpus: tuple[int, ...]) -> dict[int, int]:
     """The numbers that are not zero: an interrupt is taken by few of a great many CPUs."""
     if text == _zeros(len(cpus)):

@@ -24,6 +24,7 @@ from virtirq.model import (
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.config import Rule
 from virtirq.policy.contention import Contention
+from virtirq.policy.counts import percent
 from virtirq.policy.place import finds_room
 from virtirq.policy.room import room_of, short
 from virtirq.policy.target import (
@@ -58,8 +59,15 @@ class _Room:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
+        self._found: dict[str, bool] = {}
+        """By guest: each of its devices asks."""
 
     def __call__(self, guest: Guest) -> bool:
+        if guest.key not in self._found:
+            self._found[guest.key] = self._has_room(guest)
+        return self._found[guest.key]
+
+    def _has_room(self, guest: Guest) -> bool:
         mine = pinned_cpus([guest], self._snapshot.topology)
         alone = CpuSet(cpu for cpu in mine if self._users[cpu] == 1)
         return finds_room(self._snapshot, guest, CpuSet(self._users) - alone)
@@ -117,13 +125,12 @@ def device_unclaimed(address: PciAddress, count: int) -> Finding:
     return _finding("device-unclaimed", str(address), text)
 
 
-def taken_elsewhere(guest: str, a_second: float, share: float, others: Sequence[str]) -> Finding:
-    """`share` of a guest's interrupts `a_second` on CPUs of `others`, who have most first."""
-    percent = min(99, max(1, round(100 * share))) if share < 1 else 100
+def taken_elsewhere(guest: str, a_second: float, astray: float, others: Sequence[str]) -> Finding:
+    """Of a guest's interrupts `a_second`, so many on CPUs of `others`, who have most first."""
     some = ", ".join(others[:_NAMED]) + (", ..." if len(others) > _NAMED else "")
     text = (
-        f"{percent}% of its {rate(a_second)} interrupts a second are taken on other guests' CPUs"
-        f" ({some})"
+        f"{percent(astray, a_second)}% of its {rate(a_second)} interrupts a second are taken on"
+        f" other guests' CPUs ({some})"
     )
     return _finding("taken-elsewhere", guest, text)
 
@@ -183,7 +190,7 @@ def rules_unmatched(rules: Iterable[Rule]) -> Iterator[Finding]:
         yield _finding("rule-unmatched", "host", f"{rule.origin} fits no device of a guest")
 
 
-def _of_host(snapshot: Snapshot, plan: Plan, short: CpuSet) -> Iterator[Finding]:
+def _of_host(snapshot: Snapshot, plan: Plan, full: CpuSet) -> Iterator[Finding]:
     targets = union(d.target for g in plan.guests for d in g.devices if d.target is not None)
     irqbalance = snapshot.irqbalance
     if irqbalance.running and targets:
@@ -201,14 +208,14 @@ def _of_host(snapshot: Snapshot, plan: Plan, short: CpuSet) -> Iterator[Finding]
         yield _finding("interrupts-posted", "host", f"device interrupts may be posted: {basis}")
     for address, count in snapshot.unclaimed.items():
         yield device_unclaimed(address, count)
-    full = targets & short
-    if full:
-        most = max(snapshot.vectors_on[cpu] for cpu in full)
-        text = f"up to {most} of about 200 vectors are in use on target CPUs {full}"
-        idle = sum(1 for pin in plan.pins if pin.idle and room_of(pin) <= full)
+    wanted = targets & full
+    if wanted:
+        most = max(snapshot.vectors_on[cpu] for cpu in wanted)
+        text = f"up to {most} of about 200 vectors are in use on target CPUs {wanted}"
+        idle = sum(1 for pin in plan.pins if pin.idle and room_of(pin) <= wanted)
         if idle:
             text += f"; {idle} interrupts that have never fired find no room there"
-        yield _finding("vectors-low", f"CPU {full}", text)
+        yield _finding("vectors-low", f"CPU {wanted}", text)
 
 
 def _of_guest(

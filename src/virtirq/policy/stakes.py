@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from virtirq.cpuset import union
 from virtirq.model import Finding, GuestPlan, Plan, Topology
+from virtirq.policy.counts import Counts, difference
 from virtirq.policy.findings import taken_by_guests_cpus, taken_elsewhere
 from virtirq.policy.target import claims_of
+from virtirq.values import dataclass
 
 CODES: Final = frozenset({"taken-elsewhere", "host-interrupts-on-vcpus"})
 """The findings of this: only who waits and counts has them."""
 
-Counts = Mapping[int, Mapping[int, int]]
-"""Interrupts taken, by IRQ number and CPU."""
+Counted = Mapping[int, Counts]
+"""What each interrupt has counted, by IRQ number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +65,15 @@ class Stakes:
     host: OfHost
 
 
-def came(before: Counts, after: Counts) -> dict[int, dict[int, int]]:
-    """What was taken in between, of those that were there before.
-
-    One that counts less than before was set up anew meanwhile: it begins at none (kernel/irq/
-    irqdesc.c, desc_set_defaults()), and how many came before that nobody knows.
-    """
-    found = {}
-    for irq, now in after.items():
-        was = before.get(irq)
-        if was is not None and all(now.get(cpu, 0) >= count for cpu, count in was.items()):
-            found[irq] = {
-                cpu: count - was.get(cpu, 0)
-                for cpu, count in now.items()
-                if count > was.get(cpu, 0)
-            }
-    return found
+def came(before: Counted, after: Counted) -> dict[int, Counts]:
+    """What was taken in between, of those that were there before, and all the time."""
+    both = {irq: difference(before[irq], now) for irq, now in after.items() if irq in before}
+    return {irq: taken for irq, taken in both.items() if taken is not None}
 
 
-def stakes(plan: Plan, topology: Topology, before: Counts, after: Counts, seconds: float) -> Stakes:
+def stakes(
+    plan: Plan, topology: Topology, before: Counted, after: Counted, seconds: float
+) -> Stakes:
     """Of all the host's interrupts that are in both; `seconds` lie between them."""
     between = came(before, after)
     used = {each.guest.name: claims_of(each.guest, topology).used for each in plan.guests}
@@ -130,22 +121,17 @@ def _of_guest(
     return OfGuest(name, mine / seconds, shares, rest / seconds)
 
 
-def told_of(told: Stakes) -> tuple[int, ...]:
-    """The interrupts whose names findings() has a use for, by number."""
-    return () if told.host.most is None else told.host.most[:1]
-
-
-def findings(told: Stakes, names: Mapping[int, str]) -> Iterator[Finding]:
-    """What a person should know of them. `names` are the handlers of interrupts, by IRQ number."""
+def findings(told: Stakes, handlers: Callable[[int], Iterable[str]]) -> Iterator[Finding]:
+    """What a person should know of them. `handlers` are the names of those of an interrupt."""
     for each in told.guests:
         taken = sum(each.others.values())
         if taken >= _LEAST:
             most = sorted(each.others, key=lambda other: (-each.others[other], other))
-            yield taken_elsewhere(each.guest, each.total, taken / each.total, most)
+            yield taken_elsewhere(each.guest, each.total, taken, most)
     if told.host.total >= _LEAST and told.host.most is not None:
         irq, cpu = told.host.most
         yield taken_by_guests_cpus(
-            told.host.total, names.get(irq, ""), irq, cpu, told.host.on[irq, cpu]
+            told.host.total, ",".join(handlers(irq)), irq, cpu, told.host.on[irq, cpu]
         )
 
 

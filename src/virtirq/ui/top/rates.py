@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from virtirq.cpuset import CpuSet
 from virtirq.model import InterruptKey, PciAddress, Plan, Snapshot
+from virtirq.policy.counts import Counts, difference, percent
 from virtirq.ui.report import near, wanted_of
 
 
@@ -56,10 +57,6 @@ def watched(snapshot: Snapshot, plan: Plan) -> tuple[Watched, ...]:
     return tuple(found)
 
 
-Counts = Mapping[int, int]
-"""Interrupts taken, by CPU."""
-
-
 @dataclass(frozen=True, slots=True)
 class Sample:
     """What was counted at a time, in seconds of a clock that only goes forward.
@@ -84,8 +81,8 @@ class Taken:
 def taken(before: Sample, after: Sample, cpus: CpuSet | None = None) -> tuple[Taken, ...]:
     """What each interrupt did between the two; all of `cpus`, None for every CPU.
 
-    Of one that was not looked at before, nobody knows when it was taken. One that counts less than
-    before was set up anew: the kernel begins at none (kernel/irq/irqdesc.c, desc_set_defaults()).
+    Of one that was not looked at before, nobody knows when it was taken. All that one has counted
+    that was set up anew meanwhile has come since.
     """
     was = {(each.irq, each.key): counts for each, counts in before.counts.items()}
     return tuple(
@@ -99,13 +96,10 @@ def _sum(counts: Counts, cpus: CpuSet | None) -> int:
 
 
 def _delta(was: Counts, now: Counts, cpus: CpuSet | None) -> Counts:
-    if any(now.get(cpu, 0) < count for cpu, count in was.items()):
-        was = {}
-    return {
-        cpu: count - was.get(cpu, 0)
-        for cpu, count in now.items()
-        if count != was.get(cpu, 0) and (cpus is None or cpu in cpus)
-    }
+    found = difference(was, now)
+    if found is None:
+        found = dict(now)
+    return found if cpus is None else {cpu: found[cpu] for cpu in found if cpu in cpus}
 
 
 class Places(NamedTuple):
@@ -128,9 +122,7 @@ class Places(NamedTuple):
         judged = self.target + self.node + self.elsewhere
         if not judged:
             return None
-        if count in (0, judged):
-            return 100 * bool(count)
-        return min(99, max(1, round(100 * count / judged)))
+        return percent(count, judged)
 
 
 def places(each: Taken, only: int | None = None) -> Places:

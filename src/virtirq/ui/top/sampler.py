@@ -9,9 +9,10 @@ from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.interrupts import read_counts
 from virtirq.model import PciAddress
+from virtirq.policy.counts import Counts
 from virtirq.policy.target import wide
 from virtirq.ui.inputs import View
-from virtirq.ui.top.rates import Counts, Sample, Watched, watched
+from virtirq.ui.top.rates import Sample, Watched, watched
 
 
 class Sampler:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from virtirq.control import cycle, sources
 from virtirq.model import Finding
 from virtirq.ui import arguments, inputs, progress
-from virtirq.ui.events import own
 from virtirq.ui.output import show_done
 from virtirq.ui.verbs import Verb, plan
 
@@ -24,6 +23,8 @@ def run(args: argparse.Namespace) -> int:
             given.fs, given.guests, given.config, state, args.guests, counts=args.json
         )
     if args.sysroot is None:
+        from virtirq.ui.events import own
+
         own.tell(done, "pin", "apply")
 
     def findings() -> Sequence[Finding]:

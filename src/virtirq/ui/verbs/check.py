@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from typing import Final
 
 from virtirq.errors import EXIT_FINDINGS, EXIT_OK
-from virtirq.host.interrupts import count_all, names_of
+from virtirq.host.fs import HostFs
+from virtirq.host.interrupts import count_all, handlers
 from virtirq.policy import stakes
 from virtirq.policy.findings import in_order
 from virtirq.ui import arguments, inputs, progress, report, screens
@@ -24,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     view = inputs.look(given, args)
     told = _at_stake(given, view, args)
     if told is not None:
-        more = stakes.findings(told, names_of(given.fs, stakes.told_of(told)))
+        more = stakes.findings(told, partial(_handlers, given.fs))
         view = view._replace(findings=in_order((*view.findings, *more)))
     with inputs.naming(given):
         view = inputs.only(view, args.guests)
@@ -56,6 +58,14 @@ def _at_stake(given: Inputs, view: View, args: argparse.Namespace) -> stakes.Sta
     given.fs.refresh()
     passed, after = time.monotonic() - begun, count_all(given.fs, topology.possible)
     return stakes.stakes(view.plan, topology, before, after, passed)
+
+
+def _handlers(fs: HostFs, irq: int) -> tuple[str, ...]:
+    """None where nobody can tell: it may have been freed since."""
+    try:
+        return handlers(fs, irq)
+    except OSError:
+        return ()
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,6 @@ from virtirq.control.cycle import STATE_DIR
 from virtirq.errors import EXIT_OK, BusyError, VirtirqError
 from virtirq.ui import arguments, inputs, progress, report, screens
 from virtirq.ui.complaint import complain
-from virtirq.ui.events import own
 from virtirq.ui.output import show, show_done
 from virtirq.ui.verbs import Verb
 
@@ -36,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
         )
         return EXIT_OK
     if args.sysroot is None:
+        from virtirq.ui.events import own
+
         own.tell(done, "restore", "restore")
     code = show_done(args, done)
     return code if args.guests or args.sysroot is not None else _release(code, as_json=args.json)
