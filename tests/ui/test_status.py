@@ -13,6 +13,7 @@ import pytest
 
 from tests.hostmaker import MadeHost, MadeInterrupt, passthrough
 from tests.ui.test_cli import DEMO
+from virtirq.policy import stakes
 from virtirq.ui import listing
 from virtirq.ui.cli import main
 
@@ -254,6 +255,31 @@ def test_check_tells_what_is_at_stake(counted: Path, capsys: pytest.CaptureFixtu
     found = {each["code"]: each["message"] for each in told["findings"]}
     assert found["taken-elsewhere"].startswith("75% of its 4 interrupts a second")
     assert found["host-interrupts-on-vcpus"].endswith("interrupt 9 (disk0) on CPU 2")
+
+
+def test_who_misspells_a_guest_does_not_wait(
+    counted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtirq.ui.verbs.check.time.sleep", pytest.fail)
+    given = ["-s", str(counted / "host"), f"--domain={counted}/web.xml", "check", "--rates", "5"]
+    assert main([*given, "wbe"]) == 2
+    assert capsys.readouterr().err.endswith("hint: did you mean web?\n")
+
+
+def test_of_some_guests_only_theirs_is_told(
+    counted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"--domain={counted / name}.xml" for name in ("web", "db")]
+    for name, told in (("web", {"taken-elsewhere"}), ("db", set())):
+        monotonic = iter((10.0, 15.0)).__next__
+        with pytest.MonkeyPatch.context() as clock:
+            clock.setattr("virtirq.ui.verbs.check.time.monotonic", monotonic)
+            main(["-s", str(counted / "host"), *given, "check", name, "--rates", "5", "-J"])
+        found = json.loads(capsys.readouterr().out)
+        assert {each["code"] for each in found["findings"]} & stakes.CODES == told
+        assert [each["guest"] for each in found["rates"]["guests"]] == [name]
+        for irq in (9, 40, 41):
+            (counted / f"host/sys/kernel/irq/{irq}/per_cpu_count").write_text("0,0,0,0,0,0,0,0")
 
 
 def test_a_recording_stands_still_and_nothing_is_counted(say: Any) -> None:

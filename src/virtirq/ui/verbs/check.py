@@ -23,13 +23,15 @@ _RATES: Final = 1.0
 
 def run(args: argparse.Namespace) -> int:
     given = inputs.gather(args)
-    view = inputs.look(given, args)
-    told = _at_stake(given, view, args)
-    if told is not None:
-        more = stakes.findings(told, partial(_handlers, given.fs))
-        view = view._replace(findings=in_order((*view.findings, *more)))
+    whole = view = inputs.look(given, args)
     with inputs.naming(given):
-        view = inputs.only(view, args.guests)
+        view = inputs.only(whole, args.guests)
+    told = _at_stake(given, whole, args)
+    if told is not None:
+        concerned = inputs.subjects(view.plan)
+        more = stakes.findings(told, partial(_handlers, given.fs))
+        some = (each for each in more if not args.guests or each.subject in concerned)
+        view = view._replace(findings=in_order((*view.findings, *some)))
     show(
         args,
         lambda: {
