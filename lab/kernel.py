@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 # A metapackage depends on the current kernel's package; Debian's name, then Ubuntu's.
@@ -45,10 +45,7 @@ def _apt() -> Path:
     def fill(download: Path, root: Path) -> None:
         # Ubuntu's modules are packages of their own; Debian's image has them.
         modules = [name for image in images for name in _apt_depends(image)]
-        # `apt-get download` takes no target: it fills the current directory.
-        call(["apt-get", "-q", "download", *dict.fromkeys(images + modules)], cwd=download)
-        for package in download.glob("*.deb"):
-            call(["dpkg", "-x", str(package), str(root)])
+        unpack_debs(dict.fromkeys(images + modules), download, root)
 
     return _cached(images[0], fill)
 
@@ -73,13 +70,7 @@ def _dnf() -> Path:
     packages = [f"{name}-{release}.x86_64" for name in _FEDORA]
 
     def fill(download: Path, root: Path) -> None:
-        call(["dnf", "-q", "download", f"--destdir={download}", *packages], cwd=download)
-        for package in download.glob("*.rpm"):
-            archive = download / "cpio"
-            with archive.open("wb") as out:
-                subprocess.run(["rpm2cpio", str(package)], stdout=out, check=True)
-            with archive.open("rb") as source:
-                subprocess.run(["cpio", "-idm", "--quiet"], cwd=root, stdin=source, check=True)
+        unpack_rpms(packages, download, root)
 
     return _cached(packages[0], fill)
 
@@ -88,18 +79,44 @@ def _cached(name: str, fill: Callable[[Path, Path], None]) -> Path:
     """The kernel kept under `name`; `fill(download, root)` makes it when it is not there."""
     final = cache_dir() / f"quick-{name}"
     if not final.is_dir():
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=final.parent) as work:
-            download, root = Path(work, "download"), Path(work, "root")
-            download.mkdir()
-            root.mkdir()
-            fill(download, root)
+        with filled(fill) as root:
             _index_modules(root)
             # One rename, last: a directory of the final name is always complete. It fails
             # when somebody else was quicker, and then theirs is as good.
             with contextlib.suppress(OSError):
                 root.rename(final)
     return _image(final)
+
+
+@contextlib.contextmanager
+def filled(fill: Callable[[Path, Path], None]) -> Iterator[Path]:
+    """What `fill(download, root)` unpacks, in the cache's file system until the end of this."""
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache_dir()) as work:
+        download, root = Path(work, "download"), Path(work, "root")
+        download.mkdir()
+        root.mkdir()
+        fill(download, root)
+        yield root
+
+
+def unpack_debs(packages: Iterable[str], download: Path, root: Path) -> None:
+    """The distribution's packages of these names, fetched and unpacked."""
+    # `apt-get download` takes no target: it fills the current directory.
+    call(["apt-get", "-q", "download", *packages], cwd=download)
+    for package in download.glob("*.deb"):
+        call(["dpkg", "-x", str(package), str(root)])
+
+
+def unpack_rpms(packages: Iterable[str], download: Path, root: Path) -> None:
+    """Fedora's form of the same. Written from the manuals; not tried on a Fedora machine."""
+    call(["dnf", "-q", "download", f"--destdir={download}", *packages], cwd=download)
+    for package in download.glob("*.rpm"):
+        archive = download / "cpio"
+        with archive.open("wb") as out:
+            subprocess.run(["rpm2cpio", str(package)], stdout=out, check=True)
+        with archive.open("rb") as source:
+            subprocess.run(["cpio", "-idm", "--quiet"], cwd=root, stdin=source, check=True)
 
 
 def _image(root: Path) -> Path:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from lab.kernel import LabUnavailable, cache_dir, call
+from lab.kernel import LabUnavailable, cache_dir, filled, unpack_debs, unpack_rpms
 
 _DEBIAN: Final = "prometheus"
 _FEDORA: Final = "golang-github-prometheus"
@@ -32,9 +31,9 @@ def _program(name: str) -> Path:
     if found is not None:
         return Path(found)
     if shutil.which("apt-get") and shutil.which("dpkg"):
-        return _cached(name, _apt)
+        return _cached(name, partial(unpack_debs, [_DEBIAN]))
     if shutil.which("dnf") and shutil.which("rpm2cpio") and shutil.which("cpio"):
-        return _cached(name, _dnf)
+        return _cached(name, partial(unpack_rpms, [_FEDORA]))
     raise LabUnavailable(f"no {name}, and no apt and no dnf to fetch it with: put it on PATH")
 
 
@@ -42,12 +41,7 @@ def _cached(name: str, fill: Callable[[Path, Path], None]) -> Path:
     """The program kept in the cache; `fill(download, root)` unpacks its package when it is not."""
     final = cache_dir() / name
     if not final.is_file():
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=final.parent) as work:
-            download, root = Path(work, "download"), Path(work, "root")
-            download.mkdir()
-            root.mkdir()
-            fill(download, root)
+        with filled(fill) as root:
             for each in _PROGRAMS:  # of the whole package, these are what is kept
                 unpacked = root / "usr/bin" / each
                 if not unpacked.is_file():
@@ -56,21 +50,3 @@ def _cached(name: str, fill: Callable[[Path, Path], None]) -> Path:
                     )
                 unpacked.rename(cache_dir() / each)
     return final
-
-
-def _apt(download: Path, root: Path) -> None:
-    # `apt-get download` takes no target: it fills the current directory.
-    call(["apt-get", "-q", "download", _DEBIAN], cwd=download)
-    for package in download.glob("*.deb"):
-        call(["dpkg", "-x", str(package), str(root)])
-
-
-def _dnf(download: Path, root: Path) -> None:
-    """Fedora's form of the same. Written from the manuals; not tried on a Fedora machine."""
-    call(["dnf", "-q", "download", f"--destdir={download}", _FEDORA], cwd=download)
-    for package in download.glob("*.rpm"):
-        archive = download / "cpio"
-        with archive.open("wb") as out:
-            subprocess.run(["rpm2cpio", str(package)], stdout=out, check=True)
-        with archive.open("rb") as source:
-            subprocess.run(["cpio", "-idm", "--quiet"], cwd=root, stdin=source, check=True)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from . import full
@@ -45,7 +46,9 @@ def guests(host: Host) -> tuple[GuestSpec, ...]:
     )
 
 
-def main() -> int:
+@contextmanager
+def demo_host() -> Iterator[Host]:
+    """The host with virtirq installed, while its guests make traffic."""
     full.build()
     with tempfile.TemporaryDirectory() as directory, full.lab() as host, ExitStack() as running:
         wheels(Path(directory), host.python_version())
@@ -53,6 +56,11 @@ def main() -> int:
         for spec in guests(host):
             guest = running.enter_context(host.guest(spec))
             guest.traffic(2)
+        yield host
+
+
+def main() -> int:
+    with demo_host() as host:
         print(host.run(["virtirq", "record", "--keep-names", f"/tmp/{_NAME}"]).stdout)
         host.get(f"/tmp/{_NAME}", _ROOT / "src/virtirq/demo" / _NAME)
     return 0

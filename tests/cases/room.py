@@ -26,6 +26,8 @@ from virtirq.ui.verbs.place import propose
 
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 NOVA = "http://openstack.org/xmlns/libvirt/nova/1.1"
+CXL = {0: (10, 21, 14, 24), 1: (21, 10, 24, 14), 2: (14, 24, 10, 26), 3: (24, 14, 26, 10)}
+"""Distances of two sockets, each with a CXL device's memory behind it, nodes 2 and 3."""
 
 
 def function(address: str, cpuset: str = "") -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from tests.cases.room import Room, guest
+from tests.cases.room import CXL, Room, guest
 from tests.hostmaker import MadeHost, passthrough
 from virtirq.cpuset import CpuSet
 from virtirq.errors import UsageError
@@ -123,12 +123,7 @@ class TestNodesWithoutCpus:
             node,
             online="0-15",
             nodes={0: "0-7", 1: "8-15", 2: "", 3: ""},
-            distances={
-                0: (10, 21, 14, 24),
-                1: (21, 10, 24, 14),
-                2: (14, 24, 10, 26),
-                3: (24, 14, 26, 10),
-            },
+            distances=CXL,
         )
         assert Room(made, [guest([A], vcpus=2)]).target(A) == near
         own = {"0-7": "1", "8-15": "9"}[near]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.cases.room import Room, guest
+from tests.cases.room import CXL, Room, guest
 from tests.hostmaker import MadeHost, passthrough
 from virtirq.cpuset import CpuSet
 from virtirq.errors import NoRoomError, UsageError
@@ -163,12 +163,7 @@ class TestPartsOfOneSocket:
         made = MadeHost(
             online="0-7",
             nodes={0: "0-3", 1: "4-7", 2: "", 3: ""},
-            distances={
-                0: (10, 21, 14, 24),
-                1: (21, 10, 24, 14),
-                2: (14, 24, 10, 26),
-                3: (24, 14, 26, 10),
-            },
+            distances=CXL,
             devices=[passthrough(A, first_irq=100, node=2)],
         )
         with pytest.raises(NoRoomError, match="node 0 has 4 CPUs"):

@@ -192,6 +192,23 @@ class Scene:
         asyncio.run(main())
         assert self.errors == []
 
+    async def crowd(self, turns: int) -> int:
+        """As many connect as can, for so many turns, again and again; how many were answered."""
+        answers, waiting = 0, list[socket.socket]()
+        for _ in range(turns):
+            with suppress(BlockingIOError):
+                while True:
+                    waiting.append(self.connect())
+            await self.pass_(TURN)
+            for each in waiting[:]:
+                with suppress(BlockingIOError):
+                    answers += bool(each.recv(1 << 20))
+                    each.close()
+                    waiting.remove(each)
+        for each in waiting:
+            each.close()
+        return answers
+
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Scene:
@@ -221,19 +238,7 @@ class TestBounds:
 
         async def flood() -> None:
             nonlocal answered_
-            waiting: list[socket.socket] = []
-            for _ in range(100):
-                with suppress(BlockingIOError):
-                    while True:
-                        waiting.append(scene.connect())
-                await scene.pass_(TURN)
-                for each in waiting[:]:
-                    with suppress(BlockingIOError):
-                        answered_ += bool(each.recv(1 << 20))
-                        each.close()
-                        waiting.remove(each)
-            for each in waiting:
-                each.close()
+            answered_ = await scene.crowd(100)
 
         began = scene.clock.now
         scene.run(flood)
@@ -350,19 +355,7 @@ class TestBounds:
 
         async def crowd() -> None:
             nonlocal answers
-            waiting: list[socket.socket] = []
-            for _ in range(200):
-                with suppress(BlockingIOError):
-                    while True:
-                        waiting.append(scene.connect())
-                await scene.pass_(TURN)
-                for each in waiting[:]:
-                    with suppress(BlockingIOError):
-                        answers += bool(each.recv(1 << 20))
-                        each.close()
-                        waiting.remove(each)
-            for each in waiting:
-                each.close()
+            answers = await scene.crowd(200)
 
         monkeypatch.setattr(scene.server, "_take", slowly)
         monkeypatch.setattr(scene.server, "_tell", slowly_told)
