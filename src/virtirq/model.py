@@ -681,6 +681,11 @@ class Finding:
         }
 
 
+def counted(count: int, what: str) -> str:
+    """``1 vCPU`` or ``4 vCPUs``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def by_device(interrupts: Iterable[Interrupt]) -> dict[PciAddress, tuple[Interrupt, ...]]:
     """The interrupts of each device, in one pass."""
     found: dict[PciAddress, list[Interrupt]] = {}

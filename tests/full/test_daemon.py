@@ -330,7 +330,7 @@ def test_libvirtd_is_killed_and_comes_again_while_the_guest_changes(bench: Bench
             until(lambda: {a: c for (_, a), c in found(host).items()} == kept, job.output)
             host.run(f"taskset -pc 6 {thread}")
             host.run("rm -f /run/libvirt/libvirtd.pid; libvirtd -d")
-            heard(job, "connected to qemu:///system: 1 guests run", times=2)
+            heard(job, "connected to qemu:///system: 1 guest running", times=2)
             bench.until_right(job.output)
             assert set(found(host).values()) == {"4", "6"}
         finally:
@@ -611,7 +611,7 @@ def test_a_guest_that_ends_while_libvirtd_is_away_is_let_go(bench: Bench) -> Non
         host.run("kill -9 $(pidof qemu-system-x86_64); while pidof qemu-system-x86_64; do :; done")
         heard(job, "its guests are kept as they were")
         host.run("rm -f /run/libvirt/libvirtd.pid; libvirtd -d")
-        heard(job, "connected to qemu:///system: 0 guests run")
+        heard(job, "connected to qemu:///system: 0 guests running")
         until(lambda: (found(host), told(host, "status")["guests"]) == ({}, []), job.output)
         assert told(host, "status")["daemon"]["pid"] == job.pid
     pending = "is still pending there"

@@ -54,7 +54,7 @@ def test_libvirtd_is_stopped_and_goes_on(bench: Bench) -> None:  # noqa: F811 - 
         finally:
             host.run("kill -CONT $(pidof libvirtd)")
         try:
-            heard(job, "connected to qemu:///system: 1 guests run", times=2)
+            heard(job, "connected to qemu:///system: 1 guest running", times=2)
             until(lambda: set(found(host).values()) == {"4", "6"}, job.output)
             bench.until_right(job.output)
             until(lambda: "libvirt-silent" not in findings(host), job.output)
@@ -74,7 +74,7 @@ def test_a_daemon_that_starts_while_libvirtd_is_stopped(bench: Bench) -> None:  
             heard(job, "no answer within")
             assert "libvirt-silent" in findings(host)
             host.run("kill -CONT $(pidof libvirtd)")
-            heard(job, "connected to qemu:///system: 1 guests run")
+            heard(job, "connected to qemu:///system: 1 guest running")
             bench.until_right(job.output)
             until(lambda: "libvirt-silent" not in findings(host), job.output)
     finally:

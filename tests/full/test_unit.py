@@ -20,7 +20,6 @@ import pytest
 from lab import full, record_demo
 from lab.full import E1000E, GuestSpec, Host, Job
 from lab.full.errors import CommandError
-from release import pyz
 from tests.full.hosts import install, need_full_lab
 from tests.needs import need_program
 
@@ -669,56 +668,3 @@ def test_events_are_the_daemons_and_the_commands(service: Host) -> None:
     hidden = service.run(f"{nobody} virtirq events guest").stdout
     assert "not read: journald: not all of it is shown to this user" in hidden
     assert "no daemon runs" in hidden
-
-
-def test_from_nothing_to_the_first_pinned_guest(
-    service: Host, repository: Path, tmp_path: Path
-) -> None:
-    """The documentation's commands, as they stand there, on a host without virtirq; and back."""
-    steps = first_steps((repository / "docs/libvirt.md").read_text())
-    assert 0 < len(steps) <= 5
-    service.run("systemctl disable --now virtirq; virtirq restore")
-    service.run(f"rm -rf /usr/local/bin/virtirq {LIBRARY}/virtirq* {UNIT} /run/virtirq")
-    service.run("systemctl daemon-reload")
-    service.put(pyz.pyz(tmp_path), "/root/virtirq.pyz")
-    # It compiles itself at each start: half a second, and most of a minute on this machine.
-    service.write(f"{DROP_IN}/slow.conf", "[Service]\nTimeoutStartSec=600")
-    for vector in service.vectors(E1000E[1]):
-        service.run(f"echo 7 > /proc/irq/{vector.irq}/smp_affinity_list")
-    assert not pinned(service)
-    for command, screen in steps:  # the lab has no sudo, and is root
-        patience = service.patience()
-        while missing := not_said(service, command.removeprefix("sudo "), screen):
-            # What the guest itself has chosen is read once the daemon runs: that may take longer.
-            assert command in ("virtirq status", "virtirq events"), f"{command}: {missing}"
-            assert not patience.ended(), f"{command}: {missing}"
-    assert pinned(service)
-    service.run(f"virtirq uninstall; rm -r {DROP_IN}")
-    assert not pinned(service)
-
-
-LIBRARY = "/usr/local/lib/python3.13/dist-packages"
-
-
-def not_said(host: Host, command: str, screen: list[str]) -> str:
-    """What of the documentation's screen a command does not print, and what it prints."""
-    done = host.run(f"cd /root; {command}")
-    said = [plain(line) for line in done.stdout.splitlines()]
-    missing = [line for line in screen if line != "…" and plain(line) not in said]
-    return f"{missing}\n{done.stdout}" if missing else ""
-
-
-def first_steps(page: str) -> list[tuple[str, list[str]]]:
-    """The commands of the documentation's first session, each with what it prints."""
-    (block,) = re.findall(r"^```\n\$ (sudo ./virtirq.pyz install\n.*?)^```$", page, re.M | re.S)
-    return [
-        (command, screen)
-        for command, *screen in (each.splitlines() for each in re.split(r"^\$ ", block, flags=re.M))
-    ]
-
-
-def plain(line: str) -> str:
-    """Without what differs from host to host: numbers, their widths, and where a vector was."""
-    line = re.sub(r"(of vCPU \d+),.*", r"\1", line.replace("web", "guest"))
-    line = re.sub(r"(guest|plan) +IRQ", "IRQ", line)  # by what it was seen first is chance
-    return " ".join(re.sub(r"\d+(-\d+)?", "N", line).split())

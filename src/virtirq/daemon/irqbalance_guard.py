@@ -12,7 +12,7 @@ from virtirq.control.irqbalance import IrqbalanceClient, State, Told
 from virtirq.daemon.blocking import Lane
 from virtirq.daemon.log import Log
 from virtirq.errors import NoAnswerError
-from virtirq.model import Finding
+from virtirq.model import Finding, counted
 from virtirq.policy.findings import irqbalance_untold
 
 _BURST: Final = 0.2
@@ -177,7 +177,7 @@ class IrqbalanceGuard:
             case State.TOLD if wanted is None:
                 self._log.info(f"{who}: told that interrupts are its own again")
             case State.TOLD if wanted:
-                self._log.info(f"{who}: told to leave {len(wanted)} interrupts alone")
+                self._log.info(f"{who}: told to leave {counted(len(wanted), 'interrupt')} alone")
             case State.SPARED:
                 self._log.info(f"{who}: leaves interrupts of vfio-pci alone by its options")
         if told.reason and wanted:

@@ -28,7 +28,7 @@ from virtirq.guests.processes import find
 from virtirq.guests.processes.affinity import Processes
 from virtirq.guests.processes.find import holding_still
 from virtirq.host.fs import HostFs
-from virtirq.model import Finding, Gap, Guest
+from virtirq.model import Finding, Gap, Guest, counted
 from virtirq.policy.findings import guests_not_read, libvirt_silent
 
 _CONNECT: Final = ("libvirt",)
@@ -108,7 +108,7 @@ class LibvirtSource:
     @property
     def described(self) -> str:
         """How guests are learned of, for a person."""
-        unread = f"; {len(self._unread)} guests not read" if self._unread else ""
+        unread = f"; {counted(len(self._unread), 'guest')} not read" if self._unread else ""
         return self._connection + unread
 
     def findings(self) -> tuple[Finding, ...]:
@@ -225,7 +225,7 @@ class LibvirtSource:
                 else:
                     guests.append(known)  # it runs, if not as it did
         self._step(SourceState.PART if self._missing else SourceState.ALL)
-        self._log.info(f"{self._connection}: {len(there)} guests run")
+        self._log.info(f"{self._connection}: {counted(len(there), 'guest')} running")
         self._reconciler.know(
             guests,
             gaps,

@@ -50,7 +50,7 @@ from virtirq.guests.vectors.by_qmp import QmpReader
 from virtirq.host.events import EventKind, KernelEvent
 from virtirq.host.fs import HostFs, LiveFs
 from virtirq.host.uevents import Uevents
-from virtirq.model import Guest, VfioAction
+from virtirq.model import Guest, VfioAction, counted
 from virtirq.policy.config import Config
 from virtirq.policy.findings import events_polled, left_alone
 from virtirq.policy.pace import Pace
@@ -449,7 +449,7 @@ class Daemon:
 
     def _status(self) -> str:
         kept, guests = self._reconciler.ledger.count, len(self._reconciler.registry)
-        return f"{kept} interrupts of {guests} guests; {self._heard()}"
+        return f"{counted(kept, 'interrupt')} of {counted(guests, 'guest')}; {self._heard()}"
 
     def _heard(self) -> str:
         """How we learn of interrupts."""

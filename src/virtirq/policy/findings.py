@@ -20,6 +20,7 @@ from virtirq.model import (
     Plan,
     Snapshot,
     Word,
+    counted,
 )
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.config import Rule
@@ -121,7 +122,7 @@ def left_alone(guest: str) -> Finding:
 
 def device_unclaimed(address: PciAddress, count: int) -> Finding:
     """Somebody uses the device by VFIO, and which guest that is cannot be told."""
-    text = f"{count} interrupt{'s' if count > 1 else ''} of VFIO's, and no guest that has it"
+    text = f"{counted(count, 'interrupt')} of VFIO's, and no guest that has it"
     return _finding("device-unclaimed", str(address), text)
 
 
@@ -214,7 +215,7 @@ def _of_host(snapshot: Snapshot, plan: Plan, full: CpuSet) -> Iterator[Finding]:
         text = f"up to {most} of about 200 vectors are in use on target CPUs {wanted}"
         idle = sum(1 for pin in plan.pins if pin.idle and room_of(pin) <= wanted)
         if idle:
-            text += f"; {idle} interrupts that have never fired find no room there"
+            text += f"; no room there for {counted(idle, 'interrupt')} that never fired"
         yield _finding("vectors-low", f"CPU {wanted}", text)
 
 

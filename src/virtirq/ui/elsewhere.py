@@ -7,7 +7,7 @@ import argparse
 from virtirq.control import cycle
 from virtirq.errors import EXIT_OK
 from virtirq.guests.libvirt import connection as libvirt
-from virtirq.model import Gap, Guest
+from virtirq.model import Gap, Guest, counted
 from virtirq.ui import report, screens, settings_table
 from virtirq.ui.document import Cell, Document
 from virtirq.ui.output import show
@@ -39,7 +39,7 @@ def status(args: argparse.Namespace, uri: str) -> int:
 
 def _vcpus(guest: Guest) -> str:
     pinned = [vcpu for vcpu in guest.vcpus if vcpu.cpus is not None]
-    count = f"{len(guest.vcpus)} vCPU" + ("" if len(guest.vcpus) == 1 else "s")
+    count = counted(len(guest.vcpus), "vCPU")
     if not pinned:
         return f"{count}, not pinned"
     return f"{count}: " + ", ".join(f"{each.index} on {each.cpus}" for each in pinned)

@@ -14,7 +14,7 @@ from virtirq.control.sources import Found
 from virtirq.errors import BusyError, ConfigError, UnknownGuestError, UsageError, VirtirqError
 from virtirq.guests.libvirt.devices import Selector
 from virtirq.host.fs import HostFs
-from virtirq.model import NATIVE, Finding, Gap, Guest, Plan, Snapshot
+from virtirq.model import NATIVE, Finding, Gap, Guest, Plan, Snapshot, counted
 from virtirq.policy.config import Config
 from virtirq.policy.directives import unmatched
 from virtirq.policy.findings import findings as find
@@ -174,7 +174,7 @@ def gather(
 def look(inputs: Inputs, args: argparse.Namespace, *, counts: bool = False) -> View:
     """`counts`: with how often each interrupt was taken."""
     fs, gaps = inputs.fs, inputs.found.gaps
-    progress.step(f"reading the interrupts of {len(inputs.guests)} guests")
+    progress.step(f"reading the interrupts of {counted(len(inputs.guests), 'guest')}")
     try:
         daemon = daemon_of(args)
     except BusyError as error:

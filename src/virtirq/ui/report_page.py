@@ -10,14 +10,13 @@ from xml.etree.ElementTree import Element, SubElement
 from virtirq import __version__
 from virtirq.control.daemon_status import DaemonStatus
 from virtirq.control.log_entry import LogEntry
-from virtirq.model import DevicePlan, Finding, GuestPlan, InterruptKey, Snapshot
+from virtirq.model import DevicePlan, Finding, GuestPlan, InterruptKey, Snapshot, counted
 from virtirq.policy.advice import ADVICE
 from virtirq.ui import picture, scene
 from virtirq.ui.document import printable
 from virtirq.ui.events import history
 from virtirq.ui.inputs import View
 from virtirq.ui.report import Rows
-from virtirq.ui.screens import plural
 
 Key = tuple[int, InterruptKey]
 
@@ -164,7 +163,7 @@ class _Teller:
         bad = sum(scene.verdict(row.status) == "wrong" for row in rows)
         part = Element("details", {"open": ""} if any(row.moves for row in rows) else {})
         _, *facts = self._told[guest.guest.name].split("\n")
-        said = f"{guest.guest.name}: {', '.join(facts)}, {plural(len(rows), 'interrupt')}"
+        said = f"{guest.guest.name}: {', '.join(facts)}, {counted(len(rows), 'interrupt')}"
         SubElement(part, "summary").text = printable(said + (f", {bad} wrong" if bad else ""))
         inside = SubElement(part, "div")
         for device in guest.devices:

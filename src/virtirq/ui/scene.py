@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal
 
 from virtirq.cpuset import CpuSet, union
-from virtirq.model import DevicePlan, Guest, GuestPlan, Plan, Snapshot, Topology
+from virtirq.model import DevicePlan, Guest, GuestPlan, Plan, Snapshot, Topology, counted
 from virtirq.policy.target import wide
 from virtirq.ui.report import Row, Rows
-from virtirq.ui.screens import plural
 from virtirq.values import dataclass
 
 Verdict = Literal["right", "loose", "wrong", "left"]
@@ -127,10 +126,10 @@ def verdict(status: str) -> Verdict:
 
 
 def count(vectors: Iterable[Vector]) -> dict[Verdict, int]:
-    counted = dict.fromkeys(VERDICTS, 0)
+    found = dict.fromkeys(VERDICTS, 0)
     for each in vectors:
-        counted[each.verdict] += each.number
-    return counted
+        found[each.verdict] += each.number
+    return found
 
 
 def now(snapshot: Snapshot, plan: Plan) -> Scene:
@@ -140,7 +139,7 @@ def now(snapshot: Snapshot, plan: Plan) -> Scene:
 
 def planned(snapshot: Snapshot, plan: Plan) -> Scene:
     """The host as it is to be once the plan was carried out."""
-    pins = plural(len(plan.pins), "interrupt")
+    pins = counted(len(plan.pins), "interrupt")
     return _scene(snapshot, plan, f"after 'virtirq apply': {pins} pinned", after=True)
 
 
@@ -175,7 +174,7 @@ def _scene(snapshot: Snapshot, plan: Plan, heading: str, *, after: bool) -> Scen
 def _host(snapshot: Snapshot) -> tuple[str, ...]:
     topology = snapshot.topology
     parts = [f"Linux {snapshot.kernel}" if snapshot.kernel else "kernel not known"]
-    parts.append(f"{plural(len(topology.online), 'CPU')} online ({topology.online})")
+    parts.append(f"{counted(len(topology.online), 'CPU')} online ({topology.online})")
     if offline := topology.possible - topology.online:
         parts.append(f"not online {offline}")
     if topology.isolated:
@@ -285,16 +284,16 @@ def _guest(topology: Topology, guest: Guest, devices: Iterable[DrawnDevice]) -> 
         for vcpu in guest.vcpus
         if vcpu.cpus is not None and not wide(vcpu.cpus, topology)
     }
-    counted = count(vector for device in devices for vector in device.vectors)
+    verdicts = count(vector for device in devices for vector in device.vectors)
     pinned = union(seats.values())
     facts = [
         f"{guest.name}, known from {guest.source}",
-        f"{plural(len(guest.vcpus), guest.unit)}, "
+        f"{counted(len(guest.vcpus), guest.unit)}, "
         + (f"on {_cpus(pinned)}" if pinned else "not pinned"),
     ]
     if guest.emulator is not None and not wide(guest.emulator, topology):
         facts.append(f"emulator on {_cpus(guest.emulator)}")
-    return DrawnGuest(guest.name, "\n".join(facts), guest.unit, seats, counted)
+    return DrawnGuest(guest.name, "\n".join(facts), guest.unit, seats, verdicts)
 
 
 def _bands(topology: Topology, of_node: Mapping[int | None, list[DrawnDevice]]) -> Iterator[Band]:

@@ -22,6 +22,7 @@ from virtirq.model import (
     Severity,
     Snapshot,
     Status,
+    counted,
 )
 from virtirq.policy.room import MAKES_ROOM
 from virtirq.policy.target import anywhere, wide
@@ -251,13 +252,13 @@ def findings_screen(findings: Sequence[Finding]) -> Document:
 def number_of(findings: Sequence[Finding]) -> str:
     """How many there are, and how many of them are warnings or worse."""
     worse = sum(each.severity is not Severity.NOTE for each in findings)
-    return f"{plural(len(findings), 'finding')} ({plural(worse, 'warning')})"
+    return f"{counted(len(findings), 'finding')} ({counted(worse, 'warning')})"
 
 
 def _host(document: Document, snapshot: Snapshot) -> None:
     topology = snapshot.topology
     parts = [f"Linux {snapshot.kernel}" if snapshot.kernel else "kernel not known"]
-    parts.append(f"CPUs {topology.online} on {plural(len(topology.nodes) or 1, 'node')}")
+    parts.append(f"CPUs {topology.online} on {counted(len(topology.nodes) or 1, 'node')}")
     if topology.isolated:
         parts.append(f"isolated {topology.isolated}")
     running = snapshot.irqbalance.running
@@ -291,7 +292,7 @@ def _guest(document: Document, snapshot: Snapshot, planned: GuestPlan) -> None:
 
 
 def _vcpus(snapshot: Snapshot, guest: Guest) -> str:
-    count = plural(len(guest.vcpus), guest.unit)
+    count = counted(len(guest.vcpus), guest.unit)
     topology = snapshot.topology
     pinned = union(vcpu.cpus for vcpu in guest.vcpus if vcpu.cpus and not wide(vcpu.cpus, topology))
     if not pinned:
@@ -318,7 +319,8 @@ def _vectors(document: Document, rows: list[Row], *, short: bool) -> None:
         rows = [row for row in rows if row.status != "in-place"]
         on = union(row.effective or row.before or CpuSet() for row in placed)
         irqs = sorted(row.irq for row in placed)
-        told = f"{len(placed)} interrupts in place on CPUs {on} (IRQs {irqs[0]} to {irqs[-1]})"
+        count = counted(len(placed), "interrupt")
+        told = f"{count} in place on CPUs {on} (IRQs {irqs[0]} to {irqs[-1]})"
         document.line(Cell(told, "good"), indent=4)
     # What was dealt says nothing of the guest: only what it has chosen itself is shown.
     chosen = any(row.follows and row.follows.chosen for row in rows)
@@ -413,11 +415,6 @@ def _vector(row: Row) -> str:
 
 def shown(cpus: CpuSet | None) -> str:
     return "-" if cpus is None else str(cpus)
-
-
-def plural(count: int, what: str) -> str:
-    """``1 vCPU`` or ``4 vCPUs``."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 # A host may have a hundred thousand interrupts, whose rows say much the same.

@@ -34,7 +34,7 @@ from virtirq.cpuset import CpuSet, union
 from virtirq.errors import CpuSetError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs
-from virtirq.model import Vcpu
+from virtirq.model import Vcpu, counted
 from virtirq.values import dataclass, field, pattern
 
 MOST_THREADS: Final = 16384
@@ -223,7 +223,7 @@ def _vcpus(
     )
     if vcpus:
         return vcpus, ""
-    many = "its vCPUs" if not count else f"its {count} vCPU" + ("s" if count > 1 else "")
+    many = "its vCPUs" if not count else f"its {counted(count, 'vCPU')}"
     return (), f"which threads run {many} cannot be told: none is named for that"
 
 

@@ -9,8 +9,8 @@ from typing import Final
 
 from virtirq.cpuset import CpuSet
 from virtirq.errors import VirtirqError
-from virtirq.model import GuestPlan, Plan
-from virtirq.ui import inputs, screens
+from virtirq.model import GuestPlan, Plan, counted
+from virtirq.ui import inputs
 from virtirq.ui.document import Document, printable
 from virtirq.ui.inputs import View as Look
 from virtirq.ui.top import keys, screen
@@ -185,7 +185,7 @@ class App:
         vcpus = ", ".join(self._sampler.vcpus.get(cpu, ())) or "none is pinned here"
         document.line(f"vCPUs: {vcpus}", indent=2)
         due = [each for each in self._sampler.watched if each.wanted and cpu in each.wanted]
-        document.line(f"{screens.plural(len(due), 'interrupt')} should be here:", indent=2)
+        document.line(f"{counted(len(due), 'interrupt')} should be here:", indent=2)
         for each in due:
             document.line(f"IRQ {each.irq} {each.name} of {each.guest} {each.device}", indent=4)
         strangers = sorted(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from virtirq.model import counted
 from virtirq.ui.document import Style, printable
 from virtirq.ui.top.rates import Places
 from virtirq.ui.top.table import COLUMNS, DEFAULT, NUMBERS, Id, Row, View, shown
@@ -169,7 +170,7 @@ _SORTED: Final = {
 def _sums(frame: Frame) -> ScreenLine:
     if frame.trouble:
         return (Span(f"as it was before: {frame.trouble}", "warn"),)
-    count = f"{frame.of} interrupt{'' if frame.of == 1 else 's'}"
+    count = counted(frame.of, "interrupt")
     if frame.unread:
         count += f" ({frame.unread} more could not be read)"
     if frame.recorded:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from virtirq.control import cycle, sources
-from virtirq.model import Finding
+from virtirq.model import Finding, counted
 from virtirq.ui import arguments, inputs, progress
 from virtirq.ui.output import show_done
 from virtirq.ui.verbs import Verb, plan
@@ -17,7 +17,7 @@ def run(args: argparse.Namespace) -> int:
         return plan.run(args)
     given = inputs.gather(args, must=True)
     state = sources.state_dir(args.sysroot)
-    progress.step(f"pinning the interrupts of {len(given.guests)} guests")
+    progress.step(f"pinning the interrupts of {counted(len(given.guests), 'guest')}")
     with inputs.naming(given):
         done = cycle.apply(
             given.fs, given.guests, given.config, state, args.guests, counts=args.json

@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
     view = inputs.look(given, args, counts=True)
     with inputs.naming(given):
         view = inputs.only(view, args.guests)
+    from virtirq.model import counted
     from virtirq.ui import picture, scene
-    from virtirq.ui.screens import plural
 
     scenes = [scene.now(view.snapshot, view.plan)]
     if args.plan:
@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     counts = scenes[0].counts
     document = Document()
     document.line(
-        f"{args.output}: {plural(sum(counts.values()), 'interrupt')}"
-        f" of {plural(len(view.plan.guests), 'guest')}"
+        f"{args.output}: {counted(sum(counts.values()), 'interrupt')}"
+        f" of {counted(len(view.plan.guests), 'guest')}"
         + "".join(f", {number} {picture.WORDS[each]}" for each, number in counts.items() if number)
     )
     if str(args.output) != pages.STDOUT:

@@ -17,6 +17,7 @@ from virtirq.model import (
     PciAddress,
     Plan,
     Snapshot,
+    counted,
 )
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.target import anywhere, wide
@@ -190,7 +191,7 @@ def _interrupt(document: Document, row: Row, interrupt: Interrupt | None) -> Non
     if interrupt is not None and interrupt.counts:
         total = sum(interrupt.counts.values())
         right = sum(n for cpu, n in interrupt.counts.items() if row.after and cpu in row.after)
-        told = f"{total} interrupts so far"
+        told = f"{counted(total, 'interrupt')} so far"
         if row.after is not None:
             told += f", {right} of them there"
         document.line(told, indent=4)

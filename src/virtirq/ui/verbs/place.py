@@ -9,7 +9,7 @@ from virtirq.control import cycle, libvirt_pinning, libvirt_settings
 from virtirq.cpuset import CpuSet
 from virtirq.errors import CpuSetError, UsageError
 from virtirq.guests.libvirt import connection as libvirt
-from virtirq.model import Gap, Snapshot
+from virtirq.model import Gap, Snapshot, counted
 from virtirq.policy.place import Placement, place
 from virtirq.ui import arguments, inputs, report, screens
 from virtirq.ui.document import Cell, Document, Table
@@ -79,7 +79,7 @@ def shown(
     guest = placement.guest
     told = (*placement.notes, *notes)
     document = Document()
-    count = screens.plural(len(guest.vcpus), "vCPU")
+    count = counted(len(guest.vcpus), "vCPU")
     where = "" if placement.node is None else f" on node {placement.node}"
     if placement.devices and placement.node is not None:
         where += f" with {placement.near} of its {placement.devices} devices"

@@ -10,12 +10,13 @@ from typing import Final
 
 from virtirq.control.log_entry import LogEntry
 from virtirq.errors import EXIT_OK, UsageError
+from virtirq.model import counted
 from virtirq.ui import arguments, inputs, pages, progress
 from virtirq.ui.document import Document
 from virtirq.ui.inputs import Inputs, View
 from virtirq.ui.output import show
 from virtirq.ui.report_page import STYLE, Measured, body
-from virtirq.ui.screens import number_of, plural
+from virtirq.ui.screens import number_of
 from virtirq.ui.verbs import Verb
 
 _EVENTS: Final = 200
@@ -49,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     pages.write(args.output, page.encode())
     document = Document()
     document.line(
-        f"{args.output}: {plural(len(view.plan.guests), 'guest')},"
-        f" {plural(len(view.plan.actions), 'interrupt')}, {number_of(view.findings)}"
+        f"{args.output}: {counted(len(view.plan.guests), 'guest')},"
+        f" {counted(len(view.plan.actions), 'interrupt')}, {number_of(view.findings)}"
     )
     if str(args.output) != pages.STDOUT:
         show(args, dict, lambda: document)

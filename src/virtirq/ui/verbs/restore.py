@@ -7,6 +7,7 @@ import argparse
 from virtirq.control import cycle, sources
 from virtirq.control.cycle import STATE_DIR
 from virtirq.errors import EXIT_OK, BusyError, VirtirqError
+from virtirq.model import counted
 from virtirq.ui import arguments, inputs, progress, report, screens
 from virtirq.ui.complaint import complain
 from virtirq.ui.output import show, show_done
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
         )
     given = inputs.gather(args, claims=False, undoing=True)
     state = sources.state_dir(args.sysroot)
-    progress.step(f"putting back the interrupts of {len(given.guests)} guests")
+    progress.step(f"putting back the interrupts of {counted(len(given.guests), 'guest')}")
     with inputs.naming(given):
         done = cycle.restore(
             given.fs, given.guests, state, args.guests, dry_run=args.dry_run, counts=args.json
