@@ -56,6 +56,13 @@ def host() -> Iterator[Host]:
         yield host
 
 
+@pytest.fixture(scope="module")
+def early(host: Host) -> Iterator[Job]:
+    """A guest that ran before any daemon of these tests, and goes on."""
+    with qemu(host, "early", NIC, "0,3") as job:
+        yield job
+
+
 @contextmanager
 def qemu(host: Host, name: str, device: str, cpus: str, around: str = "exec") -> Iterator[Job]:
     """A guest by hand, its vCPUs on these CPUs, one each; started anew where it hangs, as others.
@@ -163,19 +170,19 @@ def test_a_guest_by_hand_is_served_beside_libvirts(host: Host) -> None:
         until(lambda: set(guests(host)) == {"live"}, job.output)
 
 
+@pytest.mark.usefixtures("early")
 def test_the_next_daemon_and_the_command_find_what_runs(host: Host) -> None:
-    with qemu(host, "early", NIC, "0,3"):
-        assert set(guests(host)) == {"live", "early"}
-        virtirq(host, "apply", "early")
+    assert set(guests(host)) == {"live", "early"}
+    virtirq(host, "apply", "early")
+    assert on(host, NIC, "0", "3")
+    with daemon(host) as job:
         assert on(host, NIC, "0", "3")
-        with daemon(host) as job:
-            assert on(host, NIC, "0", "3")
-            assert "early" not in job.output().partition("at work")[0], "nothing was moved"
-        virtirq(host, "restore")
-        assert on(host, NIC, FRESH)
-        with daemon(host):
-            until(lambda: on(host, NIC, "0", "3"))
-        virtirq(host, "restore")
+        assert "early" not in job.output().partition("at work")[0], "nothing was moved"
+    virtirq(host, "restore")
+    assert on(host, NIC, FRESH)
+    with daemon(host):
+        until(lambda: on(host, NIC, "0", "3"))
+    virtirq(host, "restore")
 
 
 def test_one_in_namespaces_of_its_own(host: Host) -> None:
@@ -193,18 +200,20 @@ def test_one_in_namespaces_of_its_own(host: Host) -> None:
         until(lambda: on(host, VF, "1", "2"), job.output)
 
 
+@pytest.mark.usefixtures("early")
 def test_who_may_not_move_a_thread_is_not_listened_to(host: Host) -> None:
     """Anybody can ask the kernel to, as often as they like."""
-    with daemon(host) as job, qemu(host, "calm", VF, "2,3"):
-        until(lambda: on(host, VF, "2", "3"), job.output)
-        threads = f"/proc/{pid_of(host, 'calm')}/task/*/comm"
+    with daemon(host) as job:
+        until(lambda: on(host, NIC, "0", "3"), job.output)
+        threads = f"/proc/{pid_of(host, 'early')}/task/*/comm"
         tid = host.run(f"grep -lx 'CPU 1/KVM' {threads}").stdout.split("/")[-2]
         before = heard_of(host)
         refused = f"setpriv --reuid 65534 --clear-groups taskset -p -c 1 {tid} && exit 1"
         host.run(f"for try in $(seq 20); do {refused}; done; true")
-        host.run(f"taskset -p -c 3 {tid}")
+        host.run(f"taskset -p -c 2 {tid}")
         until(lambda: heard_of(host) > before, job.output)
         assert heard_of(host) == before + 1
+        until(lambda: on(host, NIC, "0", "2"), job.output)
 
 
 def heard_of(host: Host) -> int:
@@ -238,21 +247,29 @@ def test_a_data_plane_is_left_alone_until_a_rule_says_otherwise(host: Host) -> N
             job.signal("HUP")
             until(lambda: set(places(host, PLANE).values()) == {FRESH}, job.output)
             hold.signal("KILL")
-            until(lambda: set(guests(host)) == {"live"}, job.output)
+            until(lambda: "process" not in kinds(host), job.output)
     finally:
         hold.signal("KILL")
         host.run(f"rm -f {CONFIG}")
 
 
+def kinds(host: Host) -> set[str]:
+    return {each["kind"] for each in guests(host).values()}
+
+
+@pytest.mark.usefixtures("early")
 def test_without_libvirt_at_all(host: Host) -> None:
     """As Proxmox has it: no module, no daemon of libvirt's. The last one: nothing comes back."""
+    virtirq(host, "restore")
+    pin_vcpus(host, "early", "1,2")
+    assert on(host, NIC, FRESH)
     module = host.run("python3 -c 'import libvirt; print(libvirt.__file__)'").stdout.strip()
     host.run(f"mv {module} {module}.away")
     try:
-        with qemu(host, "alone", NIC, "1,2"), daemon(host) as job:
+        with daemon(host) as job:
             heard(job, "libvirt is not asked")
             until(lambda: on(host, NIC, "1", "2"), job.output)
-            assert {each["name"] for each in told_cold(host)} >= {"alone", "live"}
+            assert {each["name"] for each in told_cold(host)} >= {"early", "live"}
     finally:
         host.run(f"mv {module}.away {module}")
 

@@ -10,13 +10,15 @@ import fcntl
 import os
 import select
 import shutil
-import signal
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +28,7 @@ from tests.kernel.commands import Forked, until
 from virtirq.errors import UnavailableError
 from virtirq.guests.vectors.msi import Message
 from virtirq.host import kvm_routes as routes_module
+from virtirq.host.fs import LiveFs
 from virtirq.host.kvm_routes import Route, Routes, open_routes
 
 # include/uapi/linux/kvm.h
@@ -33,6 +36,7 @@ CREATE_VM, CREATE_IRQCHIP = 0xAE01, 0xAE60
 SET_GSI_ROUTING, IRQFD = 0x4008_AE6A, 0x4020_AE76
 ROUTING_IRQCHIP, ROUTING_MSI = 1, 2
 DEASSIGN = 1
+KVM = "/sys/module/kvm"
 PATIENT = 240.0
 
 Entry = Message | int
@@ -77,22 +81,57 @@ class Vm:
             os.close(kvm)
 
 
+class Reader:
+    """Routes in a process of its own, as a daemon has them: one that can be killed."""
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = Pipe()
+        # Its standard output is its line to the tests.
+        self.process = Forked(self._serve, self._theirs.fileno(), 2)
+        self._theirs.close()
+
+    def ask(self, what: Callable[..., Any], *given: Any) -> Any:
+        """What `what` returns there, called with the routes; it may raise."""
+        self._ours.send((what, given))
+        answer = self._ours.recv()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def read(self, irqs: Iterable[int]) -> dict[int, Route]:
+        found: dict[int, Route] = self.ask(Routes.read, list(irqs))
+        return found
+
+    def _serve(self) -> int:
+        line = Connection(os.dup(1))
+        for limit in ("ATTACH_SECONDS", "ANSWER_SECONDS"):
+            setattr(routes_module, limit, PATIENT)
+        opened: list[Routes] = []
+        # In a thread that ends: bpftrace must not end with that.
+        thread = threading.Thread(target=lambda: opened.append(open_routes()))
+        thread.start()
+        thread.join()
+        while True:
+            what, given = line.recv()
+            try:
+                line.send(what(opened[0], *given))
+            except Exception as error:
+                line.send(error)
+
+
 @pytest.fixture(scope="module")
-def reader() -> Iterator[Routes]:
-    """Started once: under emulation bpftrace compiles for 10 to 20 seconds."""
+def reader() -> Iterator[Reader]:
+    """Started once: under emulation bpftrace compiles for half a minute and more."""
     if shutil.which("bpftrace") is None:
         pytest.fail("bpftrace is not installed: see lab/packages.txt")
     subprocess.run(["modprobe", "kvm_amd"], check=True)
-    with pytest.MonkeyPatch.context() as patch:
-        for limit in ("ATTACH_SECONDS", "ANSWER_SECONDS"):
-            patch.setattr(routes_module, limit, PATIENT)
-        routes = open_routes()
-        yield routes
-    routes.close()
+    reader = Reader()
+    yield reader
+    reader.process.kill()
 
 
 @pytest.fixture(scope="module")
-def nic(reader: Routes) -> Iterator[HeldDevice]:
+def nic(reader: Reader) -> Iterator[HeldDevice]:
     """The NIC with all its vectors armed. No interrupt ever comes."""
     bdf = find(E1000E)[0]
     bind(bdf)
@@ -121,7 +160,7 @@ def attach_all(vm: Vm, nic: HeldDevice) -> dict[int, int]:
     return nic.irqs()
 
 
-def test_the_route_is_what_kvm_was_told(reader: Routes, nic: HeldDevice, vm: Vm) -> None:
+def test_the_route_is_what_kvm_was_told(reader: Reader, nic: HeldDevice, vm: Vm) -> None:
     irqs = attach_all(vm, nic)
     assert len(irqs) == 5
     assert reader.read(irqs.values()) == {}  # no line is routed anywhere yet
@@ -136,7 +175,7 @@ def test_the_route_is_what_kvm_was_told(reader: Routes, nic: HeldDevice, vm: Vm)
     assert reader.read(irqs.values()) == {irqs[0]: ours(told[0])}
 
 
-def test_when_the_vm_is_gone_there_is_none(reader: Routes, nic: HeldDevice) -> None:
+def test_when_the_vm_is_gone_there_is_none(reader: Reader, nic: HeldDevice) -> None:
     with closing(Vm()) as vm:
         irqs = attach_all(vm, nic)
         vm.route({0: message(0)})
@@ -144,7 +183,7 @@ def test_when_the_vm_is_gone_there_is_none(reader: Routes, nic: HeldDevice) -> N
     assert reader.read(irqs.values()) == {}
 
 
-def test_whose_vm_it_is(reader: Routes, nic: HeldDevice, vm: Vm) -> None:
+def test_whose_vm_it_is(reader: Reader, nic: HeldDevice, vm: Vm) -> None:
     """Two processes, and each has a vector of the same device."""
     irqs = nic.irqs()
     vm.attach(nic._eventfds[0], 0)
@@ -169,7 +208,7 @@ def test_whose_vm_it_is(reader: Routes, nic: HeldDevice, vm: Vm) -> None:
         os.close(each)
 
 
-def test_a_monitor_that_polls_beside_kvm(reader: Routes, nic: HeldDevice, vm: Vm) -> None:
+def test_a_monitor_that_polls_beside_kvm(reader: Reader, nic: HeldDevice, vm: Vm) -> None:
     irqs = attach_all(vm, nic)
     vm.route({0: message(0)})
     waiting = [select.epoll() for _ in range(8)]
@@ -183,7 +222,7 @@ def test_a_monitor_that_polls_beside_kvm(reader: Routes, nic: HeldDevice, vm: Vm
     assert reader.read(irqs.values()) == {irqs[0]: ours(message(0))}
 
 
-def test_of_two_vms_nobody_knows_which(reader: Routes, nic: HeldDevice, vm: Vm) -> None:
+def test_of_two_vms_nobody_knows_which(reader: Reader, nic: HeldDevice, vm: Vm) -> None:
     irqs = attach_all(vm, nic)
     vm.route({0: message(0), 1: message(1)})
     with closing(Vm()) as other:
@@ -197,13 +236,13 @@ def test_of_two_vms_nobody_knows_which(reader: Routes, nic: HeldDevice, vm: Vm) 
         assert set(reader.read(irqs.values())) == known
 
 
-def test_what_has_no_route(reader: Routes, nic: HeldDevice) -> None:
+def test_what_has_no_route(reader: Reader, nic: HeldDevice) -> None:
     """All the others that the kernel has, and numbers that it has not."""
     numbers = {int(each) for each in os.listdir("/sys/kernel/irq")}
     assert reader.read(numbers | {max(numbers) + 1, 10**9}) == {}
 
 
-def test_more_than_go_at_once(reader: Routes, nic: HeldDevice, vm: Vm) -> None:
+def test_more_than_go_at_once(reader: Reader, nic: HeldDevice, vm: Vm) -> None:
     irqs = attach_all(vm, nic)
     told = {vector: message(vector) for vector in irqs}
     vm.route(told)
@@ -212,7 +251,7 @@ def test_more_than_go_at_once(reader: Routes, nic: HeldDevice, vm: Vm) -> None:
         assert reader.read(range(300)) == expected
 
 
-def test_a_message_that_is_changed_all_the_time(reader: Routes, nic: HeldDevice, vm: Vm) -> None:
+def test_a_message_that_is_changed_all_the_time(reader: Reader, nic: HeldDevice, vm: Vm) -> None:
     """It is one of those that it was, and never a mixture."""
     irqs = attach_all(vm, nic)
     told = [{0: Message(0xFEE0_1000 << 32 | number, number)} for number in (0x1111, 0x2222)]
@@ -233,17 +272,20 @@ def test_a_message_that_is_changed_all_the_time(reader: Routes, nic: HeldDevice,
     assert seen <= {None, *(ours(each[0]) for each in told)}
 
 
-def test_it_prints_when_it_is_asked_and_at_no_other_time(reader: Routes, nic: HeldDevice) -> None:
-    irqs = nic.irqs()
-    for name in ("hwirq", "actions"):
-        for irq in irqs.values():
-            subprocess.run(["cat", f"/sys/kernel/irq/{irq}/{name}"], check=True)
-    for irq in irqs.values():
-        Path(f"/sys/kernel/irq/{irq}/actions").read_text()
-        Path(f"/sys/kernel/irq/{irq}/per_cpu_count").read_text()
-    assert reader._answers(0.5) == []
-    Path(f"/sys/kernel/irq/{irqs[0]}/hwirq").read_text()
-    assert [each.irq for each in reader._answers(PATIENT)] == [irqs[0]]
+def answered(routes: Routes, irqs: list[int], files: tuple[str, ...], seconds: float) -> list[int]:
+    """Which interrupts it tells of when these files of theirs are read."""
+    for irq in irqs:
+        for name in files:
+            Path(f"/sys/kernel/irq/{irq}/{name}").read_text()
+    return [each.irq for each in routes._answers(seconds)]
+
+
+def test_it_prints_when_it_is_asked_and_at_no_other_time(reader: Reader, nic: HeldDevice) -> None:
+    irqs = list(nic.irqs().values())
+    for irq in irqs:
+        Path(f"/sys/kernel/irq/{irq}/hwirq").read_text()  # by another process
+    assert reader.ask(answered, irqs, ("actions", "per_cpu_count"), 0.5) == []
+    assert reader.ask(answered, irqs[:1], ("hwirq",), PATIENT) == irqs[:1]
 
 
 def ended(pid: int) -> bool:
@@ -253,38 +295,25 @@ def ended(pid: int) -> bool:
     return True
 
 
-def test_when_virtirq_is_killed_bpftrace_ends(reader: Routes) -> None:
-    reading, writing = os.pipe()
-
-    def call() -> int:
-        opened: list[Routes] = []
-        # In a thread that ends: it must not end with that.
-        thread = threading.Thread(target=lambda: opened.append(open_routes()))
-        thread.start()
-        thread.join()
-        print(opened[0]._process.pid, opened[0].read(range(50)), flush=True)
-        signal.pause()
-        return 0
-
-    killed = Forked(call, writing, writing)
-    os.close(writing)
-    with open(reading) as said:
-        pid, _, found = said.readline().partition(" ")
-    assert found == "{}\n"
-    assert not ended(int(pid))
-    killed.kill()
-    killed.wait()
-    until(lambda: ended(int(pid)))
+def pid_of(routes: Routes) -> int:
+    return routes._process.pid
 
 
-def test_kvm_that_was_loaded_anew_is_another(reader: Routes) -> None:
-    """The last of these: it ends the one that they all use."""
-    assert reader.read([0]) == {}
-    pid = reader._process.pid
+def test_when_virtirq_is_killed_bpftrace_ends(reader: Reader) -> None:
+    """The last of those that ask."""
+    pid = reader.ask(pid_of)
+    assert not ended(pid)
+    reader.process.kill()
+    reader.process.wait()
+    until(lambda: ended(pid))
+
+
+def test_kvm_that_was_loaded_anew_is_another() -> None:
+    """By which `Routes.read` knows that it would be told of one that is no more."""
+    before = LiveFs().incarnation(KVM)
+    assert before is not None
     subprocess.run(["modprobe", "--remove", "kvm_amd", "kvm"], check=True)
     with pytest.raises(UnavailableError, match="the module kvm is not loaded"):
         open_routes()
     subprocess.run(["modprobe", "kvm_amd"], check=True)
-    with pytest.raises(UnavailableError, match="kvm: it is not the one"):
-        reader.read([0])
-    assert not Path(f"/proc/{pid}").exists()
+    assert LiveFs().incarnation(KVM) not in (None, before)
