@@ -196,7 +196,7 @@ class Host:
 
     def vectors(self, device: str = "") -> list[Vector]:
         """The VFIO interrupts of all devices, or of the one at this PCI address."""
-        lines = self.run(["sh", "-c", _VECTORS]).stdout.splitlines()
+        lines = self.run(_VECTORS).stdout.splitlines()
         found = [_vector(line) for line in lines]
         return [vector for vector in found if f"({device})" in vector.actions or not device]
 

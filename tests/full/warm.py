@@ -10,22 +10,19 @@ usage: warm.py load                  loads it once, so that it is compiled
 
 from __future__ import annotations
 
-import importlib
-import io
-import json
-import os
-import pkgutil
-import signal
-import socket
+# What asks is started each time, and loads no more than it must: what serves does that.
+import _socket
 import sys
-import traceback
-from contextlib import redirect_stderr, redirect_stdout, suppress
 
 OTHERS = ("cattrs", "defusedxml.ElementTree", "libvirt", "prometheus_client", "qemu.qmp")
 """What virtirq imports only where it is needed, as it does most of its own modules."""
 
 
 def load() -> None:
+    import importlib
+    import pkgutil
+    from contextlib import suppress
+
     import virtirq
 
     own = [each.name for each in pkgutil.walk_packages(virtirq.__path__, "virtirq.")]
@@ -36,24 +33,32 @@ def load() -> None:
 
 
 def serve(path: str) -> None:
+    import os
+    import signal
+
     load()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(path)
-        server.listen()
-        while True:
-            asked, _ = server.accept()
-            if os.fork() == 0:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                server.close()
-                words = json.loads(asked.makefile().readline())
-                asked.sendall(json.dumps(answer(words)).encode())
-                os._exit(0)
-            asked.close()
+    server = _socket.socket(_socket.AF_UNIX)
+    server.bind(path)
+    server.listen()
+    while True:
+        descriptor, _ = server._accept()  # type: ignore[attr-defined]
+        asked = _socket.socket(fileno=descriptor)
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            server.close()
+            status, shown, said = answer(received(asked).decode().split("\0"))
+            asked.sendall(f"{status}\0{shown}\0{said}".encode())
+            os._exit(0)
+        asked.close()
 
 
 def answer(words: list[str]) -> tuple[int, str, str]:
     """Exit status, output and errors."""
+    import io
+    import traceback
+    from contextlib import redirect_stderr, redirect_stdout
+
     from virtirq.ui.cli import main
 
     status = 1
@@ -72,13 +77,21 @@ def answer(words: list[str]) -> tuple[int, str, str]:
 
 
 def ask(path: str, words: list[str]) -> int:
-    with socket.socket(socket.AF_UNIX) as asking:
-        asking.connect(path)
-        asking.sendall(json.dumps(words).encode() + b"\n")
-        status, shown, said = json.loads(asking.makefile().read())
+    asking = _socket.socket(_socket.AF_UNIX)
+    asking.connect(path)
+    asking.sendall("\0".join(words).encode())
+    asking.shutdown(_socket.SHUT_WR)
+    status, shown, said = received(asking).decode().split("\0")
     sys.stdout.write(shown)
     sys.stderr.write(said)
     return int(status)
+
+
+def received(line: _socket.socket) -> bytes:
+    pieces = []
+    while piece := line.recv(1 << 16):
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 if __name__ == "__main__":
