@@ -87,6 +87,74 @@ class Hanging:
             self.let_go[name].set()
 
 
+class Spending:
+    """A thread's clock, by which each call takes the seconds that it is given."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def thread_time(self) -> float:
+        return self.now
+
+    def call(self, seconds: float) -> Callable[[], None]:
+        def spend() -> None:
+            self.now += seconds
+
+        return spend
+
+
+class TestShare:
+    """What calls of one key may cost, for who makes them because others do something."""
+
+    @pytest.fixture
+    def spending(self, monkeypatch: pytest.MonkeyPatch) -> Spending:
+        spending = Spending()
+        monkeypatch.setattr(module, "time", spending)
+        return spending
+
+    def test_is_a_tenth_of_the_time_of_each_key(
+        self, spending: Spending, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def act() -> None:
+            ours, loop = lane(), asyncio.get_running_loop()
+            began = loop.time()
+            monkeypatch.setattr(loop, "time", lambda: began)
+            assert ours.wait("a") == 0
+            await ours.call("a", spending.call(0.5))
+            assert ours.wait("a") == pytest.approx(4.5)
+            assert ours.wait("b") == 0
+            await ours.call("b", spending.call(0.01))
+            assert ours.wait("b") == pytest.approx(0.09)
+            monkeypatch.setattr(loop, "time", lambda: began + 4)
+            assert ours.wait("a") == pytest.approx(0.5)
+            assert ours.wait("b") == 0
+            await ours.call("a", spending.call(0.5))
+            assert ours.wait("a") == pytest.approx(5), "it was called before its time"
+            await ours.call("c", spending.call(1))
+            assert ours._had.keys() == {"a", "c"}, "what is over is forgotten"
+
+        play(act)
+
+    def test_nobody_waits_for_ever(self, spending: Spending) -> None:
+        async def act() -> None:
+            ours = lane()
+            await ours.call("a", spending.call(1000))
+            assert 0 < ours.wait("a") <= module.LONGEST
+
+        play(act)
+
+    def test_who_only_waits_costs_nothing(self, spending: Spending) -> None:
+        async def act() -> None:
+            ours, hang = lane(), Hanging()
+            with pytest.raises(NoAnswerError):
+                await ours.call("a", hang("a"), limit=SHORT)
+            hang.end()
+            await until(lambda: not ours._at_work)
+            assert ours.wait("a") == 0
+
+        play(act)
+
+
 class TestOne:
     def test_the_result_comes_back(self) -> None:
         async def act() -> None:

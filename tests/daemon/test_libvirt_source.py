@@ -18,6 +18,7 @@ from tests.needs import need_libvirt
 from virtirq.control.counters import Counters
 from virtirq.control.journal import SharedJournal
 from virtirq.cpuset import CpuSet
+from virtirq.daemon import blocking
 from virtirq.daemon import libvirt_source as module
 from virtirq.daemon.libvirt_source import LibvirtSource
 from virtirq.daemon.log import Log
@@ -678,6 +679,25 @@ class TestLooking:
                 room.source.look("u-db")
             await room.until(lambda: room.reconciler.told == 3)
             assert script.read == ["u-web", "u-db"]
+
+        play(tmp_path, act)
+
+    def test_one_whose_threads_say_so_again_and_again_has_a_tenth_of_the_time(
+        self, script: Script, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """libvirt's own word counts at once."""
+        monkeypatch.setattr(blocking, "_PART", 1e-6)
+        web = script.running["u-web"] = guest("web")
+
+        async def act(room: Room) -> None:
+            await room.until(lambda: room.names == {"web"})
+            monkeypatch.setattr(room.timers, "_later", asyncio.get_running_loop().call_later)
+            for _ in range(20):
+                room.source.look_if_ours(web)
+                await asyncio.sleep(0.001)
+            assert script.read == []
+            script.watch.changed("u-web")
+            await room.until(lambda: script.read == ["u-web"])
 
         play(tmp_path, act)
 

@@ -34,6 +34,7 @@ from tests.hostmaker import MadeFs, MadeHost, _Node, passthrough
 from virtirq.control.counters import Counters
 from virtirq.control.journal import SharedJournal
 from virtirq.cpuset import CpuSet
+from virtirq.daemon import blocking
 from virtirq.daemon import process_source as module
 from virtirq.daemon.log import Log, entry
 from virtirq.daemon.process_source import ProcessSource
@@ -1022,6 +1023,30 @@ class TestRequested:
             assert not stage.processes._more._steps
 
         play(act, qemu(process.pid))
+
+    def test_by_one_that_moves_its_threads_in_a_tenth_of_the_time(
+        self, play: Play, child: Child, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A process of many threads takes long to be looked at: its user may not say how often."""
+        pid = child().pid
+        path = f"/proc/{pid}/fd"
+
+        async def act(stage: Stage) -> None:
+            await stage.begin()
+            await stage.rest()
+            monkeypatch.setattr(blocking, "_PART", 1e-6)
+            stage.fs.calls.clear()
+            for _ in range(100):
+                stage.processes.look(pid)
+                await asyncio.sleep(0.003)
+            assert stage.fs.calls.count(("listdir", path)) <= 2
+            await stage.until(lambda: ("listdir", path) in stage.fs.calls)
+            await stage.until(lambda: not stage.timers._at_work)
+            stage.processes.look(pid)
+            assert stage.timers._due["process"]["process", pid].at > stage.timers._clock() + 1
+            stage.timers.cancel("process")
+
+        play(act, qemu(pid))
 
     def test_a_look_that_is_due_does_not_stand_in_for_a_later_one(
         self, play: Play, child: Child, monkeypatch: pytest.MonkeyPatch

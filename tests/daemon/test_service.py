@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,15 @@ from tests.daemon.test_reconciler import (
     Kernel,
     Lines,
 )
-from virtirq.daemon import service, unclaimed
+from virtirq.daemon import blocking, service, unclaimed
 from virtirq.daemon.log import Log
 from virtirq.daemon.process_source import ProcessSource
 from virtirq.daemon.service import Daemon, Setup
 from virtirq.daemon.vector_follower import VectorFollower
 from virtirq.errors import ConfigError, UnavailableError
-from virtirq.model import NATIVE
+from virtirq.host.events import EventKind, KernelEvent
+from virtirq.host.fs import HostFs
+from virtirq.model import NATIVE, Guest
 from virtirq.policy.config import Config, GuestVectorsConfig
 from virtirq.ui import inputs
 
@@ -276,6 +278,33 @@ def test_nothing_is_asked_for_the_devices_of_a_guest_twice(stage: Stage) -> None
             await stage.until_ready(work)
             listed = [path for _, path in stage.fs.calls if path.endswith(f"{NIC}/msi_irqs")]
             assert len(listed) == 1
+            os.kill(os.getpid(), signal.SIGTERM)
+            await work
+
+    asyncio.run(live())
+
+
+def test_who_moves_cpusets_again_and_again_has_threads_looked_at_in_a_tenth_of_the_time(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was given a cgroup of his own may; all guests' threads are looked at for it."""
+    monkeypatch.setattr(service, "_CONFINED", 0.001)
+    monkeypatch.setattr(blocking, "_PART", 1e-6)
+    looked: list[int] = []
+
+    def moved(_: HostFs, guests: Iterable[Guest]) -> tuple[Guest, ...]:
+        looked.append(len(tuple(guests)))
+        return ()
+
+    async def live() -> None:
+        async with stage.daemon() as daemon:
+            work = asyncio.ensure_future(daemon.work())
+            await stage.until_ready(work)
+            monkeypatch.setattr(service, "_moved", moved)
+            for _ in range(100):
+                daemon._act_on([KernelEvent(EventKind.CONFINED, 0.0)])
+                await asyncio.sleep(0.003)
+            assert len(looked) <= 2, "and one that was asked for during the other"
             os.kill(os.getpid(), signal.SIGTERM)
             await work
 

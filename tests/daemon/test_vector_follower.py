@@ -17,6 +17,7 @@ from tests.hostmaker import MadeFs, MadeHost, passthrough
 from virtirq.control.counters import Counters
 from virtirq.control.journal import SharedJournal
 from virtirq.cpuset import CpuSet
+from virtirq.daemon import blocking
 from virtirq.daemon import vector_follower as module
 from virtirq.daemon.log import Log
 from virtirq.daemon.reconciler import Reconciler
@@ -246,6 +247,26 @@ def test_a_vector_moves_once_in_a_while_only(play: Play, monkeypatch: pytest.Mon
         assert stage.places() == ["6", "6", "6"]
         clock.now = 1.0
         await stage.until(lambda: stage.places() == ["4", "6", "6"])
+
+    play(act, reader)
+
+
+def test_a_guest_that_keeps_choosing_is_read_in_a_tenth_of_the_time(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of each new route that the guest has KVM take."""
+    monkeypatch.setattr(blocking, "_PART", 1e-6)
+    reader = FakeReader("peek", nic(2, 2, 2))
+
+    async def act(stage: Stage) -> None:
+        for _ in range(2):
+            stage.follower.look("u-web")
+            await stage.until(lambda: len(reader.asked) == 2)
+            await stage.until(lambda: not stage.timers._at_work)
+        for _ in range(100):
+            stage.follower.look("u-web")
+            await asyncio.sleep(0.003)
+        assert len(reader.asked) == 2
 
     play(act, reader)
 

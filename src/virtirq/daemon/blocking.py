@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from contextlib import suppress
@@ -24,6 +25,10 @@ _IDLE: Final = 5.0
 """Seconds that a thread waits for another call. Whoever starts one waits until it runs, which it
 may not soon where all CPUs are busy: that is the loop.
 """
+_PART: Final = 0.1
+"""Of a CPU's time, what the calls of one key may have: see `Lane.wait`."""
+LONGEST: Final = 10.0
+"""Seconds that a key has to wait for that at most."""
 
 
 @dataclass(eq=False, slots=True)
@@ -59,11 +64,22 @@ class Lane:
         """The keys that wait for a place alone, the first that did first."""
         self._idle: list[_Calls] = []
         """Threads that have nothing to do just now."""
+        self._had: dict[Hashable, float] = {}
+        """Until when each key has had its part of the time."""
 
     @property
     def given_up(self) -> int:
         """How many places are held by calls that nobody waits for any more."""
         return sum(turn.done.cancelled() for turn in self._at_work.values())
+
+    def wait(self, key: Hashable) -> float:
+        """Seconds after which another call of this key takes no more than a tenth of a CPU's time.
+
+        For who calls it because somebody else does something, who must not say how often: one
+        Python thread that computes makes all others wait.
+        """
+        until = self._had.get(key)
+        return 0.0 if until is None else max(0.0, until - asyncio.get_running_loop().time())
 
     async def call(
         self,
@@ -164,12 +180,14 @@ class Lane:
     def _work(self, loop: asyncio.AbstractEventLoop, turn: _Turn, calls: _Calls) -> None:
         """Raises RuntimeError when the loop is closed."""
         result, error = None, None
+        began = time.thread_time()
         try:
             result = turn.call()
         except BaseException as raised:
             error = raised
+        took = time.thread_time() - began
         try:
-            loop.call_soon_threadsafe(self._ended, turn, result, error, calls)
+            loop.call_soon_threadsafe(self._ended, turn, result, error, calls, took)
         except RuntimeError:  # nobody waits for it any more
             if error is None and turn.late is not None:
                 turn.late(result)
@@ -178,9 +196,15 @@ class Lane:
             del error, turn  # the traceback of the one, held by the other, holds this frame
 
     def _ended(
-        self, turn: _Turn, result: Any, error: BaseException | None, calls: _Calls | None = None
+        self,
+        turn: _Turn,
+        result: Any,
+        error: BaseException | None,
+        calls: _Calls | None = None,
+        took: float = 0.0,
     ) -> None:
         del self._at_work[turn.key]
+        self._count(turn.key, took)
         if calls is not None:
             self._idle.append(calls)
         if turn.key in self._waiting:
@@ -193,6 +217,13 @@ class Lane:
         else:
             turn.done.set_result(result)
         self._begin()
+
+    def _count(self, key: Hashable, took: float) -> None:
+        """A call of this key has taken so many seconds of a CPU's time."""
+        now = asyncio.get_running_loop().time()
+        self._had = {each: until for each, until in self._had.items() if until > now}
+        until = max(now, self._had.get(key, now)) + took * (1 / _PART - 1)
+        self._had[key] = min(until, now + LONGEST)
 
     def _dispose(self, turn: _Turn, result: Any) -> None:
         late = turn.late

@@ -128,12 +128,12 @@ class LibvirtSource:
         """Waits for the end of the first attempt."""
         await self._tried.wait()
 
-    def look(self, uuid: str) -> None:
+    def look(self, uuid: str, delay: float = 0.0) -> None:
         """A guest, by UUID, may have changed: it is read again soon."""
         if self._meanwhile is not None:
             self._meanwhile[uuid] = None
         elif self._watch is not None:  # else all are read when it is connected to
-            self._timers.soon((_GUEST, uuid), 0.0, partial(self._read, uuid))
+            self._timers.soon((_GUEST, uuid), delay, partial(self._read, uuid))
 
     def look_at_all(self) -> None:
         """Every guest may have changed: what the kernel does to threads is told nobody."""
@@ -141,9 +141,9 @@ class LibvirtSource:
             self.look(guest.key)
 
     def look_if_ours(self, guest: Guest) -> None:
-        """As `look`, for one that libvirt has told of."""
+        """As `look`, for one that libvirt has told of; its own threads may say so without end."""
         if guest.source == SOURCE:
-            self.look(guest.key)
+            self.look(guest.key, self._calls.wait(guest.key))
 
     async def close(self) -> None:
         for key in (_CONNECT[0], _CALM[0], _GUEST):

@@ -150,6 +150,11 @@ class ProcessSource:
         if self.on:
             self._timers.soon(_EVERYBODY, 0.0, self._look_at_all)
 
+    def _look_for_others(self) -> None:
+        """As `look_at_all`, because of what somebody does who can do so again and again."""
+        if self.on:
+            self._timers.soon(_EVERYBODY, self._reads.wait(_ALL), self._look_at_all)
+
     def requested(self, events: Iterable[KernelEvent]) -> None:
         """These tasks have had interrupts set up."""
         if not self.on:
@@ -205,7 +210,8 @@ class ProcessSource:
     def look(self, pid: int) -> None:
         """Look at the process that this is a thread of."""
         if self.on:
-            self._timers.soon(("process", pid), _BURST, partial(self._look, pid))
+            delay = max(_BURST, self._reads.wait(pid))
+            self._timers.soon(("process", pid), delay, partial(self._look, pid))
 
     def _look_once_more(self, pid: int) -> None:
         """When it has done what it is at; one that keeps at it later and later."""
@@ -322,7 +328,7 @@ class ProcessSource:
         looked_at = self._reconciler.registry.of_process(pid)
         self._complete(found.completed, [each for each in looked_at if each.pid not in no_more])
         if let_go:
-            self.look_at_all()  # another may hold what it had
+            self._look_for_others()  # another may hold what it had
         self._take(found)
 
     def _take(self, found: Found) -> None:
@@ -350,7 +356,7 @@ class ProcessSource:
                 )
                 self._reconciler.update(now)
                 if len(now.devices) < len(known.devices):
-                    self.look_at_all()  # another may hold what it has let go
+                    self._look_for_others()  # another may hold what it has let go
 
     def _tell(self, found: Found) -> None:
         for gap in found.gaps:

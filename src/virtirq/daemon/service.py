@@ -68,6 +68,7 @@ _ENDED: Final = 1.0
 _POLL: Final = (1.0, 30.0)
 """Seconds between looks without events: after a change, and when nothing changes."""
 _POLLING: Final[Key] = ("poll",)
+_THREADS: Final = "threads"
 _IRQBALANCE: Final = "irqbalance"
 _START: Final = 10.0
 """Seconds that libvirt may take until we count as started without it: systemd waits for 90."""
@@ -657,7 +658,8 @@ class Daemon:
     def _confined(self) -> None:
         """Threads may run elsewhere now, by a cpuset say: whose those are, the threads tell."""
         guests = self._reconciler.guests
-        self._timers.soon(("threads",), _CONFINED, partial(self._look_at_threads, guests))
+        delay = max(_CONFINED, self._reads.wait(_THREADS))
+        self._timers.soon(("threads",), delay, partial(self._look_at_threads, guests))
         self._timers.soon(("isolation",), _CONFINED, self._isolation)
 
     def _isolation(self) -> None:
@@ -674,7 +676,7 @@ class Daemon:
         """Look again at those of these guests whose threads may run elsewhere now."""
         guests = tuple(guests)
         try:
-            guests = await self._reads.call("threads", partial(_moved, self._fs, guests))
+            guests = await self._reads.call(_THREADS, partial(_moved, self._fs, guests))
         except NoAnswerError as error:  # then each may have moved, for all that is known
             self._log.debug(f"where guests' threads may run: {error}")
         for guest in guests:

@@ -146,7 +146,8 @@ class VectorFollower:
     def look(self, key: str) -> None:
         """This guest may have chosen anew: KVM has new routes, or vectors were set up."""
         if self._on and self._reconciler.followable(key):
-            self._look_in(_BURST, key)
+            waits = (lane.wait(key) for _, lane in self._readers)
+            self._look_in(max(_BURST, *waits), key)
 
     def look_at_all(self) -> None:
         for guest in self._reconciler.guests:
