@@ -20,7 +20,7 @@ import pytest
 from tests.control.test_daemon_status import ME, answered
 from tests.daemon.test_timers import Clock
 from virtirq.control import daemon_status
-from virtirq.control.daemon_status import SOCKET, WAIT, DaemonStatus, ask
+from virtirq.control.daemon_status import OWN_SOCKET, SOCKET, WAIT, DaemonStatus, ask
 from virtirq.daemon import status_server
 from virtirq.daemon.status_server import FRESH, TURN, StatusServer
 from virtirq.daemon.timers import Timers
@@ -42,7 +42,7 @@ class TestAnswering:
         def several() -> list[int]:
             return [found.pid for _ in range(5) if (found := ask(tmp_path)) is not None]
 
-        monkeypatch.setattr(status_server, "FRESH", 0.0)
+        monkeypatch.setattr(status_server, "_STALE", 0.0)
         told = answered(tmp_path, lambda: replace(ME, pid=next(pids)), several)
         assert told == [1, 2, 3, 4, 5]
 
@@ -105,6 +105,27 @@ class TestAnswering:
             return stat.S_IMODE((tmp_path / SOCKET).stat().st_mode)
 
         assert answered(tmp_path, lambda: ME, mode) == 0o666
+
+    def test_root_has_a_socket_of_its_own(self, tmp_path: Path) -> None:
+        def use() -> tuple[int, DaemonStatus | None]:
+            mode = stat.S_IMODE((tmp_path / OWN_SOCKET).stat().st_mode)
+            (tmp_path / SOCKET).chmod(0)
+            (tmp_path / SOCKET).rename(tmp_path / "away")
+            (tmp_path / SOCKET).touch()
+            return mode, ask(tmp_path)
+
+        assert answered(tmp_path, lambda: ME, use) == (0o600, ME)
+
+    def test_of_another_user_it_is_left_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def use() -> DaemonStatus | None:
+            (tmp_path / OWN_SOCKET).unlink()
+            (tmp_path / OWN_SOCKET).touch()
+            return ask(tmp_path)
+
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert answered(tmp_path, lambda: ME, use) == ME
 
     def test_what_a_killed_daemon_left_is_replaced(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as left:
@@ -323,9 +344,8 @@ class TestBounds:
         async def crowd() -> None:
             for _ in range(30):
                 scene.connect().close()
-            assert scene.server._listening is not None
             before = scene.clock.now
-            scene.server._let_in(scene.server._listening)
+            scene.server._let_in(SOCKET)
             assert taken == 3
             assert scene.clock.now < before + TURN
             await scene.pass_(40 * TURN)
@@ -365,6 +385,45 @@ class TestBounds:
         assert 0.05 * passed < spent < 0.15 * passed
         assert answers > 2 * passed
 
+    @pytest.mark.parametrize("takes", [0.001, 0.02, 0.5])
+    def test_where_a_document_takes_long_it_is_told_for_longer(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch, takes: float
+    ) -> None:
+        """Though not for ever: who asks is to know what was so a second ago."""
+        tell = scene.server._tell
+
+        def slowly_told() -> DaemonStatus:
+            scene.clock.now += takes
+            return tell()
+
+        async def crowd() -> None:
+            await scene.crowd(200)
+
+        monkeypatch.setattr(scene.server, "_tell", slowly_told)
+        began = scene.clock.now
+        scene.run(crowd)
+        passed = scene.clock.now - began
+        assert scene.told <= passed / max(FRESH, min(20 * takes, 1)) + 1
+        assert scene.told >= passed / 2
+
+    def test_nobody_keeps_root_waiting(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Others may wait in any number, and all be served as slowly as it goes."""
+        monkeypatch.setattr(status_server, "_TAKES", 0.0)
+
+        async def crowd() -> None:
+            waiting = []
+            with suppress(BlockingIOError):
+                while True:
+                    waiting.append(scene.connect())
+            scene.path = scene.path.replace(SOCKET, OWN_SOCKET)
+            began = scene.clock.now
+            assert json.loads(await scene.answer(scene.connect()))["schema"] == 1
+            assert scene.clock.now <= began + 2 * TURN
+            for each in waiting:
+                each.close()
+
+        scene.run(crowd)
+
     def test_connections_at_once_are_bounded(
         self, scene: Scene, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -389,8 +448,8 @@ class TestBounds:
         tries = 0
 
         class Listening:
-            def __init__(self, fileno: Callable[[], int]) -> None:
-                self.fileno = fileno
+            def __init__(self, listening: socket.socket) -> None:
+                self.fileno, self.close = listening.fileno, listening.close
 
             def accept(self) -> None:
                 nonlocal tries
@@ -398,9 +457,8 @@ class TestBounds:
                 raise OSError(24, "Too many open files")
 
         async def full() -> None:
-            assert scene.server._listening is not None
-            listening: Any = Listening(scene.server._listening.fileno)
-            asyncio.get_running_loop().add_reader(listening, scene.server._let_in, listening)
+            listening: Any = Listening(scene.server._listening[SOCKET])
+            scene.server._listening[SOCKET] = listening
             with scene.connect():
                 await scene.pass_(WAIT + 3 * TURN)
             assert tries == 2

@@ -25,6 +25,8 @@ from virtirq.values import dataclass, field
 SCHEMA: Final = 1
 _LOCK: Final = "daemon.lock"
 SOCKET: Final = "daemon.sock"
+OWN_SOCKET: Final = "own.sock"
+"""The same for the daemon's own user alone, whom nobody else keeps waiting there."""
 WAIT: Final = 2.0  # seconds
 _TIMEVAL: Final = struct.Struct("ll")  # struct timeval
 _PAUSE: Final = 0.05
@@ -159,7 +161,7 @@ def ask(state: Path) -> DaemonStatus | None:
         os.lstat(state / SOCKET)  # before what it takes to ask is imported
         import json
 
-        while not (data := _answer(state / SOCKET, deadline)):
+        while not (data := _answer(state / _socket_for_us(state), deadline)):
             if time.monotonic() + _PAUSE > deadline:
                 raise TimeoutError("too many ask it just now")
             time.sleep(_PAUSE)
@@ -171,6 +173,13 @@ def ask(state: Path) -> DaemonStatus | None:
             f"{state / SOCKET}: the daemon does not answer: {error}",
             hint="see 'systemctl status virtirq' and its log",
         ) from error
+
+
+def _socket_for_us(state: Path) -> str:
+    try:
+        return OWN_SOCKET if os.lstat(state / OWN_SOCKET).st_uid == os.geteuid() else SOCKET
+    except OSError:  # the daemon is of a version that has none, or is just starting
+        return SOCKET
 
 
 def _answer(path: Path, deadline: float) -> bytes:

@@ -1,9 +1,10 @@
-"""The daemon's side of its socket: whoever asks gets one JSON document.
+"""The daemon's side of its sockets: whoever asks gets one JSON document.
 
 Anybody on the host may ask, so what that can cost is bounded, in documents and in connections: the
 document is made a few times a second at most, in pieces, and a few are let in in each turn. Who
 else asks waits in the kernel's queue; who has several connections that do not read is turned away;
-who does not read is hung up on.
+who does not read is hung up on. The kernel's queue is anybody's to fill, and so root has a socket
+with a queue of its own.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from virtirq.control.daemon_status import SOCKET, WAIT, DaemonStatus, Writer
+from virtirq.control.daemon_status import OWN_SOCKET, SOCKET, WAIT, DaemonStatus, Writer
 from virtirq.daemon.listening import listen
 from virtirq.daemon.timers import Timers
 
 FRESH: Final = 0.25
-"""Seconds for which a document is told to whoever asks."""
+"""Seconds for which a document is told to whoever asks, at least."""
+_SHARE_OF_DOCUMENTS: Final = 0.05
+"""Of the loop's time: where one takes longer to write, it is told for longer."""
+_STALE: Final = 1.0
+"""Seconds for which one is told at most."""
 TURN: Final = 0.05
 """Seconds from one turn of letting in to the next, at least."""
 _SHARE: Final = 0.1
-"""Of the loop's time, what who asks may have: where that takes longer, the next turn is later."""
-_LONGEST_TURN: Final = FRESH
+"""Of the loop's time, for letting in who asks: where that takes longer, the next turn is later."""
+_LONGEST_TURN: Final = 0.25
 _TAKES: Final = 0.01
 """Seconds of a turn after which nobody else is let in, however slow this host: interrupts wait."""
 _IN_A_TURN: Final = 8
@@ -41,6 +46,8 @@ _MOST_SLOW: Final = 4
 """Those of one user that do not read, so that no other user is kept out."""
 _BACKLOG: Final = 64
 """Who may wait to be let in: for less than the time that `ask` waits."""
+_MODES: Final = {SOCKET: 0o666, OWN_SOCKET: 0o600}
+"""Whoever may look at the host may look at this."""
 _NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _CREDENTIALS: Final = struct.Struct("iII")  # struct ucred (unix(7))
 _NOTHING: Final = memoryview(b"")
@@ -69,43 +76,47 @@ class StatusServer:
         timers: Timers,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path = directory / SOCKET
+        self._directory = directory
         self._tell = tell
         self._timers = timers
         self._clock = clock
-        self._listening: socket.socket | None = None
+        self._listening: dict[str, socket.socket] = {}
         self._askers: set[_Asker] = set()
         self._writer = Writer()
         self._being_written: Generator[None, None, bytes] | None = None
         self._document = b""
-        self._spent = 0.0
-        """Seconds for those who were let in since the turn before."""
         self._told_at = float("-inf")
         """When what the document tells was so."""
+        self._took = 0.0
+        """Seconds that it took to write."""
 
     def start(self) -> None:
         """Raises DeploymentError."""
         self._loop = asyncio.get_running_loop()
-        # Whoever may look at the host may look at this.
-        self._listening = listening = listen(self._path, 0o666, _BACKLOG)
-        self._loop.add_reader(listening, self._let_in, listening)
+        for name, mode in _MODES.items():
+            self._listening[name] = listen(self._directory / name, mode, _BACKLOG)
+            self._listen(name)
 
     def close(self) -> None:
         self._timers.cancel("status")
         for asker in tuple(self._askers):
             self._hang_up(asker)
-        if self._listening is not None:
-            self._loop.remove_reader(self._listening)
-            self._listening.close()
-            self._listening = None
-        with suppress(OSError):
-            self._path.unlink()
+        for name, listening in self._listening.items():
+            self._loop.remove_reader(listening)
+            listening.close()
+            with suppress(OSError):
+                (self._directory / name).unlink()
+        self._listening.clear()
 
-    def _let_in(self, listening: socket.socket) -> None:
+    def _listen(self, name: str) -> None:
+        self._loop.add_reader(self._listening[name], self._let_in, name)
+
+    def _let_in(self, name: str) -> None:
         """Let a few in, and the next ones in the next turn."""
+        listening = self._listening[name]
         began = self._clock()
         until, full = began + _TAKES, False
-        room = min(_IN_A_TURN, _MOST - len(self._askers))
+        room = _IN_A_TURN if name == OWN_SOCKET else min(_IN_A_TURN, _MOST - len(self._askers))
         for _ in range(_BACKLOG):
             if not room:
                 break
@@ -119,12 +130,10 @@ class StatusServer:
             room -= self._take(connection)
             if self._clock() >= until:
                 break
-        self._spent += self._clock() - began
-        pause = WAIT if full else min(max(TURN, self._spent / _SHARE), _LONGEST_TURN)
-        self._spent = 0.0
+        spent = self._clock() - began
+        pause = WAIT if full else min(max(TURN, spent / _SHARE), _LONGEST_TURN)
         self._loop.remove_reader(listening)
-        again = partial(self._loop.add_reader, listening, self._let_in, listening)
-        self._timers.soon(("status", "turn"), pause, again)
+        self._timers.soon(("status", "turn", name), pause, partial(self._listen, name))
 
     def _take(self, connection: socket.socket) -> bool:
         """Whether it gets an answer."""
@@ -135,27 +144,33 @@ class StatusServer:
             connection.close()
             return False
         self._askers.add(asker)
-        if self._being_written is None and self._clock() < self._told_at + FRESH:
+        if self._being_written is None and self._clock() < self._told_at + self._fresh:
             self._answer(asker)
         else:
             self._timers.soon(("status", "write"), 0.0, self._write)
         return True
 
+    @property
+    def _fresh(self) -> float:
+        """Seconds for which the document is told to whoever asks."""
+        return min(max(FRESH, self._took / _SHARE_OF_DOCUMENTS), _STALE)
+
     def _write(self) -> None:
         """A piece of the document, and the answers when it is whole."""
         began = self._clock()
         if self._being_written is None:
-            self._told_at = self._clock()
+            self._told_at, self._took = began, 0.0
             self._being_written = self._writer.write(self._tell())
         try:
             next(self._being_written)
         except StopIteration as done:
             self._document, self._being_written = done.value, None
+            self._took += self._clock() - began
             for asker in [each for each in self._askers if not each.slow]:
                 self._answer(asker)
         else:
+            self._took += self._clock() - began
             self._timers.soon(("status", "write"), 0.0, self._write)
-        self._spent += self._clock() - began
 
     def _answer(self, asker: _Asker) -> None:
         asker.rest = memoryview(self._document)
