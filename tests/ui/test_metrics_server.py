@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ui.test_prometheus import get, guest
+from tests.ui.test_prometheus import eventually, get, guest
 from virtirq.control.counters import Counters
 from virtirq.control.daemon_status import SOCKET, DaemonStatus
 from virtirq.daemon.listening import listen, listen_on
@@ -87,7 +87,7 @@ def test_a_page_is_of_what_is_known_now(daemon: Daemon) -> None:
         assert 'guest="web"' in first.text
         assert "virtirq_cycle_seconds_count 0.0" in first.text  # the daemon's own
         daemon.guests = (WEB, replace(WEB, name="db", uuid=None))
-        assert 'guest="db"' in get(port).text
+        assert eventually(lambda: 'guest="db"' in get(port).text)  # a page is given for a while
         assert get(port, "/").status == 200
 
 
@@ -99,7 +99,7 @@ def test_a_daemon_that_does_not_answer_is_a_503(daemon: Daemon) -> None:
         daemon.answers = True
         assert get(port).status == 200
         daemon.close()
-        assert get(port).text == "virtirq is stopping\n"
+        assert eventually(lambda: get(port).text == "virtirq is stopping\n")
 
 
 def test_a_server_that_is_killed_is_started_again(

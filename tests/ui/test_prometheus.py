@@ -24,6 +24,7 @@ from lab.prometheus import promtool
 from tests.conftest import REPOSITORY
 from tests.hostmaker import MadeDevice, MadeHost, MadeInterrupt, passthrough
 from tests.needs import not_run
+from tests.policy.conftest import Clock
 from virtirq.control import cycle, sources
 from virtirq.control.counters import Counters, Trigger
 from virtirq.control.daemon_status import DaemonStatus
@@ -413,8 +414,49 @@ def test_a_scrape_leaves_no_trace_in_the_log(
     assert capfd.readouterr() == ("", "")
 
 
+def test_pages_are_made_in_a_quarter_of_the_time() -> None:
+    """Anybody may ask, as often as he likes, and a page of a large host takes seconds."""
+    clock, made, takes = Clock(), list[float](), 0.5
+
+    def make() -> str:
+        made.append(clock.now)
+        clock.now += takes
+        return f"up {len(made)}\n"
+
+    pages = prometheus.Pages(make, lambda: clock.now)
+    clock.now = 100.0
+    given = []
+    while clock.now < 200:
+        given.append(pages.get())
+        clock.now += 0.1
+    assert len(given) > 500
+    assert 45 <= len(made) <= 50
+    takes = 60.0
+    clock.now += 5.0
+    assert pages.get() == pages.get() == f"up {len(made)}\n"
+    clock.now += 5.0
+    assert pages.get() != f"up {len(made) - 1}\n", "not given for more than some seconds"
+
+
+def test_a_page_that_was_not_made_is_made_the_next_time() -> None:
+    clock = Clock()
+    errors = [VirtirqError("gone"), None]
+
+    def make() -> str:
+        clock.now += 10
+        if (error := errors.pop(0)) is not None:
+            raise error
+        return "up 1\n"
+
+    pages = prometheus.Pages(make, lambda: clock.now)
+    with pytest.raises(VirtirqError):
+        pages.get()
+    assert pages.get() == "up 1\n"
+
+
 def test_pages_are_made_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prometheus, "_PATIENCE", 3600.0)
+    monkeypatch.setattr(prometheus, "_STALE", 0.0)
     inside, most = [0], [0]
     guard = threading.Lock()
 

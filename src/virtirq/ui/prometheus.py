@@ -261,7 +261,8 @@ def _shown(values: Values) -> Iterable[tuple[tuple[str, ...], float]]:
 class Server:
     """Serves ``/metrics`` in a thread of its own until `close`.
 
-    One page is made at a time. At most `_MOST` clients are served at once and each has
+    One page is made at a time, in a quarter of the time at most: who asks again before that gets
+    the same once more. At most `_MOST` clients are served at once and each has
     `_PATIENCE` to ask, to wait for its turn and to take the page; one too many is hung up on.
     """
 
@@ -288,6 +289,34 @@ _MOST: Final = 8
 """Clients that are served at once."""
 _PATIENCE: Final = 5.0
 """Seconds; half of what Prometheus itself waits for a scrape unless told otherwise."""
+_SHARE: Final = 0.25
+"""Of the time, what making pages may take, however often somebody asks: all of it is a CPU's."""
+_STALE: Final = 5.0
+"""Seconds that a page is given for at most."""
+
+
+class Pages:
+    """Pages that `make` makes, so that it takes a part of the time alone; for one at a time.
+
+    What `make` raises is raised. `clock` gives seconds that never go back.
+    """
+
+    def __init__(
+        self, make: Callable[[], str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._make = make
+        self._clock = clock
+        self._last = ""
+        self._until = float("-inf")
+
+    def get(self) -> str:
+        """A page of what is so now, or was while the last one may still be given."""
+        began = self._clock()
+        if began >= self._until:
+            self._last = self._make()
+            now = self._clock()
+            self._until = now + min((now - began) * (1 / _SHARE - 1), _STALE)
+        return self._last
 
 
 class _Http(ThreadingHTTPServer):
@@ -295,7 +324,7 @@ class _Http(ThreadingHTTPServer):
     block_on_close = False
 
     def __init__(self, listening: socket.socket, page: Callable[[], str]) -> None:
-        self.page = page
+        self.pages = Pages(page)
         self.turn = threading.Lock()
         self.closing = False
         self._free = threading.BoundedSemaphore(_MOST)
@@ -362,7 +391,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if self.server.closing:
                 return HTTPStatus.SERVICE_UNAVAILABLE, "virtirq is stopping\n", _PLAIN
-            return HTTPStatus.OK, self.server.page(), CONTENT_TYPE
+            return HTTPStatus.OK, self.server.pages.get(), CONTENT_TYPE
         except VirtirqError as error:
             return HTTPStatus.SERVICE_UNAVAILABLE, f"{printable(str(error))}\n", _PLAIN
         except TimeoutError:
