@@ -406,6 +406,48 @@ class TestBounds:
         assert scene.told <= passed / max(FRESH, min(20 * takes, 1)) + 1
         assert scene.told >= passed / 2
 
+    def test_what_is_urgent_waits_for_one_who_asks_at_most(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Interrupts come first; who asks is answered all the same, however many come."""
+        taken = 0
+        take = scene.server._take
+
+        def counted(connection: socket.socket) -> bool:
+            nonlocal taken
+            taken += 1
+            return take(connection)
+
+        async def crowd() -> None:
+            monkeypatch.setattr(scene.server, "_urgent", lambda: True)
+            asker = scene.connect()
+            for _ in range(20):
+                scene.connect().close()
+            await scene.pass_(TURN)
+            assert taken == 1
+            assert scene.told == 1
+            assert json.loads(await scene.answer(asker))["schema"] == 1
+            assert taken < 21
+            monkeypatch.setattr(scene.server, "_urgent", lambda: False)
+            await scene.pass_(4 * TURN)
+            assert taken == 21
+
+        monkeypatch.setattr(scene.server, "_take", counted)
+        scene.run(crowd)
+
+    def test_a_document_lets_what_is_urgent_pass_once(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def ask_meanwhile() -> None:
+            monkeypatch.setattr(scene.server, "_urgent", lambda: True)
+            scene.server._write()
+            assert scene.told == 0
+            scene.server._write()
+            assert scene.told == 1
+            scene.timers.cancel("status")
+
+        scene.run(ask_meanwhile)
+
     def test_nobody_keeps_root_waiting(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         """Others may wait in any number, and all be served as slowly as it goes."""
         monkeypatch.setattr(status_server, "_TAKES", 0.0)

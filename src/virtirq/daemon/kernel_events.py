@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -140,6 +141,7 @@ class KernelEvents:
         self._root = root
         self._instance = root / "instances" / _NAME
         self._pipe = -1
+        self._poll = select.poll()
         self._rest = b""
         self._pairing = Pairing()
         self._told = dict(_UNASKED)
@@ -188,10 +190,16 @@ class KernelEvents:
         self._pipe = os.open(
             self._instance / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         )
+        self._poll.register(self._pipe, select.POLLIN)
 
     def fileno(self) -> int:
         """Readable when there are events (epoll(7) works on trace_pipe)."""
         return self._pipe
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there are events to be read: for who may do something else for a moment."""
+        return bool(self._poll.poll(0))
 
     def read(self) -> Iterator[list[KernelEvent]]:
         """The events since the last call, oldest first, in pieces; does not block.

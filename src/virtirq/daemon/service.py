@@ -191,7 +191,9 @@ class Daemon:
         )
         # With timers of its own: it answers until the very end.
         answers = Timers(self._loop.call_later, self._loop.time, self._fail)
-        self._status_server = StatusServer(setup.state, self._daemon_status, answers)
+        self._status_server = StatusServer(
+            setup.state, self._daemon_status, answers, urgent=self._events_wait
+        )
         reconciler = self._reconciler
         self._holds = Holds(setup.state, reconciler.hold, reconciler.release)
         self._unclaimed = Unclaimed(
@@ -560,6 +562,9 @@ class Daemon:
             self._log.warning(f"no uevents of the kernel: {error.strerror}")
         else:
             self._hear(self._uevents.fileno(), partial(self._hear_devices, self._uevents))
+
+    def _events_wait(self) -> bool:
+        return self._events is not None and self._events.waiting
 
     def _kernel_events(self, events: KernelEvents) -> None:
         try:

@@ -66,7 +66,7 @@ class _Asker:
 class StatusServer:
     """Answers whoever asks, until `close`; `tell` gives what is so.
 
-    `timers` go by `clock`.
+    `timers` go by `clock`. `urgent`: whether something waits for the loop that comes first.
     """
 
     def __init__(
@@ -75,11 +75,15 @@ class StatusServer:
         tell: Callable[[], DaemonStatus],
         timers: Timers,
         clock: Callable[[], float] = time.monotonic,
+        urgent: Callable[[], bool] = lambda: False,
     ) -> None:
         self._directory = directory
         self._tell = tell
         self._timers = timers
         self._clock = clock
+        self._urgent = urgent
+        self._put_off = False
+        """Whether something urgent was let past just now."""
         self._listening: dict[str, socket.socket] = {}
         self._askers: set[_Asker] = set()
         self._writer = Writer()
@@ -128,7 +132,7 @@ class StatusServer:
                 full = error.errno in _NO_ROOM
                 break
             room -= self._take(connection)
-            if self._clock() >= until:
+            if self._clock() >= until or self._urgent():
                 break
         spent = self._clock() - began
         pause = WAIT if full else min(max(TURN, spent / _SHARE), _LONGEST_TURN)
@@ -157,6 +161,10 @@ class StatusServer:
 
     def _write(self) -> None:
         """A piece of the document, and the answers when it is whole."""
+        self._put_off = not self._put_off and self._urgent()
+        if self._put_off:  # until the loop has been at it once
+            self._timers.soon(("status", "write"), 0.0, self._write)
+            return
         began = self._clock()
         if self._being_written is None:
             self._told_at, self._took = began, 0.0
