@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -34,6 +34,7 @@ from virtirq.daemon.vector_follower import VectorFollower
 from virtirq.errors import ConfigError, UnavailableError
 from virtirq.host.events import EventKind, KernelEvent
 from virtirq.host.fs import HostFs
+from virtirq.host.uevents import Uevent, Uevents
 from virtirq.model import NATIVE, Guest
 from virtirq.policy.config import Config, GuestVectorsConfig
 from virtirq.ui import inputs
@@ -305,6 +306,37 @@ def test_who_moves_cpusets_again_and_again_has_threads_looked_at_in_a_tenth_of_t
                 daemon._act_on([KernelEvent(EventKind.CONFINED, 0.0)])
                 await asyncio.sleep(0.003)
             assert len(looked) <= 2, "and one that was asked for during the other"
+            os.kill(os.getpid(), signal.SIGTERM)
+            await work
+
+    asyncio.run(live())
+
+
+def test_where_uevents_are_lost_again_and_again_everything_is_looked_at_now_and_then(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Flooded:
+        lost = True
+
+        def read(self) -> list[Uevent]:
+            return []
+
+    monkeypatch.setattr(service, "_BURST", 0.001)
+    looked = 0
+
+    def look(_: Daemon) -> None:
+        nonlocal looked
+        looked += 1
+
+    async def live() -> None:
+        async with stage.daemon() as daemon:
+            work = asyncio.ensure_future(daemon.work())
+            await stage.until_ready(work)
+            monkeypatch.setattr(Daemon, "_cpus", look)
+            for _ in range(100):
+                daemon._hear_devices(cast(Uevents, Flooded()))
+                await asyncio.sleep(0.003)
+            assert 1 <= looked < 20, "a second later, then two, then four"
             os.kill(os.getpid(), signal.SIGTERM)
             await work
 

@@ -694,9 +694,14 @@ class Daemon:
             elif event.function is not None:
                 self._reconciler.device_changed(event.function)
                 self._processes.device_changed(event.function)
-        if uevents.lost:
+        if uevents.lost:  # anybody who mounts by FUSE has the kernel tell of that, too
             uevents.lost = False
-            self._timers.soon(("cpus",), _BURST, self._cpus)
+            delay = max(_BURST, self._losses.wait("uevents"))
+            self._timers.soon(("uevents lost",), delay, self._after_loss_of_uevents)
+
+    def _after_loss_of_uevents(self) -> None:
+        self._losses.changed("uevents")
+        self._cpus()
 
     def _cpus(self) -> None:
         self._reconciler.cpus_changed()
