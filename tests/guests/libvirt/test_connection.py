@@ -155,6 +155,36 @@ def test_what_libvirt_refuses_is_said_in_one_line(host: Any, connection: Connect
 
 
 @pytest.mark.parametrize(
+    ("name", "permitted"),
+    [
+        ("OPERATION_DENIED", False),  # a read-only connection
+        ("AUTH_FAILED", False),
+        ("AUTH_CANCELLED", False),
+        ("AUTH_UNAVAILABLE", False),  # polkit would have to ask, and has nobody to do it
+        ("ACCESS_DENIED", False),  # by polkit's rules for each call
+        ("NO_DOMAIN_METADATA", True),
+        ("SYSTEM_ERROR", True),
+    ],
+)
+def test_what_a_user_may_not_is_not_blamed_on_a_daemon(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, name: str, permitted: bool
+) -> None:
+    libvirt = need_libvirt()
+    error = libvirt.libvirtError("no")
+    error.err = (getattr(libvirt, f"VIR_ERR_{name}"), 0, "no", 2, None, None, None, -1, -1)
+
+    def refuse(_uri: str) -> None:
+        raise error
+
+    monkeypatch.setattr(libvirt, "open", refuse)
+    with pytest.raises(ConnectionFailedError if permitted else AccessError):
+        module.opened(URI, write=True)
+    expected = LibvirtError if permitted else AccessError
+    with pytest.raises(expected, match=r"^cannot write: no$"), connection.asking("write"):
+        raise error
+
+
+@pytest.mark.parametrize(
     "uri", ["nonsense", "qemu://system", "quemu:///system", "qemu+foo:///system", "/run/x", "a b"]
 )
 def test_what_is_no_uri_is_not_blamed_on_a_daemon(

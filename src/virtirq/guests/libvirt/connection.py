@@ -70,7 +70,8 @@ _DRIVERS: Final = frozenset(
 )
 """libvirt: docs/drivers.rst."""
 _URIS: Final = "a URI is written like qemu:///system, or qemu+ssh://root@host/system"
-_NOT_PERMITTED: Final = frozenset({29, 45, 79, 80, 88})  # OPERATION_DENIED, AUTH_*, ACCESS_DENIED
+_NOT_PERMITTED: Final = frozenset({29, 45, 79, 88, 94})
+"""OPERATION_DENIED, AUTH_FAILED and _CANCELLED, ACCESS_DENIED, AUTH_UNAVAILABLE: a plain user's."""
 
 
 class Affect(IntFlag):
