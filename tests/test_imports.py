@@ -162,8 +162,8 @@ def one_door_to_the_kernel(module: str, tree: ast.AST) -> Iterator[str]:
 
 
 def asyncio_in_the_daemon(module: str, tree: ast.AST) -> Iterator[str]:
-    """The daemon has a loop, and the QMP reader a short one of its own; nobody else has."""
-    if room_of(module) == "daemon" or module == "virtirq.guests.vectors.by_qmp":
+    """The daemon has a loop, and QEMU's monitor a short one of its own; nobody else has."""
+    if room_of(module) == "daemon" or module == "virtirq.guests.processes.monitor":
         return
     for target, line, _ in imports_of(tree):
         if target.split(".")[0] == "asyncio":
@@ -251,7 +251,7 @@ BAD += [
 ]
 FINE = [
     (asyncio_in_the_daemon, "virtirq.daemon.service", "import asyncio"),
-    (asyncio_in_the_daemon, "virtirq.guests.vectors.by_qmp", "import asyncio"),
+    (asyncio_in_the_daemon, "virtirq.guests.processes.monitor", "import asyncio"),
     (direction, "virtirq.guests.libvirt.domainxml", "from virtirq.host import paths"),
     (direction, "virtirq.guests.libvirt.domainxml", "from virtirq.host.fs import HostFs, Reader"),
     (direction, "virtirq.host.recording", "from virtirq import __version__"),

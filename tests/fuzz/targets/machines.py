@@ -10,7 +10,8 @@ from typing import Any
 from tests.fuzz.engine import Feed, lines, need, pieces, target, text_of
 from tests.guests.vectors.guestmemory import ECAM, NIC, RAM, GuestMemory, hardware
 from virtirq.errors import UnavailableError
-from virtirq.guests.vectors.by_qmp import _MALFORMED, _read, parse_memory_map
+from virtirq.guests.processes.monitor import MALFORMED
+from virtirq.guests.vectors.by_qmp import _read, parse_memory_map
 from virtirq.guests.vectors.entries import ConfigSpace
 from virtirq.guests.vectors.hardware import Iommu, Slot
 from virtirq.guests.vectors.msi import Apics
@@ -190,7 +191,7 @@ def monitor(data: bytes) -> None:
     wanted = {NIC: {0: 5, 3: 6}}
     try:
         learned: Mapping[Any, GuestVectors] = _read(fake, guest, wanted)  # type: ignore[arg-type]
-    except (UnavailableError, *_MALFORMED):
+    except (UnavailableError, *MALFORMED):
         learned = {}
     need(fake.asked <= 8 + len(data), "questions that the answers bound")
     need(fake.peeked <= _MOST_BYTES, "memory that is read")

@@ -12,6 +12,7 @@ from virtirq.guests.processes.affinity import Processes
 from virtirq.guests.processes.command_line import read_command_line
 from virtirq.guests.processes.descriptors import Kind, classify, read_descriptors
 from virtirq.guests.processes.find import find_processes
+from virtirq.guests.processes.monitor import monitor_of
 from virtirq.guests.processes.owners import owner_of, speaks_for_root
 from virtirq.guests.processes.qemu import pairs, read_qemu
 from virtirq.guests.processes.threads import (
@@ -23,7 +24,6 @@ from virtirq.guests.processes.threads import (
     workers,
 )
 from virtirq.guests.processes.values import MOST_NAME, split
-from virtirq.guests.vectors.by_qmp import monitor_of
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.irqbalance import read_irqbalance, read_start, read_version
 from virtirq.host.statx import FileId

@@ -19,14 +19,12 @@ from hypothesis import strategies as st
 from tests.hostmaker import MadeFs, MadeHost
 from tests.needs import not_run
 from virtirq.errors import UnavailableError
+from virtirq.guests.processes.monitor import Monitor, connected, monitor_of
 from virtirq.guests.vectors.by_qmp import (
     QmpReader,
     _apics,
     _command,
-    _connected,
-    _Monitor,
     _owners,
-    monitor_of,
     parse_memory_map,
 )
 from virtirq.guests.vectors.entries import table
@@ -138,7 +136,7 @@ def qemu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qemu]:
         deadline = time.monotonic() + ENOUGH
         while time.monotonic() < deadline and started.process.poll() is None:
             # Until its firmware has given the NIC's BAR a place.
-            with suppress(UnavailableError), _connected(started.path, started.pid) as monitor:
+            with suppress(UnavailableError), connected(started.path, started.pid) as monitor:
                 if parse_memory_map(_command(monitor, "info mtree -f -o")).tables:
                     break
             time.sleep(0.2)
@@ -148,8 +146,8 @@ def qemu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qemu]:
 
 
 @pytest.fixture
-def monitor(qemu: Qemu) -> Iterator[_Monitor]:
-    with _connected(qemu.path, qemu.pid) as monitor:
+def monitor(qemu: Qemu) -> Iterator[Monitor]:
+    with connected(qemu.path, qemu.pid) as monitor:
         yield monitor
 
 
@@ -158,7 +156,7 @@ def guest(qemu: Qemu, count: int = 3) -> Guest:
     return Guest("made", "vfio-process", pid=qemu.pid, vcpus=vcpus)
 
 
-def test_a_table_is_found_and_read(monitor: _Monitor) -> None:
+def test_a_table_is_found_and_read(monitor: Monitor) -> None:
     found = parse_memory_map(_command(monitor, "info mtree -f -o"))
     place = found.tables["nic"]
     assert len(place) == 5 * 16
@@ -169,18 +167,18 @@ def test_a_table_is_found_and_read(monitor: _Monitor) -> None:
     assert found.iommu is None
 
 
-def test_memory_is_read_as_it_is(monitor: _Monitor) -> None:
+def test_memory_is_read_as_it_is(monitor: Monitor) -> None:
     """The firmware's entry jump stands at the end of the ROM, at the reset vector."""
     assert monitor.peek(0xFFFF0, 1) == b"\xea"
     assert len(monitor.peek(0x100000, 12345)) == 12345
 
 
-def test_apic_ids_are_qemus_own(monitor: _Monitor, qemu: Qemu) -> None:
+def test_apic_ids_are_qemus_own(monitor: Monitor, qemu: Qemu) -> None:
     assert _apics(monitor, guest(qemu)).vcpus == {0: 0, 1: 1, 2: 2}
     assert _apics(monitor, guest(qemu, count=2)).vcpus == {0: 0, 1: 1}
 
 
-def test_devices_that_are_not_passed_through_have_no_owner(monitor: _Monitor) -> None:
+def test_devices_that_are_not_passed_through_have_no_owner(monitor: Monitor) -> None:
     assert _owners(monitor) == {}
 
 
@@ -193,17 +191,17 @@ def test_a_reader_says_what_it_cannot_see(qemu: Qemu) -> None:
 
 
 def test_it_leaves_nothing_in_qemu(qemu: Qemu) -> None:
-    with _connected(qemu.path, qemu.pid) as monitor:
+    with connected(qemu.path, qemu.pid) as monitor:
         monitor.peek(0x100000, 1)
         assert monitor.ask("query-fdsets") != []
-    with _connected(qemu.path, qemu.pid) as monitor:
+    with connected(qemu.path, qemu.pid) as monitor:
         assert monitor.ask("query-fdsets") == []
 
 
 def test_a_monitor_in_use_is_left_to_who_uses_it(
     qemu: Qemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("virtirq.guests.vectors.by_qmp._WAIT", 0.2)
+    monkeypatch.setattr("virtirq.guests.processes.monitor._WAIT", 0.2)
     with socket.socket(socket.AF_UNIX) as other:
         other.connect(qemu.path)
         assert other.recv(10)
@@ -216,7 +214,7 @@ def test_whatever_else_listens_is_not_spoken_to(
     tmp_path: Path, said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its command line can name any socket of the host."""
-    monkeypatch.setattr("virtirq.guests.vectors.by_qmp._WAIT", 0.5)
+    monkeypatch.setattr("virtirq.guests.processes.monitor._WAIT", 0.5)
     path, heard = str(tmp_path / "other"), []
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
@@ -231,7 +229,7 @@ def test_whatever_else_listens_is_not_spoken_to(
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with pytest.raises(UnavailableError), _connected(path, 1):
+        with pytest.raises(UnavailableError), connected(path, 1):
             pass  # it is not the process of pid 1
         thread.join()
     assert heard in ([], [b""])
@@ -274,7 +272,7 @@ def named(path: str, **more: int) -> tuple[MadeFs, Guest]:
 
 
 @pytest.mark.parametrize("linked", [False, True])
-def test_a_socket_of_another_user_is_not_even_connected_to(
+def test_a_socket_of_another_user_is_not_evenconnected_to(
     listener: Listener, tmp_path: Path, linked: bool
 ) -> None:
     """An old irqbalance ends when somebody connects and says nothing."""
@@ -304,7 +302,7 @@ def test_of_the_same_user_it_is_told_by_the_process(listener: Listener) -> None:
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/proc/self/fd/0", "/", "x\ufffd", "no/such"])
-def test_what_is_no_socket_is_not_connected_to(path: str) -> None:
+def test_what_is_no_socket_is_notconnected_to(path: str) -> None:
     fs, guest = named(path)
     with pytest.raises(UnavailableError, match="its monitor"):
         QmpReader(fs).read(guest, {})
@@ -319,12 +317,12 @@ def test_a_table_of_all_memory(qemu: Qemu, monkeypatch: pytest.MonkeyPatch) -> N
         "qom-list": [{"type": "child<vfio-pci>", "name": "d0"}],
     }
 
-    def ask(_: _Monitor, command: str, **arguments: object) -> object:
+    def ask(_: Monitor, command: str, **arguments: object) -> object:
         if command == "qom-get":
             return "0000:41:00.0" if arguments["property"] == "host" else 0
         return [] if "anon" in str(arguments.get("path")) else answers[command]
 
-    monkeypatch.setattr(_Monitor, "ask", ask)
+    monkeypatch.setattr(Monitor, "ask", ask)
     nic = PciAddress.parse("0000:41:00.0")
     found = QmpReader(LiveFs()).read(guest(qemu), {nic: {0: 50}})[nic]
     assert found == GuestVectors({}, f"its monitor tells of an MSI-X table of {2**64} bytes")
@@ -334,14 +332,14 @@ def test_a_table_of_all_memory(qemu: Qemu, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_monitor_that_answers_anything_is_no_danger(
     qemu: Qemu, monkeypatch: pytest.MonkeyPatch, answer: object
 ) -> None:
-    real = _Monitor.ask
+    real = Monitor.ask
 
-    def ask(self: _Monitor, command: str, **arguments: object) -> object:
+    def ask(self: Monitor, command: str, **arguments: object) -> object:
         if command in ("query-cpus-fast", "qom-list", "qom-get"):
             return answer
         return real(self, command, **arguments)
 
-    monkeypatch.setattr(_Monitor, "ask", ask)
+    monkeypatch.setattr(Monitor, "ask", ask)
     nic = PciAddress.parse("0000:41:00.0")
     with suppress(UnavailableError):
         assert QmpReader(LiveFs()).read(guest(qemu), {nic: {0: 50}})[nic].aimed == {}
@@ -351,10 +349,10 @@ def test_a_monitor_that_has_ever_more_to_say_is_not_listened_to_for_ever(
     qemu: Qemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of its answers comes in time."""
-    monkeypatch.setattr("virtirq.guests.vectors.by_qmp._PATIENCE", 0.5)
-    real, asked = _Monitor.ask, []
+    monkeypatch.setattr("virtirq.guests.processes.monitor._PATIENCE", 0.5)
+    real, asked = Monitor.ask, []
 
-    def ask(self: _Monitor, command: str, **arguments: object) -> object:
+    def ask(self: Monitor, command: str, **arguments: object) -> object:
         asked.append(command)
         if command == "qom-list":
             return [{"type": "child<vfio-pci>", "name": str(each)} for each in range(1_000_000)]
@@ -363,14 +361,14 @@ def test_a_monitor_that_has_ever_more_to_say_is_not_listened_to_for_ever(
             return "0000:41:00.0"
         return real(self, command, **arguments)
 
-    monkeypatch.setattr(_Monitor, "ask", ask)
+    monkeypatch.setattr(Monitor, "ask", ask)
     with pytest.raises(UnavailableError, match=r"takes more than 0.5 seconds"):
         QmpReader(LiveFs()).read(guest(qemu), {})
     assert len(asked) < 100_000
 
 
 def test_one_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="No such file"), _connected(f"{tmp_path}/no", 1):
+    with pytest.raises(UnavailableError, match="No such file"), connected(f"{tmp_path}/no", 1):
         pass
 
 
