@@ -365,6 +365,10 @@ class GuestDevice:
     directive_from: str | None = None
 
 
+VcpuCounts = Mapping[int, Mapping[str, int]]
+"""What KVM has counted, by vCPU and by KVM's own name, since the vCPU was made."""
+
+
 @dataclass(frozen=True, slots=True)
 class Aimed:
     """The vCPU that a guest aims a vector at; None where it is no single one, and `why`."""

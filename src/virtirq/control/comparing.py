@@ -21,7 +21,6 @@ from virtirq.control.journal import boot_id, locked_journal
 from virtirq.cpuset import CpuSet, union
 from virtirq.errors import DirectiveError, InputError, UnavailableError, UsageError, VirtirqError
 from virtirq.host.fs import HostFs, Reader
-from virtirq.host.kvm_statistics import read_vcpu_statistics
 from virtirq.model import (
     AUTO,
     NATIVE,
@@ -31,6 +30,7 @@ from virtirq.model import (
     InterruptKey,
     Pin,
     Reason,
+    VcpuCounts,
     by_device,
 )
 from virtirq.policy.comparison import EXACT, NEAR, OWN, PLANNED, Block, Part
@@ -42,7 +42,7 @@ AS_IS: Final = "as-is"
 GUESTS_CHOICE: Final = "exact"
 COMMAND: Final = "metric"
 """What the figure of the user's own command is called."""
-_STATISTICS: Final = {
+STATISTICS: Final = {
     "irq_exits": "exits for host interrupts/s",
     "irq_injections": "injections/s",
     "halt_wakeup": "halt wake-ups/s",
@@ -86,9 +86,9 @@ class Policy(NamedTuple):
 class Comparison:
     """One guest's interrupts, and where they were at first.
 
-    `aims` says where the guest aims its vectors now, as far as that can be learned. Raises
-    UnavailableError where the guest has none, or where `exact` is asked for and not known, and
-    UsageError for a recording.
+    `aims` says where the guest aims its vectors now, as far as that can be learned; `statistics`
+    what KVM has counted for its vCPUs, of `STATISTICS`. Raises UnavailableError where the guest has
+    none, or where `exact` is asked for and not known, and UsageError for a recording.
     """
 
     def __init__(
@@ -100,12 +100,13 @@ class Comparison:
         state: Path,
         policies: Sequence[Policy],
         aims: Callable[[], Aims],
+        statistics: Callable[[], VcpuCounts] = dict,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fs, self._guest, self._state = fs, guest, state
         self._sleep, self._clock = sleep, clock
-        self._ask_aims = aims
+        self._ask_aims, self._statistics = aims, statistics
         cycle.check_writable(fs)
         self._boot_id = boot_id(fs)
         self._devices = frozenset(device.address for device in guest.devices)
@@ -286,13 +287,12 @@ class Comparison:
         aims = self._aims if policy.exact else _alike(self._aims, self._ask_aims())
         self._count(at_first, wanted, aims, taken, of)
         passed = self._clock() - began
-        after = self._statistics()
-        figures |= {
-            _STATISTICS[name]: (after[name] - statistics[name]) / passed
-            for name in statistics.keys() & after.keys()
-        }
+        vcpus = _rates(statistics, self._statistics(), passed)
+        for each in vcpus.values():
+            for name, rate in each.items():
+                figures[name] = figures.get(name, 0.0) + rate
         parts = {name: Part(taken[name], count) for name, count in of.items() if name}
-        return Block(policy.name, number, passed, of[""], parts, figures)
+        return Block(policy.name, number, passed, of[""], parts, figures, vcpus)
 
     def _count(
         self,
@@ -353,11 +353,6 @@ class Comparison:
         found = cycle.observe_devices(Reader(self._fs), self._devices, possible)
         return [each for each in found.interrupts if each.own_action and each.affinity is not None]
 
-    def _statistics(self) -> dict[str, int]:
-        if self._guest.pid is None:
-            return {}
-        return read_vcpu_statistics(Reader(self._fs), self._guest.pid, _STATISTICS)
-
 
 class _Command:
     """A command of the user's, whose last number is the figure."""
@@ -411,6 +406,19 @@ def check_policies(policies: Sequence[Policy]) -> None:
 
 def _places(interrupts: Sequence[Interrupt]) -> dict[InterruptKey, CpuSet]:
     return {each.key: each.affinity for each in interrupts if each.affinity is not None}
+
+
+def _rates(before: VcpuCounts, after: VcpuCounts, seconds: float) -> dict[int, dict[str, float]]:
+    """A second, by vCPU and our name, of those that were there all the time."""
+    return {
+        vcpu: {
+            STATISTICS[name]: (counts[name] - before[vcpu][name]) / seconds
+            for name in STATISTICS
+            if name in counts and name in before[vcpu]
+        }
+        for vcpu, counts in sorted(after.items())
+        if vcpu in before
+    }
 
 
 def _alike(before: Aims, after: Aims) -> Aims:

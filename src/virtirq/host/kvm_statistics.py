@@ -6,15 +6,16 @@ from collections.abc import Collection
 
 from virtirq.host import paths
 from virtirq.host.fs import Reader
+from virtirq.model import VcpuCounts
 
 
-def read_vcpu_statistics(reader: Reader, pid: int, names: Collection[str]) -> dict[str, int]:
-    """Counts over all vCPUs of the virtual machine that the process has, since it was made.
+def read_vcpu_statistics(reader: Reader, pid: int, names: Collection[str]) -> VcpuCounts:
+    """Counts of the vCPUs that the process has, by KVM's number: on x86 that is the APIC's.
 
     Those of `names` that this kernel keeps; none where debugfs is not there, or closed to this
     user. virt/kvm/kvm_main.c, kvm_create_vm_debugfs() and kvm_create_vcpu_debugfs().
     """
-    found: dict[str, int] = {}
+    found: dict[int, dict[str, int]] = {}
     machines = [
         each
         for each in reader.names(paths.KVM_DEBUG_DIR, paths.KVM_VCPU_STATISTIC)
@@ -23,10 +24,11 @@ def read_vcpu_statistics(reader: Reader, pid: int, names: Collection[str]) -> di
     for machine in machines:
         directory = f"{paths.KVM_DEBUG_DIR}/{machine}"
         for vcpu in reader.names(directory, paths.KVM_VCPU_STATISTIC):
-            if not vcpu.startswith("vcpu"):
+            number = vcpu.removeprefix("vcpu")
+            if not (vcpu.startswith("vcpu") and number.isdecimal()):
                 continue
             for name in names:
                 text = reader.text(paths.KVM_VCPU_STATISTIC, machine, vcpu, name)
                 if text is not None and text.strip().isdecimal():
-                    found[name] = found.get(name, 0) + int(text)
+                    found.setdefault(int(number), {})[name] = int(text)
     return found

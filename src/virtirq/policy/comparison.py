@@ -40,7 +40,7 @@ class Block:
     """One policy's part of one round, and what was counted and measured while it held.
 
     `parts`: by name of `SHARES`, without those that could not be told. `figures` are more that was
-    measured, by name.
+    measured, by name; `vcpus` has those of them that are a vCPU's, by its number.
     """
 
     policy: str
@@ -49,6 +49,7 @@ class Block:
     interrupts: int
     parts: Mapping[str, Part] = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
+    vcpus: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
     def measures(self) -> dict[str, float]:
         """Every measure by its name; a share is 0 to 1, and missing where nothing was taken."""

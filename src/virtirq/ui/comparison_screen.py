@@ -85,6 +85,7 @@ def as_json(
                 "interrupts": each.interrupts,
                 "shares": {name: part._asdict() for name, part in each.parts.items()},
                 "figures": dict(each.figures),
+                "vcpus": {str(vcpu): dict(rates) for vcpu, rates in each.vcpus.items()},
             }
             for each in blocks
         ],

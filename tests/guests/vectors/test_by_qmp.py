@@ -20,6 +20,7 @@ from tests.hostmaker import MadeFs, MadeHost
 from tests.needs import not_run
 from virtirq.errors import UnavailableError
 from virtirq.guests.processes.monitor import Monitor, connected, monitor_of
+from virtirq.guests.processes.statistics import ask_vcpu_statistics
 from virtirq.guests.vectors.by_qmp import (
     QmpReader,
     _apics,
@@ -188,6 +189,10 @@ def test_a_reader_says_what_it_cannot_see(qemu: Qemu) -> None:
         learned = reader.read(guest(qemu), {nic: {0: 50}})
     assert learned[nic].why == "the guest has no MSI-X table of it in memory"
     assert learned[nic].aimed == {}
+
+
+def test_an_emulated_vcpu_has_no_statistics_of_kvms(qemu: Qemu) -> None:
+    assert ask_vcpu_statistics(LiveFs(), guest(qemu), ["irq_exits"]) == {}
 
 
 def test_it_leaves_nothing_in_qemu(qemu: Qemu) -> None:

@@ -13,7 +13,7 @@ import errno
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntFlag
 from types import ModuleType
@@ -32,7 +32,7 @@ from virtirq.errors import (
 from virtirq.guests.libvirt.domainxml import parse_domain
 from virtirq.guests.processes.affinity import Processes
 from virtirq.host.fs import HostFs
-from virtirq.model import Gap, Guest
+from virtirq.model import Gap, Guest, VcpuCounts
 from virtirq.values import dataclass, replace
 
 DEFAULT_URI: Final = "qemu:///system"
@@ -46,6 +46,7 @@ _LIST_INACTIVE: Final = 2  # VIR_CONNECT_LIST_DOMAINS_INACTIVE
 _XML_SECURE: Final = 1  # VIR_DOMAIN_XML_SECURE
 _XML_INACTIVE: Final = 2  # VIR_DOMAIN_XML_INACTIVE
 _MEMORY_PHYSICAL: Final = 2  # VIR_MEMORY_PHYSICAL
+_STATS_VCPU: Final = 8  # VIR_DOMAIN_STATS_VCPU
 KEEPALIVE: Final = (8, 2)
 """Seconds of silence until libvirt is asked whether it is there, and how often that is asked.
 
@@ -116,6 +117,9 @@ class VirConnect(Protocol):
     def lookupByID(self, number: int, /) -> VirDomain: ...  # noqa: N802
     def lookupByUUIDString(self, uuid: str) -> VirDomain: ...  # noqa: N802
     def lookupByName(self, name: str) -> VirDomain: ...  # noqa: N802
+    def domainListGetStats(  # noqa: N802
+        self, domains: Sequence[VirDomain], stats: int, flags: int, /
+    ) -> Sequence[tuple[VirDomain, Mapping[str, Any]]]: ...
     def defineXMLFlags(self, xml: str, flags: int) -> VirDomain: ...  # noqa: N802
     def isAlive(self) -> int: ...  # noqa: N802
     def setKeepAlive(self, interval: int, count: int) -> int: ...  # noqa: N802
@@ -398,6 +402,17 @@ class Connection:
             )
         return found
 
+    def vcpu_statistics(self, uuid: str, names: Collection[str]) -> VcpuCounts:
+        """What the hypervisor has counted for each vCPU, by its own names, if it tells.
+
+        Those are KVM's, of QEMU's query-stats (since libvirt 8.10 and QEMU 7.1). Raises
+        LibvirtError, AccessError.
+        """
+        with self.asking(f"read statistics of {uuid}"):
+            domain = self.raw.lookupByUUIDString(uuid)
+            answers = self.raw.domainListGetStats([domain], _STATS_VCPU, 0)
+        return parse_vcpu_statistics(answers[0][1] if answers else {}, names)
+
     def xml(self, domain: VirDomain, *, inactive: bool = False, secure: bool = False) -> str:
         """The domain's XML: live, or with `inactive` what it is started from next."""
         flags = (_XML_INACTIVE if inactive else 0) | (_XML_SECURE if secure else 0)
@@ -445,6 +460,16 @@ class Connection:
 
     def _has_threads(self) -> bool:
         return urlsplit(self.uri).scheme.partition("+")[0] == "qemu"
+
+
+def parse_vcpu_statistics(told: Mapping[str, Any], names: Collection[str]) -> VcpuCounts:
+    """What libvirt has under ``vcpu.NUMBER.NAME.sum`` of these names."""
+    found: dict[int, dict[str, int]] = {}
+    for key, value in told.items():
+        words = key.split(".")
+        if len(words) == 4 and (words[0], words[3]) == ("vcpu", "sum") and words[2] in names:
+            found.setdefault(int(words[1]), {})[words[2]] = int(value)
+    return found
 
 
 # For lookups: VIR_ERR_INVALID_ARG, which a name that is no UUID gives.

@@ -11,9 +11,17 @@ from functools import partial
 from typing import Final
 
 from virtirq.control import cycle, libvirt_settings, sources
-from virtirq.control.comparing import AS_IS, COMMAND, Comparison, Policy, check_policies
+from virtirq.control.comparing import (
+    AS_IS,
+    COMMAND,
+    STATISTICS,
+    Comparison,
+    Policy,
+    check_policies,
+)
 from virtirq.control.guardian import guarded
 from virtirq.control.guest_aims import guest_aims
+from virtirq.control.guest_statistics import guest_statistics
 from virtirq.control.holding import held
 from virtirq.errors import EXIT_OK, UsageError
 from virtirq.policy import paired
@@ -50,8 +58,11 @@ def run(args: argparse.Namespace) -> int:
     with (
         held(state, guest.key),
         guest_aims(given.fs, None if args.sysroot else state, guest, uri) as aims,
+        guest_statistics(given.fs, guest, uri, STATISTICS) as statistics,
     ):
-        comparison = Comparison(given.fs, given.guests, guest, given.config, state, policies, aims)
+        comparison = Comparison(
+            given.fs, given.guests, guest, given.config, state, policies, aims, statistics
+        )
         by_name = dict(zip(names, policies, strict=True))
         order = ((number, by_name[name]) for number, name in turns(names, args.rounds, seed))
         told = partial(_told, rounds=args.rounds, quiet=args.quiet)
