@@ -85,8 +85,8 @@ class Scene:
             [Policy.parse(each) for each in policies],
             lambda: self.aims,
             lambda: self.statistics(),
-            self.sleep,
-            lambda: self.now,
+            sleep=self.sleep,
+            clock=lambda: self.now,
         )
 
     def measure(

@@ -20,8 +20,9 @@ import pytest
 from lab import full
 from lab.full import E1000E, IGB, Guest, GuestSpec, Host
 from tests.full.hosts import install_warm, need_full_lab, run_code
-from tests.full.test_daemon import CONFIG, daemon, findings, until
+from tests.full.test_daemon import CONFIG, TRACEFS, daemon, findings, until
 from tests.full.test_libvirt import told, virtirq
+from virtirq.control.comparing import INJECTED, STATISTICS
 
 pytestmark = pytest.mark.lab
 
@@ -267,6 +268,11 @@ def test_policies_are_compared_while_the_daemon_leaves_it_alone(guest: Guest) ->
         assert each["shares"]["on the guest's CPUs"]["some"] == each["interrupts"]
     for each in blocks["1"]:
         assert each["shares"]["on the guest's CPUs"]["some"] == 0
+    for each in found["blocks"]:
+        assert {*STATISTICS.values(), INJECTED} <= each["figures"].keys()
+        assert each["figures"][INJECTED] > 0
+        assert each["vcpus"].keys() == {str(vcpu) for vcpu in range(len(CPUS))}
+    assert "virtirq-compare" not in host.run(f"ls {TRACEFS}/instances").stdout
 
 
 @pytest.mark.parametrize("number", ["INT", "KILL"])

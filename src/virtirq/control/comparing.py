@@ -12,11 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Final, NamedTuple
 
 from virtirq.control import cycle
 from virtirq.control.executor import Executor
 from virtirq.control.guest_aims import Aims
+from virtirq.control.injection_trace import InjectionTrace
 from virtirq.control.journal import boot_id, locked_journal
 from virtirq.cpuset import CpuSet, union
 from virtirq.errors import DirectiveError, InputError, UnavailableError, UsageError, VirtirqError
@@ -40,6 +42,7 @@ from virtirq.values import pattern, replace
 
 AS_IS: Final = "as-is"
 GUESTS_CHOICE: Final = "exact"
+INJECTED: Final = "microseconds to the vCPU"
 COMMAND: Final = "metric"
 """What the figure of the user's own command is called."""
 STATISTICS: Final = {
@@ -48,6 +51,8 @@ STATISTICS: Final = {
     "halt_wakeup": "halt wake-ups/s",
 }
 """KVM's names (arch/x86/kvm/x86.c, kvm_vcpu_stats_desc[]) and ours."""
+_TRACED: Final = 1.0
+"""Seconds that a policy is traced for after each block, or as long as that if it is shorter."""
 _LOOK: Final = 1.0
 """Seconds between looks at where the guest aims its vectors, while those are followed."""
 _AGAIN: Final = 3
@@ -87,8 +92,9 @@ class Comparison:
     """One guest's interrupts, and where they were at first.
 
     `aims` says where the guest aims its vectors now, as far as that can be learned; `statistics`
-    what KVM has counted for its vCPUs, of `STATISTICS`. Raises UnavailableError where the guest has
-    none, or where `exact` is asked for and not known, and UsageError for a recording.
+    what KVM has counted for its vCPUs, of `STATISTICS`; with `trace` each policy is traced for a
+    moment, after it was measured. Raises UnavailableError where the guest has no interrupts, or
+    where `exact` is asked for and not known, and UsageError for a recording.
     """
 
     def __init__(
@@ -101,12 +107,13 @@ class Comparison:
         policies: Sequence[Policy],
         aims: Callable[[], Aims],
         statistics: Callable[[], VcpuCounts] = dict,
+        trace: InjectionTrace | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fs, self._guest, self._state = fs, guest, state
         self._sleep, self._clock = sleep, clock
-        self._ask_aims, self._statistics = aims, statistics
+        self._ask_aims, self._statistics, self._trace = aims, statistics, trace
         cycle.check_writable(fs)
         self._boot_id = boot_id(fs)
         self._devices = frozenset(device.address for device in guest.devices)
@@ -166,6 +173,8 @@ class Comparison:
 
     def put_back(self) -> None:
         """Everything as it was before the comparison, and as little in the journal."""
+        if self._trace is not None:
+            self._trace.close()
         mine: list[Pin] = []
         restored: list[Pin] = []
         for each in self._interrupts():
@@ -288,11 +297,28 @@ class Comparison:
         self._count(at_first, wanted, aims, taken, of)
         passed = self._clock() - began
         vcpus = _rates(statistics, self._statistics(), passed)
+        took = self._traced(min(seconds, _TRACED))
+        if took:
+            figures[INJECTED] = 1e6 * median(took)
         for each in vcpus.values():
             for name, rate in each.items():
                 figures[name] = figures.get(name, 0.0) + rate
         parts = {name: Part(taken[name], count) for name, count in of.items() if name}
         return Block(policy.name, number, passed, of[""], parts, figures, vcpus)
+
+    def _traced(self, seconds: float) -> list[float]:
+        """Seconds from interrupts to their injection."""
+        threads = {each.index: each.tid for each in self._guest.vcpus if each.tid is not None}
+        if self._trace is None or not threads:
+            return []
+        there = self._interrupts()
+        aimed = {}
+        for each in there:
+            found = self._aims.get(each.device, {}).get(each.vector or 0)
+            if found is not None and found.vcpu in threads:
+                aimed[str(each.key.action)] = threads[found.vcpu]
+        irqs = [each.irq for each in there]
+        return self._trace.look(irqs, threads.values(), aimed, seconds, self._sleep)
 
     def _count(
         self,

@@ -23,6 +23,7 @@ from virtirq.control.guardian import guarded
 from virtirq.control.guest_aims import guest_aims
 from virtirq.control.guest_statistics import guest_statistics
 from virtirq.control.holding import held
+from virtirq.control.injection_trace import injection_trace
 from virtirq.errors import EXIT_OK, UsageError
 from virtirq.policy import paired
 from virtirq.policy.comparison import EXACT, OWN, Block, best, least_rounds, turns
@@ -59,9 +60,10 @@ def run(args: argparse.Namespace) -> int:
         held(state, guest.key),
         guest_aims(given.fs, None if args.sysroot else state, guest, uri) as aims,
         guest_statistics(given.fs, guest, uri, STATISTICS) as statistics,
+        injection_trace(None if args.sysroot else guest.pid) as trace,
     ):
         comparison = Comparison(
-            given.fs, given.guests, guest, given.config, state, policies, aims, statistics
+            given.fs, given.guests, guest, given.config, state, policies, aims, statistics, trace
         )
         by_name = dict(zip(names, policies, strict=True))
         order = ((number, by_name[name]) for number, name in turns(names, args.rounds, seed))
