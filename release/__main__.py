@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import subprocess
 import sys
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,8 @@ MAKERS: Final = {
 }
 SUMS: Final = "SHA256SUMS"
 NOTES: Final = "CHANGES.md"
+NAMED: Final = 3
+"""Of what is not committed, that many names are told."""
 
 
 def main() -> int:
@@ -28,6 +31,10 @@ def main() -> int:
     parser.add_argument("what", choices=(*MAKERS, "dist"))
     parser.add_argument("directory", type=Path)
     args = parser.parse_args()
+    if args.what == "dist" and (changed := uncommitted(ROOT)):
+        more = len(changed) - NAMED
+        told = ", ".join(changed[:NAMED]) + (f" and {more} more" if more > 0 else "")
+        print(f"release: warning: this is not what is committed: {told}", file=sys.stderr)
     try:
         made = dist(args.directory) if args.what == "dist" else [MAKERS[args.what](args.directory)]
     except (LabError, RuntimeError, ValueError, OSError) as error:
@@ -49,6 +56,16 @@ def dist(directory: Path) -> list[Path]:
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in made]
     sums.write_text("".join(lines))
     return [*made, sums]
+
+
+def uncommitted(root: Path) -> list[str]:
+    """Files that differ from git's, and new ones; none where there is no git to ask."""
+    asked = ["git", "-C", str(root), "status", "--porcelain", "--no-renames", "-z"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return []
+    return [each[3:] for each in done.stdout.split("\0") if each]
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ UNIT: Final = "virtirq.service"
 PACKAGED: Final = "usr/lib/systemd/system/virtirq.service"
 STATE: Final = "run/virtirq"
 CONFIG: Final = "etc/virtirq"
+EXTRA: Final = "/usr/local/share/"
+MANY: Final = 5
+"""More files than this are counted, unless their names are asked for."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -33,6 +36,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument(
         "--destdir", metavar="DIR", type=Path, help="below DIR instead; no service is touched"
     )
+    parser.add_argument("-v", "--verbose", action="store_true", help="the name of every file")
     args = parser.parse_args(words)
     root = args.destdir or Path("/")
     live = args.destdir is None and os.path.isdir("/run/systemd/system")
@@ -40,8 +44,8 @@ def main(words: Sequence[str]) -> int:
     try:
         with zipfile.ZipFile(archive) as packed:
             if args.what == "uninstall":
-                return _uninstall(packed, root, live)
-            return _install(archive, packed, root, live)
+                return _uninstall(packed, root, live, args.verbose)
+            return _install(archive, packed, root, live, args.verbose)
     except OSError as error:
         print(f"virtirq: error: {error.filename}: {error.strerror}", file=sys.stderr)
         denied = isinstance(error, PermissionError)
@@ -50,7 +54,7 @@ def main(words: Sequence[str]) -> int:
         return 5 if denied else 1
 
 
-def _install(archive: Path, packed: zipfile.ZipFile, root: Path, live: bool) -> int:
+def _install(archive: Path, packed: zipfile.ZipFile, root: Path, live: bool, verbose: bool) -> int:
     if (root / PACKAGED).exists():
         return _refused(
             f"the distribution's package is installed: /{PACKAGED}",
@@ -64,8 +68,7 @@ def _install(archive: Path, packed: zipfile.ZipFile, root: Path, live: bool) -> 
         ]
         if _put(root / name, data, mode)
     ]
-    for name in changed:
-        print(f"installed {name}")
+    _tell("installed", changed, verbose)
     if not changed:
         print("all is there already")
     elif live:
@@ -77,19 +80,19 @@ def _install(archive: Path, packed: zipfile.ZipFile, root: Path, live: bool) -> 
     return 0
 
 
-def _uninstall(packed: zipfile.ZipFile, root: Path, live: bool) -> int:
+def _uninstall(packed: zipfile.ZipFile, root: Path, live: bool, verbose: bool) -> int:
     places = [root / name for name in (PROGRAM, *_names(packed))]
     if live and not (root / PACKAGED).exists():
         _systemctl("--quiet", "disable", "--now", UNIT)
         if not _restored():
             return 1
-    removed = False
+    removed = []
     for place in places:
         if place.is_file():
             place.unlink()
-            print(f"removed /{place.relative_to(root)}")
-            removed = True
+            removed.append(f"/{place.relative_to(root)}")
         _remove_empty(place.parent)
+    _tell("removed", removed, verbose)
     if not removed:
         print("nothing was there")
     if live:
@@ -97,6 +100,17 @@ def _uninstall(packed: zipfile.ZipFile, root: Path, live: bool) -> int:
     if (root / CONFIG).is_dir():
         print(f"left: /{CONFIG}")
     return 0
+
+
+def _tell(done: str, names: Sequence[str], verbose: bool) -> None:
+    """Each by its name; of many that only go with the program, how many."""
+    extra = [each for each in names if each.startswith(EXTRA)]
+    counted = len(extra) if len(names) > MANY and not verbose else 0
+    for each in names:
+        if not (counted and each in extra):
+            print(f"{done} {each}")
+    if counted:
+        print(f"{done} {counted} files below {EXTRA}: documentation, completions, examples")
 
 
 def _restored() -> bool:

@@ -173,7 +173,7 @@ def test_there_is_no_going_round_in_circles(
 
 def test_it_installs_and_takes_away(packed: Path, tmp_path: Path, repository: Path) -> None:
     root = tmp_path / "root"
-    done = run(packed, "install", "--destdir", str(root))
+    done = run(packed, "install", "--verbose", "--destdir", str(root))
     assert (done.returncode, done.stderr) == (0, "")
     files = {str(each.relative_to(root)) for each in root.rglob("*") if each.is_file()}
     assert sorted(done.stdout.splitlines()) == sorted(f"installed /{name}" for name in files)
@@ -203,6 +203,15 @@ def test_it_installs_and_takes_away(packed: Path, tmp_path: Path, repository: Pa
     assert [str(each.relative_to(root)) for each in root.rglob("*virtirq*")] == ["etc/virtirq"]
     done = run(packed, "uninstall", "--destdir", str(root))
     assert done.stdout == "nothing was there\nleft: /etc/virtirq\n"
+
+
+def test_it_tells_in_a_few_lines(packed: Path, tmp_path: Path) -> None:
+    for what, told in (("install", "installed"), ("uninstall", "removed")):
+        done = run(packed, what, "--destdir", str(tmp_path))
+        program, unit, others = done.stdout.splitlines()
+        assert program == f"{told} /usr/local/bin/virtirq"
+        assert unit == f"{told} /usr/local/lib/systemd/system/virtirq.service"
+        assert re.fullmatch(rf"{told} [3-9]\d files below /usr/local/share/: .*", others)
 
 
 def test_what_is_changed_is_put_right(packed: Path, tmp_path: Path) -> None:
