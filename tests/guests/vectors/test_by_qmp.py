@@ -277,7 +277,7 @@ def named(path: str, **more: int) -> tuple[MadeFs, Guest]:
 
 
 @pytest.mark.parametrize("linked", [False, True])
-def test_a_socket_of_another_user_is_not_evenconnected_to(
+def test_a_socket_of_another_user_is_not_even_connected_to(
     listener: Listener, tmp_path: Path, linked: bool
 ) -> None:
     """An old irqbalance ends when somebody connects and says nothing."""
