@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import queue
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -270,6 +271,27 @@ class TestThreads:
             assert self.alive("three") == 3
 
         play(act)
+
+    def test_one_that_waits_to_be_told_to_end_outlives_no_loop(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The loop may have ended with that still to be done."""
+        monkeypatch.setattr(module, "_HEEDED", SHORT)
+        asked = 0
+
+        class Ending:
+            def call_soon_threadsafe(self, *_: object) -> None:
+                nonlocal asked
+                asked += 1
+                if asked > 2:
+                    raise RuntimeError("Event loop is closed")
+
+        ours, loop = lane(), cast(asyncio.AbstractEventLoop, Ending())
+        thread = threading.Thread(target=ours._thread, args=(loop, queue.SimpleQueue()))
+        thread.daemon = True
+        thread.start()
+        thread.join(ENOUGH)
+        assert not thread.is_alive()
 
     @pytest.mark.parametrize("idle", [0.0, 0.0005])
     def test_one_without_work_ends_and_no_call_is_lost_to_it(

@@ -25,6 +25,8 @@ _IDLE: Final = 5.0
 """Seconds that a thread waits for another call. Whoever starts one waits until it runs, which it
 may not soon where all CPUs are busy: that is the loop.
 """
+_HEEDED: Final = 1.0
+"""Seconds within which the loop tells a thread that has nothing to do to end."""
 _PART: Final = 0.1
 """Of a CPU's time, what the calls of one key may have: see `Lane.wait`."""
 LONGEST: Final = 10.0
@@ -160,15 +162,19 @@ class Lane:
     def _thread(self, loop: asyncio.AbstractEventLoop, calls: _Calls) -> None:
         """One call after another, until none has come for a while."""
         with suppress(RuntimeError):  # the loop is closed
+            wait = _IDLE
             while True:
                 try:
-                    turn = calls.get(timeout=_IDLE)
+                    turn = calls.get(timeout=wait)
                 except queue.Empty:
+                    # Again, where nobody heeds it: the loop may have ended meanwhile.
                     loop.call_soon_threadsafe(self._dismiss, calls)
-                    turn = calls.get()
+                    wait = max(_IDLE, _HEEDED)
+                    continue
                 if turn is None:
                     break
                 self._work(loop, turn, calls)
+                wait = _IDLE
                 del turn  # it may hold what was opened
 
     def _dismiss(self, calls: _Calls) -> None:
