@@ -832,7 +832,7 @@ class TestHanging:
             assert script.read == ["u-web"], "there is one call, that goes on"
             said = "libvirt on guest web: no answer within 0.5 seconds; trying again"
             assert warnings(caplog) == [said]
-            assert room.source.described == "connected to fake:///; 1 guests not read"
+            assert room.source.described == "connected to fake:///; 1 guest not read"
             assert (room.source.state, room.names) == (SourceState.ALL, {"web"})
             assert room.source.findings() == (), "it is known, if not as it is just now"
             room.source._calls.limit = ENOUGH
