@@ -271,6 +271,22 @@ def test_a_guest_that_keeps_choosing_is_read_in_a_tenth_of_the_time(
     play(act, reader)
 
 
+def test_a_process_that_is_no_machine_aims_at_nobody(play: Play) -> None:
+    """Nobody is asked, however often it sets vectors up."""
+    reader = FakeReader("peek", nic(2, 2, 2))
+
+    async def act(stage: Stage) -> None:
+        stage.reconciler.know([replace(WEB, kind="process")])
+        stage.follower.look("u-web")
+        stage.follower.known({"u-web"})
+        await stage.follower.prepare()
+        await stage.looked()
+        assert reader.asked == []
+        assert stage.findings == []
+
+    play(act, reader)
+
+
 def test_what_is_asked_for_during_a_look_is_looked_at_after_it(play: Play) -> None:
     reader = FakeReader("peek", nic(2, 2, 2))
 

@@ -135,10 +135,16 @@ class Reconciler:
         return self._desired.aimed
 
     def followable(self, key: str) -> dict[PciAddress, dict[int, int]]:
-        """The vectors of a guest that go where it aims them, by device: IRQ by vector."""
-        found = {}
+        """The vectors of a guest that go where it aims them, by device: IRQ by vector.
+
+        None of a process that is no virtual machine: it has nobody who would aim them at its
+        threads.
+        """
+        found: dict[PciAddress, dict[int, int]] = {}
         guest = self.registry.get(key)
-        for device in guest.devices if guest is not None else ():
+        if guest is None or guest.kind == "process":
+            return found
+        for device in guest.devices:
             desired = self._desired.of(device.address)
             if desired is not None and desired.guest.key == key and desired.follows:
                 vectors = self.ledger.vectors(device.address)

@@ -611,10 +611,12 @@ class Daemon:
             if event.kind is EventKind.REQUESTED:
                 requested.append(event)  # a device's vectors come in one go
                 continue
-            self._reconciler.requested(requested)
-            requested = []
+            if requested:
+                self._reconciler.requested(requested)
+                requested = []
             self._act_on_one(event)
-        self._reconciler.requested(requested)
+        if requested:
+            self._reconciler.requested(requested)
         self._aim_anew(events)
         self._spare()
 
