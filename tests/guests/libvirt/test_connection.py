@@ -154,6 +154,39 @@ def test_what_libvirt_refuses_is_said_in_one_line(host: Any, connection: Connect
     assert "\n" not in str(other.value)
 
 
+def refusal(name: str) -> Exception:
+    """libvirt's error VIR_ERR_`name`."""
+    libvirt = need_libvirt()
+    error: Exception = libvirt.libvirtError("no")
+    code = getattr(libvirt, f"VIR_ERR_{name}")
+    error.err = (code, 0, "no", 2, None, None, None, -1, -1)  # type: ignore[attr-defined]
+    return error
+
+
+def test_a_guest_that_polkits_rules_hide_hides_no_other(
+    host: Any, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("open", "secret"):
+        host.createXML(domain_xml(name), 0)
+        host.defineXML(domain_xml(f"{name}, off"))
+    read = need_libvirt().virDomain.XMLDesc
+
+    def permitted(domain: Any, flags: int) -> str:
+        if domain.name().startswith("secret"):
+            raise refusal("ACCESS_DENIED")
+        return str(read(domain, flags))
+
+    monkeypatch.setattr(need_libvirt().virDomain, "XMLDesc", permitted)
+    guests, gaps, texts, complete = connection.guests(None)
+    assert ([each.name for each in guests], len(texts), complete) == (["open"], 1, False)
+    (gap,) = gaps
+    assert gap.error == "cannot read the definition of secret: no"
+    guests, gaps, *_ = connection.stopped()
+    assert [each.name for each in guests] == ["open, off"]
+    (gap,) = gaps
+    assert gap.error == "cannot read the definition of secret, off: no"
+
+
 @pytest.mark.parametrize(
     ("name", "permitted"),
     [
@@ -169,19 +202,15 @@ def test_what_libvirt_refuses_is_said_in_one_line(host: Any, connection: Connect
 def test_what_a_user_may_not_is_not_blamed_on_a_daemon(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, name: str, permitted: bool
 ) -> None:
-    libvirt = need_libvirt()
-    error = libvirt.libvirtError("no")
-    error.err = (getattr(libvirt, f"VIR_ERR_{name}"), 0, "no", 2, None, None, None, -1, -1)
-
     def refuse(_uri: str) -> None:
-        raise error
+        raise refusal(name)
 
-    monkeypatch.setattr(libvirt, "open", refuse)
+    monkeypatch.setattr(need_libvirt(), "open", refuse)
     with pytest.raises(ConnectionFailedError if permitted else AccessError):
         module.opened(URI, write=True)
     expected = LibvirtError if permitted else AccessError
     with pytest.raises(expected, match=r"^cannot write: no$"), connection.asking("write"):
-        raise error
+        raise refusal(name)
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,10 @@ class Connection:
         found, gaps, texts, complete = [], [], [], True
         processes = Processes(fs) if fs is not None else None
         for name, domain, xml in self._running():
+            if isinstance(xml, AccessError):  # polkit's rules may hide one guest from this user
+                gaps.append(Gap(f"{self.uri}: {name}", str(xml)))
+                complete = False
+                continue
             guest, gap = self._read(name, domain, xml, processes)
             if guest is None:
                 complete = False
@@ -310,7 +314,8 @@ class Connection:
             name = domain.name()
             try:
                 guest = parse_domain(self.xml(domain, inactive=True), where=name)
-            except (DomainXmlError, LibvirtError) as error:  # it may have been undefined since
+            # It may have been undefined since, or be hidden by polkit's rules.
+            except (AccessError, DomainXmlError, LibvirtError) as error:
                 gaps.append(Gap(f"{self.uri}: {name}", str(error).removeprefix(f"{name}: ")))
             else:
                 found.append(replace(guest, source=SOURCE))
@@ -427,19 +432,24 @@ class Connection:
             return None
         return CpuSet.span(0, count - 1)
 
-    def _running(self) -> Iterator[tuple[str, VirDomain, str]]:
+    def _running(self) -> Iterator[tuple[str, VirDomain, str | AccessError]]:
+        """Name and XML of each; an error where this user may know of it and see no more."""
         with self.asking(f"list the guests of {self.uri}"):
             domains = self.raw.listAllDomains(_LIST_ACTIVE)
         for domain in sorted(domains, key=lambda each: each.name()):
-            with self.asking(f"read the definition of {domain.name()}"):
-                try:
-                    text = domain.XMLDesc(0)
-                    if not domain.isActive():
-                        continue  # it was shut down meanwhile
-                except self.module.libvirtError as error:
-                    if error.get_error_code() == _NO_DOMAIN:
-                        continue  # it ended, and was defined nowhere
-                    raise
+            text: str | AccessError
+            try:
+                with self.asking(f"read the definition of {domain.name()}"):
+                    try:
+                        text = domain.XMLDesc(0)
+                        if not domain.isActive():
+                            continue  # it was shut down meanwhile
+                    except self.module.libvirtError as error:
+                        if error.get_error_code() == _NO_DOMAIN:
+                            continue  # it ended, and was defined nowhere
+                        raise
+            except AccessError as error:
+                text = error
             yield domain.name(), domain, text
 
     def _as_pinned(self, guest: Guest, domain: VirDomain) -> Guest:
