@@ -195,6 +195,30 @@ def test_an_address_that_is_none(part: str) -> None:
         parsed(hostdev(NIC, f"<address type='pci' {part}/>"))
 
 
+LABEL: Final = "<label>libvirt-6f0b9be0</label>"
+
+
+@pytest.mark.parametrize(
+    ("label", "readable"),
+    [
+        (f"<seclabel type='dynamic' model='apparmor' relabel='yes'>{LABEL}</seclabel>", False),
+        (f"<seclabel type='static' model='apparmor' relabel='yes'>{LABEL}</seclabel>", False),
+        (f"<seclabel type='static' model='apparmor' relabel='no'>{LABEL}</seclabel>", True),
+        ("<seclabel type='none' model='apparmor'/>", True),
+        (f"<seclabel type='dynamic' model='selinux' relabel='yes'>{LABEL}</seclabel>", True),
+        (f"<seclabel type='dynamic' model='dac' relabel='yes'>{LABEL}</seclabel>", True),
+    ],
+)
+def test_a_profile_of_apparmors_is_not_made_longer(label: str, readable: bool) -> None:
+    """As libvirt would for each peek."""
+    text = domain().replace("</domain>", f"{label}</domain>")
+    if readable:
+        assert parse_hardware(text) == parse_hardware(domain())
+        return
+    with pytest.raises(UnavailableError, match="have libvirt extend its AppArmor profile"):
+        parse_hardware(text)
+
+
 # Memory -----------------------------------------------------------------------------------------
 
 MIB: Final = 1 << 20

@@ -157,6 +157,7 @@ _PLACED: Final = _rule("mode type", source=_SOURCE, address=_PCI, actual=_ACTUAL
 _MACHINE: Final = _rule(
     os=_rule("firmware", type=_rule("arch machine"), loader=_rule("type")),
     memory=_rule("unit", text=True),
+    seclabel=_rule("model relabel"),
     devices=_rule(
         controller=_rule("type index model", target=_rule("busNr"), address=_PCI),
         hostdev=_PLACED,
