@@ -32,6 +32,7 @@ from virtirq.daemon.process_source import ProcessSource
 from virtirq.daemon.service import Daemon, Setup
 from virtirq.daemon.vector_follower import VectorFollower
 from virtirq.errors import ConfigError, UnavailableError
+from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
 from virtirq.host.fs import HostFs
 from virtirq.host.uevents import Uevent, Uevents
@@ -339,5 +340,28 @@ def test_where_uevents_are_lost_again_and_again_everything_is_looked_at_now_and_
             assert 1 <= looked < 20, "a second later, then two, then four"
             os.kill(os.getpid(), signal.SIGTERM)
             await work
+
+    asyncio.run(live())
+
+
+def test_a_thread_that_was_moved_is_followed_whoever_is_asked_of_its_guest(stage: Stage) -> None:
+    """Nobody tells of this guest but the command line: it is the thread that is looked at."""
+    assert WEB.pid is not None
+    status = paths.THREAD_STATUS.at(WEB.pid, 1001)
+
+    async def live() -> None:
+        async with stage.daemon() as daemon:
+            work = asyncio.ensure_future(daemon.work())
+            await stage.until_ready(work)
+            assert stage.places() == IN_PLACE
+            stage.fs.set(status, "Cpus_allowed_list:\t3\n")
+            daemon._act_on_one(KernelEvent(EventKind.REPINNED, 0.0, tid=4711))
+            daemon._act_on_one(KernelEvent(EventKind.REPINNED, 0.0, tid=1001))
+            while stage.places() == IN_PLACE:
+                assert not work.done()
+                await asyncio.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await work
+        assert stage.places() == ["4", "6", "7", "4"]  # CPU 3 is far from the device
 
     asyncio.run(live())

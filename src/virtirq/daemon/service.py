@@ -42,7 +42,7 @@ from virtirq.daemon.timers import Key, Timers
 from virtirq.daemon.unclaimed import Unclaimed
 from virtirq.daemon.vector_follower import VectorFollower
 from virtirq.errors import DeploymentError, NoAnswerError, UnavailableError, VirtirqError
-from virtirq.guests.processes.affinity import is_libvirts, runs_elsewhere
+from virtirq.guests.processes.affinity import as_allowed, is_libvirts, runs_elsewhere
 from virtirq.guests.processes.find import SOURCE as PROCESS
 from virtirq.guests.vectors.by_kvm_routes import RoutesReader
 from virtirq.guests.vectors.by_peek import PeekReader, VectorReader
@@ -59,6 +59,8 @@ _AT_ONCE: Final = 0.0
 """Seconds until what has changed of guests is acted on: once for all that comes in one go."""
 _SETTLES: Final = 0.1
 """Seconds after which what the kernel announced counts as done, its end told of or not."""
+_ENTRY: Final = 0.002
+"""Seconds from the entry of a system call to when it is done: it only has a mask to set."""
 _BURST: Final = 0.05
 """Seconds to wait for more of the same where one look does for all."""
 _CONFINED: Final = 0.5
@@ -647,7 +649,11 @@ class Daemon:
             case EventKind.REPINNED:
                 guest = self._reconciler.registry.of_thread(event.tid)
                 if guest is not None:
-                    # Told of at the entry: it is done by then.
+                    # Told of at the entry: it is done by then. Its source takes longer to tell, a
+                    # libvirt that is at it just now all the more, and then has the last word.
+                    self._timers.soon(
+                        ("repinned", guest.key), _ENTRY, partial(self._repinned, guest.key)
+                    )
                     self._timers.soon(
                         ("guest", guest.key), _BURST, partial(self._look_again, guest)
                     )
@@ -661,6 +667,11 @@ class Daemon:
                 self._confined()
             case EventKind.STARTED:
                 self._guard.restarted()
+
+    def _repinned(self, key: str) -> None:
+        guest = self._reconciler.registry.get(key)
+        if guest is not None:
+            self._reconciler.update(as_allowed(self._fs, guest))
 
     def _confined(self) -> None:
         """Threads may run elsewhere now, by a cpuset say: whose those are, the threads tell."""

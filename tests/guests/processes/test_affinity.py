@@ -10,7 +10,7 @@ import pytest
 
 from tests.hostmaker import MadeFs, MadeHost
 from virtirq.cpuset import CpuSet
-from virtirq.guests.processes.affinity import Processes, is_libvirts, runs_elsewhere
+from virtirq.guests.processes.affinity import Processes, as_allowed, is_libvirts, runs_elsewhere
 from virtirq.model import Guest, Vcpu
 
 UUID = "6f0b9be0-6f0c-4c6b-9e0a-8f2f3a6f2d11"
@@ -204,6 +204,17 @@ def test_what_cannot_be_read_of_a_thread_leaves_the_pin(status: str) -> None:
     found = Processes(fs(files)).seen(WEB)
     assert found is not None
     assert found.vcpus[0] == WEB.vcpus[0]
+
+
+def test_threads_that_are_known_are_read_again_alone() -> None:
+    moved = {4242: ("qemu", "0-1"), 4244: ("CPU 1/KVM", "6"), 4243: ("CPU 0/KVM", "?")}
+    now = as_allowed(fs(process(threads=QEMU | moved)), SEEN)
+    before = SEEN.vcpus
+    assert now.vcpus == (before[0], replace(before[1], cpus=CpuSet([6])), before[2])
+    assert now.emulator == CpuSet([0, 1])
+    assert as_allowed(fs(process()), SEEN) == SEEN
+    assert as_allowed(fs(), SEEN) == SEEN
+    assert as_allowed(fs(process()), WEB) == WEB
 
 
 class TestRunsElsewhere:

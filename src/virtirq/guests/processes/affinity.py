@@ -75,6 +75,23 @@ def runs_elsewhere(fs: HostFs, guest: Guest) -> bool:
     return bool(there) and not unseen <= there  # of a process that has ended nothing runs
 
 
+def as_allowed(fs: HostFs, guest: Guest) -> Guest:
+    """The guest with the threads that are known of it where they may run now, and all else alike.
+
+    Not all that may have changed: who has found its threads looks again.
+    """
+    if guest.pid is None:
+        return guest
+    pid, emulator = guest.pid, guest.emulator
+    if emulator is not None:
+        emulator = allowed(fs, pid, pid) or emulator
+    vcpus = (
+        each if each.tid is None else replace(each, cpus=allowed(fs, pid, each.tid) or each.cpus)
+        for each in guest.vcpus
+    )
+    return replace(guest, vcpus=tuple(vcpus), emulator=emulator)
+
+
 class Processes:
     """The guests' processes on this machine, by the guest's UUID."""
 
