@@ -12,6 +12,8 @@
 #             socket with hostile clients; make bench-lab  how soon the daemon moves a new vector,
 #             beside a floor and under attack, what it costs when idle, and what reading a guest's
 #             choices costs, in the lab
+# make effect what pinning does to a guest's interrupts, by policy and by what happens to the guest:
+#             an hour in the lab, into the README's table and picture (docs/effect.md)
 # make fuzz   ten minutes of made-up inputs for everything that reads what others control
 #             (FUZZ_SECONDS=); what is found is kept in .fuzz/ and the beginning of the next run
 # make golden writes the tests' golden outputs again; look at the difference before you commit
@@ -32,7 +34,7 @@ BIN := $(VENV)/bin
 # Each module's tests one after the other, the labs' modules first: those share a machine.
 BESIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=20 --durations-min=10
 
-.PHONY: run test test-slow lint lab quick-lab demo-host corpus fuzz bench bench-lab golden manual \
+.PHONY: run test test-slow lint lab quick-lab demo-host corpus fuzz bench bench-lab effect golden manual \
 	pictures lab-picture dist pyz deb install uninstall clean
 
 run: $(VENV)/run.stamp
@@ -76,6 +78,9 @@ bench-lab: $(VENV)/test.stamp
 	$(BIN)/python -m bench.idle
 	$(BIN)/python -m bench.peek
 	$(BIN)/python -m bench.attack
+
+effect: $(VENV)/test.stamp
+	$(BIN)/python -m bench.effect --write
 
 golden: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/ui --regenerate-output
