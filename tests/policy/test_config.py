@@ -89,6 +89,10 @@ VALID = {
         '[metrics]\nlisten = "[::1]:9191"',
         Config(metrics=MetricsConfig("[::1]:9191")),
     ),
+    "metrics.vectors": (
+        "[metrics]\nvectors = false",
+        Config(metrics=MetricsConfig(vectors=False)),
+    ),
     "libvirt": ("libvirt = {}", Config()),
     "libvirt.uri": ('[libvirt]\nuri = "x:///y"', Config(libvirt=LibvirtConfig("x:///y"))),
     "rule": (RULE, Config(rules=(Rule(AUTO),))),
@@ -224,6 +228,7 @@ REFUSED = [
     ("[processes]\nfinds = 1", "0.toml: processes.finds: unknown key; allowed are find"),
     ("metrics = 9191", "0.toml: metrics: 9191 is not a table"),
     ("metrics.listen = 9191", f"0.toml: metrics.listen: 9191 {LISTEN}"),
+    ("metrics.vectors = 0", "0.toml: metrics.vectors: 0 is not true or false"),
     ("[[libvirt]]", "0.toml: libvirt: [{}] is not a table"),
     ("libvirt.uri = 1", "0.toml: libvirt.uri: 1 is not a string"),
 ]
@@ -335,6 +340,7 @@ REST = (
     "",
     "[metrics]",
     'listen = ""',
+    "vectors = true",
     "",
     "[libvirt]",
     'uri = ""',
@@ -383,7 +389,9 @@ any_config = st.builds(
     irqbalance=st.builds(IrqbalanceConfig),
     guest_vectors=st.builds(GuestVectorsConfig),
     processes=st.builds(ProcessesConfig, st.booleans()),
-    metrics=st.builds(MetricsConfig, st.sampled_from(["", "127.0.0.1:9191", "[::1]:1"])),
+    metrics=st.builds(
+        MetricsConfig, st.sampled_from(["", "127.0.0.1:9191", "[::1]:1"]), st.booleans()
+    ),
     libvirt=st.builds(LibvirtConfig, st.text()),
     rules=st.lists(rules, max_size=3).map(tuple),
     default_from=st.text(),

@@ -9,9 +9,10 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from dataclasses import replace
 from http.client import HTTPConnection
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +51,7 @@ from virtirq.policy.findings import findings as find
 from virtirq.policy.listen import parse_listen
 from virtirq.policy.plan import plan
 from virtirq.ui import prometheus, report
+from virtirq.ui.cli import main
 
 DEMO = REPOSITORY / "src/virtirq/demo/two-node.tar.xz"
 PAGES = Path(__file__).with_name("pages")
@@ -180,6 +182,25 @@ def test_a_daemon_that_counts_nothing_is_up() -> None:
     assert values(page, "virtirq_daemon_up") == {(): 1}
     assert values(page, "virtirq_daemon_start_time_seconds") == {(): 1750000000.25}
     assert "virtirq_moves" not in families(page)
+
+
+def test_vectors_can_be_left_out(tmp_path: Path) -> None:
+    """Then nothing but their family is missing, also by the command."""
+    seen = demo()
+    page = prometheus.render(*seen, None, vectors=False)
+    families = {each.name for each in text_string_to_metric_families(page)}
+    everything = text_string_to_metric_families(prometheus.render(*seen, None))
+    assert {each.name for each in everything} - families == {"virtirq_vector_interrupts"}
+    config = tmp_path / "virtirq.toml"
+    told = {}
+    for vectors in ("true", "false"):
+        config.write_text(f"metrics.vectors = {vectors}")
+        written = StringIO()
+        with redirect_stdout(written):
+            assert main(["-s", str(DEMO), "--config", str(config), "metrics"]) == 0
+        told[vectors] = set(written.getvalue().splitlines())
+    assert told["false"] < told["true"]
+    assert all("virtirq_vector_" in each for each in told["true"] - told["false"])
 
 
 def test_verdicts_are_those_of_the_other_screens() -> None:

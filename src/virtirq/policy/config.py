@@ -71,9 +71,13 @@ class ProcessesConfig:
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """``[metrics]``: `listen` is ``address:port``; empty: the daemon serves no metrics."""
+    """``[metrics]``: `listen` is ``address:port``; empty: the daemon serves no metrics.
+
+    `vectors`: whether there are series for each vector.
+    """
 
     listen: str = ""
+    vectors: bool = True
 
 
 @dataclass(frozen=True)

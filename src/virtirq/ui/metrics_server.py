@@ -140,8 +140,9 @@ def page(daemon: socket.socket, state: Path) -> str:
     status = ask(state)
     if status is None:
         raise UnavailableError("virtirq is stopping")
-    view = inputs.seen(sources.open_fs(None), guests, config, (), status, counts=True)
-    return prometheus.render(view.snapshot, view.plan, view.findings, view.daemon)
+    vectors = config.metrics.vectors
+    view = inputs.seen(sources.open_fs(None), guests, config, (), status, counts=vectors)
+    return prometheus.render(*view, vectors=vectors)
 
 
 def _opened(told: bytes) -> list[Any]:

@@ -48,18 +48,26 @@ _MOVERS: Final = ("irqbalance", counters.OTHERS)
 
 
 def render(
-    snapshot: Snapshot, plan: Plan, findings: Iterable[Finding], daemon_status: DaemonStatus | None
+    snapshot: Snapshot,
+    plan: Plan,
+    findings: Iterable[Finding],
+    daemon_status: DaemonStatus | None,
+    *,
+    vectors: bool = True,
 ) -> str:
     """The page in Prometheus' text format, of a host, the plan for it, and the daemon there.
 
-    What both `findings` and `daemon_status` have counts once.
+    What both `findings` and `daemon_status` have counts once. `vectors`: with those families that
+    have series for each.
     """
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.registry import Collector
 
     class Page(Collector):
         def collect(self) -> Iterator[Metric]:
-            yield from _of_host(snapshot, plan)
+            yield from _of_host(plan)
+            if vectors:
+                yield _of_vectors(snapshot, plan)
             yield from _of_findings(snapshot, findings, daemon_status)
             yield from _of_daemon(daemon_status)
 
@@ -68,7 +76,7 @@ def render(
     return generate_latest(registry).decode()
 
 
-def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Metric]:
+def _of_host(plan: Plan) -> Iterator[Metric]:
     yield _gauge(
         "virtirq_build_info",
         "The version of virtirq that made this page; always 1.",
@@ -86,7 +94,10 @@ def _of_host(snapshot: Snapshot, plan: Plan) -> Iterator[Metric]:
         ("guest", "verdict"),
         verdicts,
     )
-    yield _counter(
+
+
+def _of_vectors(snapshot: Snapshot, plan: Plan) -> Metric:
+    return _counter(
         "virtirq_vector_interrupts_total",
         "Interrupts taken, by the kernel's counts: on the CPUs of the vector's target, on others"
         " of the target's or the device's node, and elsewhere.",

@@ -13,7 +13,9 @@ from virtirq.ui.verbs import Verb
 def run(args: argparse.Namespace) -> int:
     if args.json:
         raise UsageError("metrics are Prometheus text: leave out --json")
-    page = prometheus.render(*inputs.look(inputs.gather(args), args, counts=True))
+    given = inputs.gather(args)
+    vectors = given.config.metrics.vectors
+    page = prometheus.render(*inputs.look(given, args, counts=vectors), vectors=vectors)
     progress.end()
     if not args.quiet:
         sys.stdout.write(page)
