@@ -1,18 +1,25 @@
-"""Prometheus itself, and its checker: those on PATH, else the distribution's, from its package."""
+"""Prometheus, its checker and Alertmanager: those on PATH, else the distribution's packages."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from lab.full import process
 from lab.kernel import LabUnavailable, cache_dir, filled, unpack_debs, unpack_rpms
 
 _DEBIAN: Final = "prometheus"
 _FEDORA: Final = "golang-github-prometheus"
 _PROGRAMS: Final = ("promtool", "prometheus")
+_ALERTMANAGER: Final = "prometheus-alertmanager"
+# Debian's looks for its templates where its package puts them. $0: the unpacked package.
+_IN_PLACE: Final = (
+    'mount -t overlay share -o "lowerdir=$0/usr/share:/usr/share" /usr/share; exec "$@"'
+)
 
 
 def promtool() -> Path:
@@ -23,6 +30,21 @@ def promtool() -> Path:
 def prometheus() -> Path:
     """The server. Raises LabUnavailable."""
     return _program("prometheus")
+
+
+def alertmanager() -> list[str]:
+    """The start of a command line of what Prometheus tells of alerts. Raises LabUnavailable."""
+    found = shutil.which(_ALERTMANAGER) or shutil.which("alertmanager")
+    if found is not None:
+        return [found]
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise LabUnavailable("no alertmanager, and no apt to fetch it with: put it on PATH")
+    final = cache_dir() / _ALERTMANAGER
+    if not final.is_dir():
+        with filled(partial(unpack_debs, [_ALERTMANAGER])) as root, suppress(OSError):
+            root.rename(final)  # fails when somebody else was quicker
+    program = final / "usr/bin" / _ALERTMANAGER
+    return process.as_root(["sh", "-ec", _IN_PLACE, str(final), str(program)])
 
 
 def _program(name: str) -> Path:

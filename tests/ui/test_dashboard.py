@@ -10,17 +10,11 @@ from __future__ import annotations
 import json
 import math
 import re
-import socket
-import subprocess
-import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlencode
 
 import pytest
 
@@ -28,6 +22,7 @@ from lab.kernel import LabUnavailable
 from lab.prometheus import prometheus as server_program
 from tests.needs import not_run
 from tests.policy.facts import snapshot
+from tests.ui.monitoring import Prometheus, of_hosts
 from tests.ui.test_prometheus import DASHBOARD, busy, demo, look
 from virtirq.control.counters import Counters
 from virtirq.control.daemon_status import DaemonStatus
@@ -35,8 +30,6 @@ from virtirq.daemon.listening import listen_on
 from virtirq.model import Gap
 from virtirq.ui import prometheus
 
-_LIMIT: Final = 120.0
-"""Seconds after which what does not come never will."""
 UNMEASURED: Final = {"Share taken on target, by guest", "Reaction", "Looks at devices"}
 """Panels of shares and of times: where nothing happened there is no number, but a line without."""
 
@@ -83,59 +76,6 @@ def an_empty_host() -> Callable[[], str]:
 HOSTS: Final = {"busy": a_busy_host, "quiet": a_quiet_host, "empty": an_empty_host}
 
 
-class Prometheus:
-    """One that scrapes each of `HOSTS` several times a second."""
-
-    def __init__(self, program: Path, work: Path, ports: dict[str, int]) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._at = f"127.0.0.1:{free.getsockname()[1]}"
-        jobs = [
-            {"targets": [f"127.0.0.1:{port}"], "labels": {"instance": name}}
-            for name, port in ports.items()
-        ]
-        config = {
-            "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms"},
-            "scrape_configs": [{"job_name": "virtirq", "static_configs": jobs}],
-        }
-        (work / "prometheus.json").write_text(json.dumps(config))  # JSON is YAML
-        with (work / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    str(program),
-                    f"--config.file={work}/prometheus.json",
-                    f"--storage.tsdb.path={work}/data",
-                    f"--web.listen-address={self._at}",
-                ],
-                stdout=log,
-                stderr=log,
-            )
-        self._work = work
-
-    def ask(self, query: str) -> list[dict[str, Any]]:
-        url = f"http://{self._at}/api/v1/query?{urlencode({'query': query})}"
-        with urllib.request.urlopen(url, timeout=_LIMIT) as answer:
-            told = json.load(answer)
-        assert told["status"] == "success", query
-        found: list[dict[str, Any]] = told["data"]["result"]
-        return found
-
-    def wait(self) -> None:
-        """Until each host was scraped several times."""
-        deadline = time.monotonic() + _LIMIT
-        scraped: list[dict[str, Any]] = []
-        while len(scraped) < len(HOSTS):
-            said = (self._work / "log").read_text()
-            assert self._process.poll() is None, said
-            assert time.monotonic() < deadline, said
-            time.sleep(0.1)
-            with suppress(OSError):
-                scraped = self.ask("count_over_time(virtirq_build_info[1m]) > 4")
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     try:
@@ -151,8 +91,8 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         }
         ports = {name: each.port for name, each in servers.items()}
         work = tmp_path_factory.mktemp("prometheus")
-        made = stack.enter_context(closing(Prometheus(program, work, ports)))
-        made.wait()
+        made = stack.enter_context(closing(Prometheus(program, work, [of_hosts(ports)])))
+        made.until("count_over_time(virtirq_build_info[1m]) > 4", len(HOSTS))
         yield made
 
 
