@@ -23,7 +23,7 @@
 # make dist   all that is given out, in dist/: wheel and source, Debian's package, one file for
 #             everything else, what has changed, check sums; make pyz and make deb make one of them
 # make install PREFIX=/usr DESTDIR=…  the systemd unit, an example configuration, the manual,
-#             documentation, Prometheus rules, Grafana dashboard, KubeVirt manifest, Ansible role,
+#             documentation, Prometheus rules, Grafana dashboard, KubeVirt manifests, Ansible role,
 #             completions.
 #             The program itself comes by pip; the unit starts it from BINDIR, which must not be
 #             in a home. uninstall takes them away
@@ -110,17 +110,18 @@ VIRTIRQ ?= $(firstword $(wildcard $(BIN)/virtirq) $(shell command -v virtirq))
 UNIT := $(UNITDIR)/virtirq.service
 EXAMPLE := $(DOCDIR)/examples/virtirq.toml
 RULES := $(DATADIR)/virtirq/prometheus/virtirq.rules.yml
-KUBEVIRT := $(DATADIR)/virtirq/kubevirt/virtirq.yaml
+KUBEVIRT := $(DATADIR)/virtirq/kubevirt
 DASHBOARD := $(DATADIR)/virtirq/grafana/virtirq.json
 ANSIBLE := $(DATADIR)/virtirq/ansible
-ROLE := $(patsubst packaging/ansible/%,%,$(shell find packaging/ansible -type f))
+# What is installed as the directory that it is.
+TREES := $(patsubst packaging/%,%,$(shell find packaging/ansible packaging/kubevirt -type f))
 DOCS := README.md CHANGELOG.md $(wildcard docs/*.md docs/*.svg) docs/virtirq.schema.json
 # What links of the documentation lead to, where it is installed.
 LINKS := -e 's|](docs/|](|g' -e 's|](packaging/virtirq.toml)|](examples/virtirq.toml)|' \
 	-e 's|](\.\./\([A-Z]*\.md\))|](\1)|g' \
 	-e 's|](\.\./packaging/virtirq.rules.yml)|]($(RULES))|' \
 	-e 's|](\.\./packaging/virtirq-dashboard.json)|]($(DASHBOARD))|' \
-	-e 's|](\.\./packaging/kubevirt/virtirq.yaml)|]($(KUBEVIRT))|' \
+	-e 's|](\.\./packaging/kubevirt/|]($(KUBEVIRT)/|g' \
 	-e 's|](\.\./packaging/ansible/|]($(ANSIBLE)/|g'
 # A page's directory goes by the end of its name.
 MANUAL := $(wildcard docs/man/*)
@@ -130,27 +131,26 @@ COMPLETION_zsh := $(DATADIR)/zsh/site-functions/_virtirq
 COMPLETION_fish := $(DATADIR)/fish/vendor_completions.d/virtirq.fish
 SHELLS := bash zsh fish
 OWN := $(DOCDIR)/examples $(DOCDIR) \
-	$(patsubst packaging/ansible%,$(ANSIBLE)%,$(shell find packaging/ansible -depth -type d)) \
-	$(addprefix $(DATADIR)/virtirq,/prometheus /grafana /kubevirt) \
+	$(patsubst packaging/%,$(DATADIR)/virtirq/%, \
+		$(shell find packaging/ansible packaging/kubevirt -depth -type d)) \
+	$(addprefix $(DATADIR)/virtirq,/prometheus /grafana) \
 	$(DATADIR)/virtirq
-INSTALLED := $(UNIT) $(EXAMPLE) $(RULES) $(DASHBOARD) $(KUBEVIRT) $(addprefix $(ANSIBLE)/,$(ROLE)) \
+INSTALLED := $(UNIT) $(EXAMPLE) $(RULES) $(DASHBOARD) $(addprefix $(DATADIR)/virtirq/,$(TREES)) \
 	$(addprefix $(DOCDIR)/,$(notdir $(DOCS))) \
 	$(foreach page,$(MANUAL),$(call MAN,$(page))/$(notdir $(page))) \
 	$(foreach shell,$(SHELLS),$(COMPLETION_$(shell)))
 
 # Nothing goes to /etc: what is there is the operator's.
 install:
-	install -d $(foreach file,$(UNIT) $(EXAMPLE) $(RULES) $(DASHBOARD) $(KUBEVIRT), \
-		'$(DESTDIR)$(dir $(file))')
+	install -d $(foreach file,$(UNIT) $(EXAMPLE) $(RULES) $(DASHBOARD),'$(DESTDIR)$(dir $(file))')
 	sed -e 's|@bindir@|$(BINDIR)|' -e 's|@docdir@|$(DOCDIR)|' packaging/virtirq.service \
 		> '$(DESTDIR)$(UNIT)'
 	chmod 644 '$(DESTDIR)$(UNIT)'
 	install -m 644 packaging/virtirq.toml '$(DESTDIR)$(EXAMPLE)'
 	install -m 644 packaging/virtirq.rules.yml '$(DESTDIR)$(RULES)'
 	install -m 644 packaging/virtirq-dashboard.json '$(DESTDIR)$(DASHBOARD)'
-	install -m 644 packaging/kubevirt/virtirq.yaml '$(DESTDIR)$(KUBEVIRT)'
-	set -e; for file in $(ROLE); do \
-		install -D -m 644 "packaging/ansible/$$file" "$(DESTDIR)$(ANSIBLE)/$$file"; done
+	set -e; for file in $(TREES); do \
+		install -D -m 644 "packaging/$$file" "$(DESTDIR)$(DATADIR)/virtirq/$$file"; done
 	install -m 644 $(DOCS) '$(DESTDIR)$(DOCDIR)'
 	sed -i $(LINKS) $(foreach file,$(notdir $(filter %.md,$(DOCS))),'$(DESTDIR)$(DOCDIR)/$(file)')
 	set -e; $(foreach page,$(MANUAL),install -d '$(DESTDIR)$(call MAN,$(page))'; \

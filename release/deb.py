@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from lab.full import cache, process, recipe, sources
+from lab.full import cache, process, trees
 from virtirq import __version__
 
 from . import ROOT, python
@@ -41,7 +41,11 @@ def packages() -> Path:
     """A directory of the cache with the .deb, how it was built, and what lintian says of it."""
     with cache.scratch() as work:
         source = python.sdist(work)
-        parts: list[str | bytes] = [_tree().name, Path(__file__).read_bytes(), *_used(source)]
+        parts: list[str | bytes] = [
+            _tree().parent.name,
+            Path(__file__).read_bytes(),
+            *_used(source),
+        ]
         for path in sorted(filter(Path.is_file, DEBIAN.rglob("*"))):
             parts += [str(path.relative_to(DEBIAN)), path.read_bytes()]
         return cache.artefact("deb", cache.digest(*parts), lambda made: _build(source, made))
@@ -70,27 +74,13 @@ def _build(source: Path, made: Path) -> None:
 def _inside(made: Path, command: str, log: str) -> None:
     """Runs it in the tree, where the directory is /build. Raises BuildError."""
     logged = f"cd /build; ({command}) > {log} 2>&1 || {{ tail -n 15 {log} >&2; exit 1; }}"
-    words = ["sh", "-ec", _INSIDE, str(_tree() / "tree"), str(made), logged]
+    words = ["sh", "-ec", _INSIDE, str(_tree()), str(made), logged]
     process.call(process.as_root(words))
 
 
 def _tree() -> Path:
     wanted = [*_build_depends((DEBIAN / "control").read_text()), *TOOLS]
-
-    def build(work: Path) -> None:
-        process.need("mmdebstrap", "unshare")
-        words = ["mmdebstrap", "--mode=root", "--variant=buildd", "--format=directory"]
-        options = [
-            *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.EXCLUDES),
-            '--aptopt=APT::Install-Recommends "false"',
-            '--aptopt=Acquire::Languages "none"',
-            f"--include={','.join(wanted)}",
-            '--customize-hook=mkdir "$1/build"',
-        ]
-        place = [recipe.SUITE, str(work / "tree"), *sources.entries(recipe.SUITE)]
-        process.call(process.as_root([*words, *options, *place]))
-
-    return cache.artefact("builder", cache.digest(recipe.SUITE, *wanted), build)
+    return trees.tree("builder", "buildd", wanted, ['mkdir "$1/build"'])
 
 
 def _build_depends(control: str) -> list[str]:

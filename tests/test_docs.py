@@ -32,7 +32,16 @@ OTHERS = {
     "tests/release": {"./virtirq.pyz"},
     "the shell": {"#!/bin/sh", "[", "for", "do", "done", "mv", "chmod", "apt", "cat", "editor"},
     "tests/full and the role's own tests": {"ansible-playbook", "cd"},
-    "their own manuals": {"qm", "kubectl", "cloud-hypervisor", "crosvm", "lscpu", "lspci", "perf"},
+    "their own manuals": {
+        "qm",
+        "kubectl",
+        "podman",
+        "cloud-hypervisor",
+        "crosvm",
+        "lscpu",
+        "lspci",
+        "perf",
+    },
 }
 """`IRQBALANCE_ARGS=` and the like are settings: see `_SETTING`."""
 _SETTING = re.compile(r"\[\w+\]$|[A-Za-z_]+=|# |isolcpus=|FROM |COPY |RUN |/? ?sum by |\S+\(\S*\) ")

@@ -51,10 +51,10 @@ def expected(repository: Path) -> set[str]:
         "usr/share/doc/virtirq/examples/virtirq.toml",
         "usr/share/virtirq/prometheus/virtirq.rules.yml",
         "usr/share/virtirq/grafana/virtirq.json",
-        "usr/share/virtirq/kubevirt/virtirq.yaml",
         *(
-            f"usr/share/virtirq/ansible/{each.relative_to(repository / 'packaging/ansible')}"
-            for each in (repository / "packaging/ansible").rglob("*")
+            f"usr/share/virtirq/{each.relative_to(repository / 'packaging')}"
+            for name in ("ansible", "kubevirt")
+            for each in (repository / "packaging" / name).rglob("*")
             if each.is_file()
         ),
         *(f"usr/share/doc/virtirq/{name}" for name in docs),
@@ -196,7 +196,7 @@ def test_systemd_here_has_no_complaint(tmp_path: Path, repository: Path) -> None
 
 @pytest.fixture(scope="module")
 def manifest(repository: Path) -> str:
-    return (repository / "packaging/kubevirt/virtirq.yaml").read_text()
+    return (repository / "packaging/kubevirt/base/virtirq.yaml").read_text()
 
 
 def test_every_volume_of_the_manifest_is_mounted(manifest: str) -> None:
