@@ -479,7 +479,7 @@ def test_what_is_said(play: Play, caplog: pytest.LogCaptureFixture) -> None:
         await stage.told()
         assert said == [
             [],
-            ["irqbalance (pid 13): told to leave 1 interrupts alone"],
+            ["irqbalance (pid 13): told to leave 1 interrupt alone"],
             ["irqbalance (pid 13): it does not answer"],
             [],
             ["irqbalance (pid 13): leaves interrupts of vfio-pci alone by its options"],

@@ -530,7 +530,7 @@ def until_pinned(host: Host, *, pinned_: bool = True) -> None:
 def test_the_service_is_ready_when_the_guest_is_pinned(service: Host) -> None:
     assert show(service, "ActiveState") == "active"
     assert pinned(service)
-    until(service, "systemctl show -p StatusText virtirq | grep -q '3 interrupts of 1 guests'")
+    until(service, "systemctl show -p StatusText virtirq | grep -q '3 interrupts of 1 guest;'")
     assert show(service, "StatusText").endswith("kernel probes")
     status = json.loads(service.run("virtirq status --json").stdout)
     assert status["daemon"]["pid"] == int(show(service, "MainPID"))
