@@ -365,3 +365,31 @@ def test_a_thread_that_was_moved_is_followed_whoever_is_asked_of_its_guest(stage
         assert stage.places() == ["4", "6", "7", "4"]  # CPU 3 is far from the device
 
     asyncio.run(live())
+
+
+def test_who_moves_threads_again_and_again_has_them_read_now_and_then(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_BURST", 3600.0)
+    read: list[str] = []
+
+    def counting(_: HostFs, guest: Guest) -> Guest:
+        read.append(guest.name)
+        return guest
+
+    async def live() -> None:
+        async with stage.daemon() as daemon:
+            work = asyncio.ensure_future(daemon.work())
+            await stage.until_ready(work)
+            monkeypatch.setattr(service, "as_allowed", counting)
+            while not read:
+                daemon._act_on_one(KernelEvent(EventKind.REPINNED, 0.0, tid=1001))
+                await asyncio.sleep(0.001)
+            for _ in range(50):
+                daemon._act_on_one(KernelEvent(EventKind.REPINNED, 0.0, tid=1001))
+                await asyncio.sleep(0.001)
+            assert read == ["web"]
+            os.kill(os.getpid(), signal.SIGTERM)
+            await work
+
+    asyncio.run(live())

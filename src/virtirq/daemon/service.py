@@ -651,8 +651,11 @@ class Daemon:
                 if guest is not None:
                     # Told of at the entry: it is done by then. Its source takes longer to tell, a
                     # libvirt that is at it just now all the more, and then has the last word.
+                    again = self._timers.is_due(("repinned lately", guest.key))
                     self._timers.soon(
-                        ("repinned", guest.key), _ENTRY, partial(self._repinned, guest.key)
+                        ("repinned", guest.key),
+                        _BURST if again else _ENTRY,
+                        partial(self._repinned, guest.key),
                     )
                     self._timers.soon(
                         ("guest", guest.key), _BURST, partial(self._look_again, guest)
@@ -669,8 +672,10 @@ class Daemon:
                 self._guard.restarted()
 
     def _repinned(self, key: str) -> None:
+        """Its threads' owner may move them as often as it likes: they are read now and then."""
         guest = self._reconciler.registry.get(key)
         if guest is not None:
+            self._timers.soon(("repinned lately", key), _BURST, _over)
             self._reconciler.update(as_allowed(self._fs, guest))
 
     def _confined(self) -> None:
@@ -739,6 +744,10 @@ class Daemon:
         self._spare()
         self._guard.check()
         self._timers.again(_POLLING, self._poll, _POLL)
+
+
+def _over() -> None:
+    """What a time was waited for."""
 
 
 def _moved(fs: HostFs, guests: Iterable[Guest]) -> tuple[Guest, ...]:
