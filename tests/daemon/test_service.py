@@ -367,10 +367,10 @@ def test_a_thread_that_was_moved_is_followed_whoever_is_asked_of_its_guest(stage
     asyncio.run(live())
 
 
-def test_who_moves_threads_again_and_again_has_them_read_now_and_then(
+def test_who_moves_threads_again_and_again_has_them_read_in_a_tenth_of_the_time(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_BURST", 3600.0)
+    monkeypatch.setattr(blocking, "_PART", 1e-6)
     read: list[str] = []
 
     def counting(_: HostFs, guest: Guest) -> Guest:
@@ -385,10 +385,10 @@ def test_who_moves_threads_again_and_again_has_them_read_now_and_then(
             while not read:
                 daemon._act_on_one(KernelEvent(EventKind.REPINNED, 0.0, tid=1001))
                 await asyncio.sleep(0.001)
-            for _ in range(50):
+            for _ in range(100):
                 daemon._act_on_one(KernelEvent(EventKind.REPINNED, 0.0, tid=1001))
-                await asyncio.sleep(0.001)
-            assert read == ["web"]
+                await asyncio.sleep(0.003)
+            assert len(read) <= 2, "and one that was asked for during the other"
             os.kill(os.getpid(), signal.SIGTERM)
             await work
 

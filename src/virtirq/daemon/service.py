@@ -651,12 +651,9 @@ class Daemon:
                 if guest is not None:
                     # Told of at the entry: it is done by then. Its source takes longer to tell, a
                     # libvirt that is at it just now all the more, and then has the last word.
-                    again = self._timers.is_due(("repinned lately", guest.key))
-                    self._timers.soon(
-                        ("repinned", guest.key),
-                        _BURST if again else _ENTRY,
-                        partial(self._repinned, guest.key),
-                    )
+                    key = ("repinned", guest.key)
+                    delay = max(_ENTRY, self._reads.wait(key))
+                    self._timers.soon(key, delay, partial(self._repinned, guest.key))
                     self._timers.soon(
                         ("guest", guest.key), _BURST, partial(self._look_again, guest)
                     )
@@ -671,12 +668,18 @@ class Daemon:
             case EventKind.STARTED:
                 self._guard.restarted()
 
-    def _repinned(self, key: str) -> None:
+    async def _repinned(self, key: str) -> None:
         """Its threads' owner may move them as often as it likes: they are read now and then."""
         guest = self._reconciler.registry.get(key)
-        if guest is not None:
-            self._timers.soon(("repinned lately", key), _BURST, _over)
-            self._reconciler.update(as_allowed(self._fs, guest))
+        if guest is None:
+            return
+        try:
+            now = await self._reads.call(("repinned", key), partial(as_allowed, self._fs, guest))
+        except NoAnswerError as error:
+            self._log.debug(f"where {guest.name}'s threads may run: {error}")
+            return
+        if self._reconciler.registry.get(key) is guest:  # else its source has told meanwhile
+            self._reconciler.update(now)
 
     def _confined(self) -> None:
         """Threads may run elsewhere now, by a cpuset say: whose those are, the threads tell."""
@@ -744,10 +747,6 @@ class Daemon:
         self._spare()
         self._guard.check()
         self._timers.again(_POLLING, self._poll, _POLL)
-
-
-def _over() -> None:
-    """What a time was waited for."""
 
 
 def _moved(fs: HostFs, guests: Iterable[Guest]) -> tuple[Guest, ...]:
