@@ -1,8 +1,8 @@
 # make run    sets up and runs the main job on the recorded host that ships with virtirq
 # make test   sets up and passes the tests, the QEMU lab's included
-# make test-slow  what is too slow for it, in the lab: the daemon under attack; a guest behind
-#             AMD-Vi; Debian's package, installed, upgraded, removed and purged; the documentation's
-#             first session
+# make test-slow  what is too slow for it: in the lab, the daemon under attack, a guest behind AMD-Vi,
+#             Debian's package, installed, upgraded, removed and purged, and the documentation's
+#             first session; the Ansible role on two hosts in namespaces; Kubernetes' manifests
 # make lab    a shell on a virtualisation host inside QEMU, with libvirt and VFIO devices; builds
 #             its image once (lab/full/README.md); make quick-lab is smaller: one kernel, one NIC
 # make demo-host  records the host that the demo shows anew, in the lab
