@@ -27,6 +27,11 @@ from typing import Final, NamedTuple
 
 STATE: Final = "/run/virtirq"
 STATUS: Final = f"{STATE}/daemon.sock"
+NAMES: Final = (
+    *("journal.jsonl", "lock", "daemon.lock", "bans.json"),
+    *("daemon.sock", "own.sock", "hold.sock"),
+)
+"""What it has there."""
 METRICS: Final = ("127.0.0.1", 9736)
 MONITOR: Final = "/run/lab/somebodys.sock"
 """A socket of root's that no guest listens at."""
@@ -238,6 +243,17 @@ def move_others(work: Work) -> None:
         time.sleep(PAUSE)
 
 
+def move_own(work: Work) -> None:
+    """Sends its own thread to and fro between its CPUs, as fast as it can."""
+    cpus = sorted(os.sched_getaffinity(0))
+    call(b"CPU 0/KVM")
+    work.ready()
+    while True:
+        for each in cpus:
+            os.sched_setaffinity(0, {each})
+            work.done()
+
+
 # Processes that pose as guests.
 
 
@@ -287,6 +303,26 @@ def pose_in_namespaces(work: Work) -> None:
     call(b"CPU 0/KVM")
     work.ready()
     wait_for_ever()
+
+
+def answer(work: Work) -> None:
+    """A monitor of a guest that is none, which has ever more to say to whoever connects."""
+    path = str(work.directory / "monitor")
+    show(words(QEMU, "-name", "answers", "-uuid", work.uuid, "-qmp", f"unix:{path}", b""))
+    call(b"CPU 1/KVM")
+    held = _hold(work, "vfio/devices/vfio4")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(path)
+    os.chmod(path, 0o666)
+    listening.listen()
+    work.ready()
+    while held:
+        connection, _ = listening.accept()
+        work.done()
+        with suppress(OSError):
+            connection.sendall(b'{"QMP": {"version": ')
+            while True:
+                connection.sendall(b"[" * 65536)
 
 
 def stretch(work: Work) -> None:
@@ -347,7 +383,7 @@ def break_in(work: Work) -> None:
     ]
     work.ready()
     while True:
-        for name in ("journal.jsonl", "lock", "daemon.lock", "daemon.sock", "counters"):
+        for name in NAMES:
             for each in tries:
                 try:
                     each(Path(STATE, name))
@@ -360,8 +396,8 @@ def break_in(work: Work) -> None:
 KINDS: Final[dict[str, Callable[[Work], None]]] = {
     each.__name__: each
     for each in (
-        *(hang_up, never_read, scrape, end_threads, start_irqbalance, move_others),
-        *(pose, pose_in_namespaces, stretch, square, open_files, name_nastily, break_in),
+        *(hang_up, never_read, scrape, end_threads, start_irqbalance, move_others, move_own),
+        *(pose, pose_in_namespaces, answer, stretch, square, open_files, name_nastily, break_in),
     )
 }
 
