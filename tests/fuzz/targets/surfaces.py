@@ -45,11 +45,12 @@ class _Server:
     closing = False
 
     def __init__(self) -> None:
-        self.pages = 0
+        self.made = 0
+        self.pages = prometheus.Pages(self._make)
         self.turn = _Turn()
 
-    def page(self) -> str:
-        self.pages += 1
+    def _make(self) -> str:
+        self.made += 1
         return "a 1\n"
 
 
@@ -101,8 +102,8 @@ def metrics_http(data: bytes) -> None:
     need(len(answer) < len(data) + 2048, "an answer that is not much larger than what was asked")
     first = data.split(b"\n")[0].decode("latin-1").split()
     asked = len(first) in (2, 3) and first[0] == "GET"
-    if server.pages:
-        need(server.pages == 1 and asked, "a page for who asks for one")
+    if server.made:
+        need(server.made == 1 and asked, "a page for who asks for one")
         need(first[1].partition("?")[0].lstrip("/") == "metrics", "under its name")
         need(answer.endswith(b"a 1\n"), "the page, and then no more")
     head, blank, _ = answer.partition(b"\r\n\r\n")
