@@ -120,6 +120,7 @@ class TestShare:
             ours, loop = lane(), asyncio.get_running_loop()
             began = loop.time()
             monkeypatch.setattr(loop, "time", lambda: began)
+            monkeypatch.setattr(module, "_AHEAD", 0.0)
             assert ours.wait("a") == 0
             await ours.call("a", spending.call(0.5))
             assert ours.wait("a") == pytest.approx(4.5)
@@ -133,6 +134,24 @@ class TestShare:
             assert ours.wait("a") == pytest.approx(5), "it was called before its time"
             await ours.call("c", spending.call(1))
             assert ours._had.keys() == {"a", "c"}, "what is over is forgotten"
+
+        play(act)
+
+    def test_who_calls_now_and_then_never_waits(
+        self, spending: Spending, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def act() -> None:
+            ours, loop = (
+                Lane("test", at_once=1, limit=ENOUGH, part=0.25),
+                asyncio.get_running_loop(),
+            )
+            began = loop.time()
+            for second in range(20):
+                monkeypatch.setattr(loop, "time", lambda second=second: began + second)
+                await ours.call("a", spending.call(0.25))
+                assert ours.wait("a") == 0
+            await ours.call("a", spending.call(2))
+            assert ours.wait("a") == pytest.approx(6.75 - 5)
 
         play(act)
 

@@ -687,6 +687,7 @@ class TestLooking:
     ) -> None:
         """libvirt's own word counts at once."""
         monkeypatch.setattr(blocking, "_PART", 1e-6)
+        monkeypatch.setattr(blocking, "_AHEAD", 0.0)
         web = script.running["u-web"] = guest("web")
 
         async def act(room: Room) -> None:

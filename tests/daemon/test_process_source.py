@@ -1034,7 +1034,8 @@ class TestRequested:
         async def act(stage: Stage) -> None:
             await stage.begin()
             await stage.rest()
-            monkeypatch.setattr(blocking, "_PART", 1e-6)
+            monkeypatch.setattr(stage.processes._reads, "_part", 1e-6)
+            monkeypatch.setattr(blocking, "_AHEAD", 0.0)
             stage.fs.calls.clear()
             for _ in range(100):
                 stage.processes.look(pid)

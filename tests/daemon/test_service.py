@@ -292,6 +292,7 @@ def test_who_moves_cpusets_again_and_again_has_threads_looked_at_in_a_tenth_of_t
     """Whoever was given a cgroup of his own may; all guests' threads are looked at for it."""
     monkeypatch.setattr(service, "_CONFINED", 0.001)
     monkeypatch.setattr(blocking, "_PART", 1e-6)
+    monkeypatch.setattr(blocking, "_AHEAD", 0.0)
     looked: list[int] = []
 
     def moved(_: HostFs, guests: Iterable[Guest]) -> tuple[Guest, ...]:
@@ -371,6 +372,7 @@ def test_who_moves_threads_again_and_again_has_them_read_in_a_tenth_of_the_time(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocking, "_PART", 1e-6)
+    monkeypatch.setattr(blocking, "_AHEAD", 0.0)
     read: list[str] = []
 
     def counting(_: HostFs, guest: Guest) -> Guest:

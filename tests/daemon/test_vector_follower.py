@@ -251,11 +251,12 @@ def test_a_vector_moves_once_in_a_while_only(play: Play, monkeypatch: pytest.Mon
     play(act, reader)
 
 
-def test_a_guest_that_keeps_choosing_is_read_in_a_tenth_of_the_time(
+def test_a_guest_that_keeps_choosing_is_read_in_a_part_of_the_time(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel tells of each new route that the guest has KVM take."""
-    monkeypatch.setattr(blocking, "_PART", 1e-6)
+    monkeypatch.setattr(module, "_PART", 1e-6)
+    monkeypatch.setattr(blocking, "_AHEAD", 0.0)
     reader = FakeReader("peek", nic(2, 2, 2))
 
     async def act(stage: Stage) -> None:

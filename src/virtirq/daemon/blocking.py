@@ -29,6 +29,8 @@ _HEEDED: Final = 1.0
 """Seconds within which the loop tells a thread that has nothing to do to end."""
 _PART: Final = 0.1
 """Of a CPU's time, what the calls of one key may have: see `Lane.wait`."""
+_AHEAD: Final = 5.0
+"""Seconds of that part which a key may use in advance: who calls now and then never waits."""
 LONGEST: Final = 10.0
 """Seconds that a key has to wait for that at most."""
 
@@ -56,10 +58,12 @@ class Lane:
     call that hangs must not keep this process from stopping.
     """
 
-    def __init__(self, name: str, *, at_once: int, limit: float) -> None:
+    def __init__(self, name: str, *, at_once: int, limit: float, part: float | None = None) -> None:
+        """`part`: of a CPU's time, for `wait`; a tenth if None."""
         self.name: Final = name
         self.limit = limit
         self._at_once = at_once
+        self._part = _PART if part is None else part
         self._at_work: dict[Hashable, _Turn] = {}
         self._waiting: dict[Hashable, deque[_Turn]] = {}
         self._ready: dict[Hashable, None] = {}
@@ -75,13 +79,15 @@ class Lane:
         return sum(turn.done.cancelled() for turn in self._at_work.values())
 
     def wait(self, key: Hashable) -> float:
-        """Seconds after which another call of this key takes no more than a tenth of a CPU's time.
+        """Seconds after which another call of this key takes no more than its part of a CPU's time.
 
         For who calls it because somebody else does something, who must not say how often: one
         Python thread that computes makes all others wait.
         """
         until = self._had.get(key)
-        return 0.0 if until is None else max(0.0, until - asyncio.get_running_loop().time())
+        if until is None:
+            return 0.0
+        return max(0.0, until - _AHEAD - asyncio.get_running_loop().time())
 
     async def call(
         self,
@@ -228,8 +234,8 @@ class Lane:
         """A call of this key has taken so many seconds of a CPU's time."""
         now = asyncio.get_running_loop().time()
         self._had = {each: until for each, until in self._had.items() if until > now}
-        until = max(now, self._had.get(key, now)) + took * (1 / _PART - 1)
-        self._had[key] = min(until, now + LONGEST)
+        until = max(now, self._had.get(key, now)) + took * (1 / self._part - 1)
+        self._had[key] = min(until, now + _AHEAD + LONGEST)
 
     def _dispose(self, turn: _Turn, result: Any) -> None:
         late = turn.late

@@ -80,7 +80,8 @@ class VectorFollower:
         reread: Callable[[Guest], object] = lambda _: None,
     ) -> None:
         self._readers = [
-            (reader, Lane("vectors", at_once=_AT_ONCE, limit=_PATIENCE)) for reader in readers
+            (reader, Lane("vectors", at_once=_AT_ONCE, limit=_PATIENCE, part=_PART))
+            for reader in readers
         ]
         self._closes = Lane("close", at_once=len(readers) or 1, limit=_FAREWELL)
         self._reconciler = reconciler
@@ -290,3 +291,7 @@ class VectorFollower:
         if unknown:
             self._reread(guest)
         return min(waits, default=None)
+
+
+_PART: Final = 0.25
+"""Of a CPU\'s time, what reading one guest may take however often it chooses anew."""
