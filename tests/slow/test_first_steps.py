@@ -30,6 +30,8 @@ def test_from_nothing_to_the_first_pinned_guest(repository: Path, tmp_path: Path
         host.guest(GuestSpec(pins=PINS, hostdevs=(NIC,))),
     ):
         host.put(file, "/root/virtirq.pyz")
+        host.run("systemctl start irqbalance")
+        host.run("until [ -S /run/irqbalance/*.sock ]; do sleep 0.1; done")
         # It compiles itself at each start: half a second, and most of a minute on this machine.
         host.write(f"{DROP_IN}/slow.conf", "[Service]\nTimeoutStartSec=600")
         for vector in host.vectors(NIC):
