@@ -158,10 +158,22 @@ class Scene:
         self.path = str(state / SOCKET)
         self.clock = Clock()
         self.told = 0
+        self.taken = 0
         self.status = ME
         self.errors: list[BaseException] = []
         self.timers = Timers(self.clock.later, lambda: self.clock.now, self.errors.append)
         self.server = StatusServer(state, self.tell, self.timers, lambda: self.clock.now)
+
+    def count(self, monkeypatch: pytest.MonkeyPatch, takes: float = 0.0) -> None:
+        """Have `taken` count who is let in, which takes so many seconds each."""
+        take = self.server._take
+
+        def counted(connection: socket.socket) -> bool:
+            self.taken += 1
+            self.clock.now += takes
+            return take(connection)
+
+        monkeypatch.setattr(self.server, "_take", counted)
 
     def tell(self) -> DaemonStatus:
         self.told += 1
@@ -332,44 +344,28 @@ class TestBounds:
         self, scene: Scene, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What is to be pinned waits for its end, however many hang up at once."""
-        taken = 0
-        take = scene.server._take
-
-        def slowly(connection: socket.socket) -> bool:
-            nonlocal taken
-            taken += 1
-            scene.clock.now += 0.004
-            return take(connection)
+        scene.count(monkeypatch, takes=0.004)
 
         async def crowd() -> None:
             for _ in range(30):
                 scene.connect().close()
             before = scene.clock.now
             scene.server._let_in(SOCKET)
-            assert taken == 3
+            assert scene.taken == 3
             assert scene.clock.now < before + TURN
             await scene.pass_(40 * TURN)
-            assert taken == 30
+            assert scene.taken == 30
 
-        monkeypatch.setattr(scene.server, "_take", slowly)
         scene.run(crowd)
 
     def test_on_a_slow_host_who_asks_has_a_tenth_of_the_time(
         self, scene: Scene, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Interrupts have the rest, as fast as others connect and whatever an answer takes."""
-        spent, answers = 0.0, 0
-        take, tell = scene.server._take, scene.server._tell
-
-        def slowly(connection: socket.socket) -> bool:
-            nonlocal spent
-            spent += 0.002
-            scene.clock.now += 0.002
-            return take(connection)
+        answers, tell = 0, scene.server._tell
+        scene.count(monkeypatch, takes=0.002)
 
         def slowly_told() -> DaemonStatus:
-            nonlocal spent
-            spent += 0.01
             scene.clock.now += 0.01
             return tell()
 
@@ -377,11 +373,11 @@ class TestBounds:
             nonlocal answers
             answers = await scene.crowd(200)
 
-        monkeypatch.setattr(scene.server, "_take", slowly)
         monkeypatch.setattr(scene.server, "_tell", slowly_told)
         began = scene.clock.now
         scene.run(crowd)
         passed = scene.clock.now - began
+        spent = 0.002 * scene.taken + 0.01 * scene.told
         assert 0.05 * passed < spent < 0.15 * passed
         assert answers > 2 * passed
 
@@ -410,13 +406,7 @@ class TestBounds:
         self, scene: Scene, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Interrupts come first; who asks is answered all the same, however many come."""
-        taken = 0
-        take = scene.server._take
-
-        def counted(connection: socket.socket) -> bool:
-            nonlocal taken
-            taken += 1
-            return take(connection)
+        scene.count(monkeypatch)
 
         async def crowd() -> None:
             monkeypatch.setattr(scene.server, "_urgent", lambda: True)
@@ -424,15 +414,14 @@ class TestBounds:
             for _ in range(20):
                 scene.connect().close()
             await scene.pass_(TURN)
-            assert taken == 1
+            assert scene.taken == 1
             assert scene.told == 1
             assert json.loads(await scene.answer(asker))["schema"] == 1
-            assert taken < 21
+            assert scene.taken < 21
             monkeypatch.setattr(scene.server, "_urgent", lambda: False)
             await scene.pass_(4 * TURN)
-            assert taken == 21
+            assert scene.taken == 21
 
-        monkeypatch.setattr(scene.server, "_take", counted)
         scene.run(crowd)
 
     def test_a_document_lets_what_is_urgent_pass_once(

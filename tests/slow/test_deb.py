@@ -14,14 +14,13 @@ from typing import Final, NamedTuple
 import pytest
 
 from lab import full
-from lab.full import E1000E, GuestSpec, Host
+from lab.full import GuestSpec, Host
 from release import deb, pyz
 from tests.full.hosts import need_full_lab
+from tests.slow.test_first_steps import NIC, PINS, pinned
 
 pytestmark = pytest.mark.lab
 
-NIC: Final = E1000E[1]
-PINS: Final = ("4", "5")
 APT: Final = "DEBIAN_FRONTEND=noninteractive apt-get -qy"
 PACKAGE: Final = "/root/virtirq.deb"
 NEXT: Final = "/root/next.deb"
@@ -82,9 +81,7 @@ class Fresh:
         return self.host.run(words).stdout.strip()
 
     def pinned(self) -> bool:
-        """Whether each of the NIC's vectors has one of the guest's CPUs for itself."""
-        there = {each.affinity for each in self.host.vectors(NIC)}
-        return bool(there) and there <= set(PINS)
+        return pinned(self.host)
 
     def until_pinned(self) -> None:
         patience = self.host.patience()

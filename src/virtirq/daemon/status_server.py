@@ -47,7 +47,7 @@ _MOST_SLOW: Final = 4
 _BACKLOG: Final = 64
 """Who may wait to be let in: for less than the time that `ask` waits."""
 _MODES: Final = {SOCKET: 0o666, OWN_SOCKET: 0o600}
-"""Whoever may look at the host may look at this."""
+"""Whoever may look at the host may ask at the first; at the other our own user alone."""
 _NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _CREDENTIALS: Final = struct.Struct("iII")  # struct ucred (unix(7))
 _NOTHING: Final = memoryview(b"")
