@@ -74,6 +74,16 @@ class Stage:
         finally:
             await made.close()
 
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[Daemon]:
+        """One that is ready, and is told to stop at the end."""
+        async with self.daemon() as daemon:
+            work = asyncio.ensure_future(daemon.work())
+            await self.until_ready(work)
+            yield daemon
+            os.kill(os.getpid(), signal.SIGTERM)
+            await work
+
     async def until_ready(self, work: asyncio.Task[None]) -> list[str]:
         told: list[str] = []
         while "READY=1" not in told:
@@ -165,9 +175,7 @@ def test_what_it_finds_agrees_with_check(stage: Stage, monkeypatch: pytest.Monke
     monkeypatch.setattr(unclaimed, "_GRACE", 0.0)
 
     async def live() -> None:
-        async with stage.daemon() as daemon:
-            work = asyncio.ensure_future(daemon.work())
-            await stage.until_ready(work)
+        async with stage.at_work() as daemon:
             while not (told := daemon._daemon_status()).findings[1:]:
                 await asyncio.sleep(0.01)
             alone = inputs.seen(stage.fs, (WEB,), UNFOLLOWED, (), None).findings
@@ -176,8 +184,6 @@ def test_what_it_finds_agrees_with_check(stage: Stage, monkeypatch: pytest.Monke
             assert [each.subject for each in strangers] == [str(OTHER), str(STRANGE)]
             assert set(strangers) < set(told.findings)
             assert sorted(map(str, both)) == sorted(map(str, {*alone, *told.findings}))
-            os.kill(os.getpid(), signal.SIGTERM)
-            await work
 
     asyncio.run(live())
 
@@ -300,16 +306,12 @@ def test_who_moves_cpusets_again_and_again_has_threads_looked_at_in_a_tenth_of_t
         return ()
 
     async def live() -> None:
-        async with stage.daemon() as daemon:
-            work = asyncio.ensure_future(daemon.work())
-            await stage.until_ready(work)
+        async with stage.at_work() as daemon:
             monkeypatch.setattr(service, "_moved", moved)
             for _ in range(100):
                 daemon._act_on([KernelEvent(EventKind.CONFINED, 0.0)])
                 await asyncio.sleep(0.003)
             assert len(looked) <= 2, "and one that was asked for during the other"
-            os.kill(os.getpid(), signal.SIGTERM)
-            await work
 
     asyncio.run(live())
 
@@ -331,16 +333,12 @@ def test_where_uevents_are_lost_again_and_again_everything_is_looked_at_now_and_
         looked += 1
 
     async def live() -> None:
-        async with stage.daemon() as daemon:
-            work = asyncio.ensure_future(daemon.work())
-            await stage.until_ready(work)
+        async with stage.at_work() as daemon:
             monkeypatch.setattr(Daemon, "_cpus", look)
             for _ in range(100):
                 daemon._hear_devices(cast(Uevents, Flooded()))
                 await asyncio.sleep(0.003)
             assert 1 <= looked < 20, "a second later, then two, then four"
-            os.kill(os.getpid(), signal.SIGTERM)
-            await work
 
     asyncio.run(live())
 
@@ -380,9 +378,7 @@ def test_who_moves_threads_again_and_again_has_them_read_in_a_tenth_of_the_time(
         return guest
 
     async def live() -> None:
-        async with stage.daemon() as daemon:
-            work = asyncio.ensure_future(daemon.work())
-            await stage.until_ready(work)
+        async with stage.at_work() as daemon:
             monkeypatch.setattr(service, "as_allowed", counting)
             while not read:
                 daemon._act_on_one(KernelEvent(EventKind.REPINNED, 0.0, tid=1001))
@@ -391,7 +387,5 @@ def test_who_moves_threads_again_and_again_has_them_read_in_a_tenth_of_the_time(
                 daemon._act_on_one(KernelEvent(EventKind.REPINNED, 0.0, tid=1001))
                 await asyncio.sleep(0.003)
             assert len(read) <= 2, "and one that was asked for during the other"
-            os.kill(os.getpid(), signal.SIGTERM)
-            await work
 
     asyncio.run(live())
