@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
 from types import MappingProxyType
@@ -481,7 +481,8 @@ class Snapshot:
     `interrupts` are those of the guests' devices (and of devices that the caller asked for);
     `vectors_on` counts all of the host's interrupts by the CPU they are delivered to. `unread`
     are the devices of which something could not be read: what is not here may still be there.
-    `unclaimed` counts the interrupts that VFIO has of devices that no guest here has.
+    `unclaimed` counts the interrupts that VFIO has of devices that no guest here has; `not_pci`
+    names those that it has of devices on other buses.
     `aimed` is the guests' own choice of a vCPU for each vector, as far as it is known, and
     `readers` by what it was read, by guest key.
     """
@@ -499,6 +500,7 @@ class Snapshot:
     gaps: tuple[Gap, ...] = ()
     unread: frozenset[PciAddress] = frozenset()
     unclaimed: Mapping[PciAddress, int] = field(default_factory=dict)
+    not_pci: Mapping[str, Sequence[int]] = field(default_factory=dict)
     aimed: Mapping[PciAddress, Mapping[int, Aimed]] = field(default_factory=dict)
     readers: Mapping[str, str] = field(default_factory=dict)
 

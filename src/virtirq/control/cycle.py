@@ -22,6 +22,7 @@ from virtirq.host.irqbalance import read_irqbalance
 from virtirq.host.pci import read_devices, vfio_functions
 from virtirq.host.posting import read_posting
 from virtirq.host.topology import read_topology
+from virtirq.host.vfio import other_interrupts
 from virtirq.model import (
     Gap,
     Guest,
@@ -92,6 +93,7 @@ def observe(
         gaps=(*gaps, *reader.gaps),
         unread=unread,
         unclaimed=_unclaimed(fs, held),
+        not_pci=other_interrupts(fs),
     )
 
 

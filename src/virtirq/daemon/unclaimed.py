@@ -12,8 +12,9 @@ from virtirq.daemon.registry import Registry
 from virtirq.daemon.timers import Key, Timers
 from virtirq.host.fs import HostFs
 from virtirq.host.pci import vfio_functions
+from virtirq.host.vfio import other_interrupts
 from virtirq.model import Finding, PciAddress
-from virtirq.policy.findings import device_unclaimed
+from virtirq.policy.findings import device_not_pci, device_unclaimed
 
 _GRACE: Final = 10.0
 """Seconds for whoever tells of guests to tell of this one."""
@@ -49,10 +50,14 @@ class Unclaimed:
         """The IRQ numbers of each."""
         self._by_irq: dict[int, PciAddress] = {}
         self._said: set[PciAddress] = set()
+        self._not_pci: dict[str, list[int]] = {}
 
     def findings(self) -> tuple[Finding, ...]:
         devices = sorted(self._devices.items())
-        return tuple(device_unclaimed(device, len(irqs)) for device, irqs in devices)
+        return (
+            *(device_unclaimed(device, len(irqs)) for device, irqs in devices),
+            *(device_not_pci(device, irqs) for device, irqs in self._not_pci.items()),
+        )
 
     def set_up(self, device: PciAddress) -> None:
         """Interrupts of the device were set up, or who had it has it no more."""
@@ -83,6 +88,7 @@ class Unclaimed:
             self._wait()
             return
         self._timers.done(_ALL)
+        self._not_pci = other_interrupts(self._fs)
         for device in sorted(vfio_functions(self._fs) | self._devices.keys()):
             if device not in self._registry.devices:
                 self._look(device)

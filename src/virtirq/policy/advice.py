@@ -60,6 +60,13 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             "look as root, who sees what processes have open; 'virtirq status' says what is hidden;"
             " in a recording, name its guest by --domain",
         ),
+        "device-not-pci": Advice(
+            _NOTE,
+            "VFIO hands out devices on other buses, too: a SoC's (vfio-platform), NXP's (fsl-mc),"
+            " AMD's (cdx). virtirq moves interrupts of PCI functions alone, so those of this device"
+            " stay where they are.",
+            "pin them yourself: write the CPUs of its guest to /proc/irq/N/smp_affinity_list",
+        ),
         "taken-elsewhere": Advice(
             _NOTE,
             "Interrupts of the guest's devices are taken on CPUs that other guests are pinned to:"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Final
 
 from virtirq.cpuset import CpuSet, union
@@ -100,6 +101,12 @@ def _finding(
     return Finding(code, advice.severity, subject, message, hint)
 
 
+def _some(names: Iterable[str]) -> str:
+    """The first of them, and whether there are more."""
+    first, more = list(islice(names, _NAMED + 1)), ", ..."
+    return ", ".join(first[:_NAMED]) + (more if len(first) > _NAMED else "")
+
+
 def contested(guest: str, key: InterruptKey, contention: Contention) -> Finding:
     """Someone moves an interrupt as often as the daemon puts it back."""
     text = (
@@ -126,12 +133,18 @@ def device_unclaimed(address: PciAddress, count: int) -> Finding:
     return _finding("device-unclaimed", str(address), text)
 
 
+def device_not_pci(device: str, irqs: Sequence[int]) -> Finding:
+    """VFIO has interrupts of a device on another bus, such as a SoC's."""
+    some = _some(map(str, irqs))
+    text = f"{counted(len(irqs), 'interrupt')} of VFIO's ({some}), and it is no PCI function"
+    return _finding("device-not-pci", device, text)
+
+
 def taken_elsewhere(guest: str, a_second: float, astray: float, others: Sequence[str]) -> Finding:
     """Of a guest's interrupts `a_second`, so many on CPUs of `others`, who have most first."""
-    some = ", ".join(others[:_NAMED]) + (", ..." if len(others) > _NAMED else "")
     text = (
         f"{percent(astray, a_second)}% of its {rate(a_second)} interrupts a second are taken on"
-        f" other guests' CPUs ({some})"
+        f" other guests' CPUs ({_some(others)})"
     )
     return _finding("taken-elsewhere", guest, text)
 
@@ -209,6 +222,8 @@ def _of_host(snapshot: Snapshot, plan: Plan, full: CpuSet) -> Iterator[Finding]:
         yield _finding("interrupts-posted", "host", f"device interrupts may be posted: {basis}")
     for address, count in snapshot.unclaimed.items():
         yield device_unclaimed(address, count)
+    for device, irqs in snapshot.not_pci.items():
+        yield device_not_pci(device, irqs)
     wanted = targets & full
     if wanted:
         most = max(snapshot.vectors_on[cpu] for cpu in wanted)
