@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -65,7 +65,7 @@ from virtirq.model import (
 )
 from virtirq.policy.config import Config, Rule, parse_config
 from virtirq.policy.contention import FEW, FIRST_WAIT, LONGEST_WAIT, WINDOW
-from virtirq.policy.pace import AT_ONCE
+from virtirq.policy.pace import AT_ONCE, SHORTEST
 from virtirq.policy.plan import plan
 
 NIC = PciAddress.parse("0000:41:00.0")
@@ -282,6 +282,8 @@ class Scene:
         self.config = config or Config()
         self.journal: SharedJournal | None = None
         self.sources = Sources()
+        self.set_up: list[KernelEvent] = []
+        """What it was told of when a device's wait was over."""
         self.start()
 
     def start(self) -> None:
@@ -296,6 +298,7 @@ class Scene:
             self.timers(),
             self.time,
             sources=lambda: self.sources,
+            set_up=self.set_up.append,
         )
 
     def timers(self) -> Timers:
@@ -1301,15 +1304,25 @@ class TestAgainAndAgain:
     """A guest that sets its vectors up and lets them go as fast as it can."""
 
     TIMES = 400
+    IRQS = range(100, 104)
 
     def toggle(self, scene: Scene) -> None:
         for _ in range(self.TIMES):
-            for irq in range(100, 104):
-                scene.fs.free(irq)
-                scene.reconciler.freed(irq)
-            events = [scene.fs.allocate(100 + n, n, affinity="4-7") for n in range(4)]
-            scene.reconciler.requested(events)
+            self.switch(scene)
             scene.time.pass_(0.01)
+
+    def switch(self, scene: Scene, vectors: int = 4, at: float = 0.0) -> list[KernelEvent]:
+        """Its first vectors off and on; those that are acted on further."""
+        for irq in self.IRQS[:vectors]:
+            scene.fs.free(irq)
+            scene.reconciler.freed(irq)
+        events = [scene.fs.allocate(100 + n, n, affinity="4-7") for n in range(vectors)]
+        return scene.reconciler.requested([replace(each, at=at) for each in events])
+
+    def slowed_down(self, scene: Scene) -> None:
+        """Until it has to wait."""
+        heeded = [len(self.switch(scene, 1)) for _ in range(AT_ONCE + 2)]
+        assert (heeded[0], heeded[-1]) == (1, 0)
 
     def test_it_is_slowed_down_and_in_place_in_the_end(self, scene: Scene) -> None:
         self.toggle(scene)
@@ -1319,6 +1332,86 @@ class TestAgainAndAgain:
         scene.time.settle()
         assert scene.places() == PLANNED
         assert scene.reconciler.ledger.kept == frozenset(PLANNED)
+
+    def test_meanwhile_nothing_is_done_for_it_and_then_everything_once(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.slowed_down(scene)
+        self.switch(scene)
+        noted: list[int] = []
+        for name in ("appeared", "remember", "forget"):
+            monkeypatch.setattr(scene.reconciler.ledger, name, lambda *a, **k: noted.append(1))
+        scene.quiet()
+        scene.set_up.clear()
+        for number in range(self.TIMES):
+            assert self.switch(scene, at=number) == []
+        assert (scene.fs.touched(), noted, scene.set_up) == (set(), [], [])
+        assert len(scene.time.waiting) == 1, "until its wait is over"
+        monkeypatch.undo()
+        scene.time.pass_(SHORTEST)
+        assert [each.at for each in scene.set_up] == [self.TIMES - 1], "the last"
+        assert scene.reconciler.ledger.vectors(NIC) == {n: 100 + n for n in range(4)}
+        assert scene.places() == PLANNED
+        scene.set_up.clear()
+        scene.time.settle()
+        assert scene.set_up == [], "once"
+
+    def test_what_comes_as_the_wait_ends_is_not_lost(self, scene: Scene) -> None:
+        """The loop hears of it first, and calls what is due by then afterwards."""
+        self.slowed_down(scene)
+        scene.time.now += SHORTEST
+        assert self.switch(scene, at=1.0) == [], "it goes on, and waits again"
+        scene.time.pass_(0)
+        assert [each.at for each in scene.set_up] == [1.0]
+        scene.time.pass_(0.5)
+        assert self.switch(scene, at=2.0) == []
+        scene.time.settle()
+        assert [each.at for each in scene.set_up] == [1.0, 2.0]
+        assert scene.places() == PLANNED
+        assert scene.reconciler.ledger.kept == frozenset(PLANNED)
+
+    def test_whoever_has_it_when_its_guest_is_gone_is_told_of(self, scene: Scene) -> None:
+        self.slowed_down(scene)
+        self.switch(scene, at=1.0)
+        scene.reconciler.gone("u-web")
+        assert [each.at for each in scene.set_up] == [1.0]
+        scene.time.settle()
+        assert len(scene.set_up) == 1
+
+    @given(
+        st.lists(
+            st.tuples(
+                st.integers(0, 3), st.booleans(), st.sampled_from([0.0, 0.01, 1.0, 1.01, 70.0])
+            ),
+            max_size=12,
+        )
+    )
+    @settings(max_examples=30, deadline=None)
+    def test_whatever_comes_it_ends_right(self, steps: list[tuple[int, bool, float]]) -> None:
+        """The ledger has what the kernel has, all is in place, and the last was acted on."""
+        with tempfile.TemporaryDirectory(dir=SHM) as directory:
+            scene = Scene(Path(directory))
+            scene.reconciler.know([WEB, DB])
+            self.slowed_down(scene)
+            last = 0.0
+            acted_on = {0.0}
+            for vector, set_up, seconds in steps:
+                irq = 100 + vector
+                if irq in scene.fs.irqs():
+                    scene.fs.free(irq)
+                    scene.reconciler.freed(irq)
+                if set_up:
+                    last += 1
+                    event = replace(scene.fs.allocate(irq, vector, affinity="4-7"), at=last)
+                    acted_on |= {each.at for each in scene.reconciler.requested([event])}
+                scene.time.pass_(seconds)
+            scene.time.settle()
+            acted_on |= {each.at for each in scene.set_up}
+            assert last in acted_on
+            there = {irq - 100: irq for irq in self.IRQS if irq in scene.fs.irqs()}
+            assert scene.reconciler.ledger.vectors(NIC) == there
+            assert all(scene.fs.where(irq) == PLANNED[irq] for irq in there.values())
+            scene.die()
 
     def test_others_are_served_as_before(self, scene: Scene) -> None:
         self.toggle(scene)

@@ -37,6 +37,7 @@ from virtirq.host.events import EventKind, KernelEvent
 from virtirq.host.fs import HostFs
 from virtirq.host.uevents import Uevent, Uevents
 from virtirq.model import NATIVE, Guest
+from virtirq.policy import pace
 from virtirq.policy.config import Config, GuestVectorsConfig
 from virtirq.ui import inputs
 
@@ -339,6 +340,39 @@ def test_where_uevents_are_lost_again_and_again_everything_is_looked_at_now_and_
                 daemon._hear_devices(cast(Uevents, Flooded()))
                 await asyncio.sleep(0.003)
             assert 1 <= looked < 20, "a second later, then two, then four"
+
+    asyncio.run(live())
+
+
+def test_of_a_device_that_has_to_wait_nobody_is_asked_anything_until_then(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its guest switches MSI-X off and on: where it aims vectors, and whose it is, is read once."""
+    monkeypatch.setattr(pace, "SHORTEST", 0.2)
+    looks: list[str] = []
+    holders: list[int] = []
+    monkeypatch.setattr(VectorFollower, "look", lambda _, key: looks.append(key))
+    monkeypatch.setattr(
+        ProcessSource, "requested", lambda _, each: holders.extend(e.irq for e in each)
+    )
+
+    def switch(daemon: Daemon) -> None:
+        stage.fs.free(100)
+        events = [KernelEvent(EventKind.FREED, 0.0, 100), stage.fs.allocate(100, 0, affinity="4-7")]
+        daemon._act_on(events)
+
+    async def live() -> None:
+        async with stage.at_work() as daemon:
+            for _ in range(pace.AT_ONCE + 2):
+                switch(daemon)
+            looks.clear()
+            holders.clear()
+            for _ in range(100):
+                switch(daemon)
+            assert (looks, holders) == ([], [])
+            while stage.places() != IN_PLACE:
+                await asyncio.sleep(0.001)
+            assert (looks, holders) == ([WEB.key], [100])
 
     asyncio.run(live())
 

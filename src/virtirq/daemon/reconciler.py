@@ -73,7 +73,8 @@ class Reconciler:
 
     `timers` are how it asks to be called again; `clock` gives the seconds of CLOCK_MONOTONIC, as
     kernel events do. `changed` is told of each guest that came, went or is another; `sources` says
-    how much of the guests was told.
+    how much of the guests was told. `set_up` is told of the last vector of a device that was set up
+    while that had to wait, when the wait is over.
     """
 
     def __init__(
@@ -87,9 +88,11 @@ class Reconciler:
         clock: Callable[[], float] = time.monotonic,
         changed: Callable[[Sequence[Change]], object] = lambda _: None,
         sources: Callable[[], Sources] = Sources,
+        set_up: Callable[[KernelEvent], object] = lambda _: None,
     ) -> None:
         self._fs = fs
         self._tell_changed = changed
+        self._tell_set_up = set_up
         self._sources = sources
         self._config = config
         self._log = log
@@ -109,6 +112,8 @@ class Reconciler:
         self._contentions: Contentions[InterruptKey] = Contentions(clock)
         self._set_ups: SetUps[PciAddress] = SetUps(clock)
         """How often guests set their vectors up."""
+        self._passed_over: dict[PciAddress, KernelEvent] = {}
+        """Of each device that has to wait for that: the last that was told of it meanwhile."""
         self._contested: dict[PciAddress, set[InterruptKey]] = {}
         """By device: the interrupts of which others have moved any."""
         self._native: set[PciAddress] = set()
@@ -376,6 +381,7 @@ class Reconciler:
         self._timers.cancel("look", address)
         self._timers.cancel("set up", address)
         self.ledger.remember(address, {})
+        self._tell_passed_over(address)  # somebody may have it by now of whom nobody knows
 
     def _make_peace(self, address: PciAddress) -> None:
         """Where an interrupt of the device is, is nobody's concern any more."""
@@ -391,36 +397,44 @@ class Reconciler:
 
     # Something happened to interrupts.
 
-    def requested(self, events: Iterable[KernelEvent]) -> None:
+    def requested(self, events: Iterable[KernelEvent]) -> list[KernelEvent]:
         """Guests have set interrupts up; each event has IRQ, action and time.
+
+        Gives those to act on further. Not among them are those of a device whose guest sets it up
+        again and again: they are passed over, which is what takes least of the loop's time, and
+        when its wait is over the device is looked at and `set_up` told of the last of them.
 
         First the writes: what is only noted can wait until then.
         """
         pins, at, lines = [], {}, set()
         vectors: list[tuple[int, Action]] = []
+        heeded: list[KernelEvent] = []
         for event in events:
             todo = self._expected(event.name)
-            if todo is None:
-                continue
-            may_be_now = self._may_be_set_up(todo.key.device, event.name)
-            if is_line(todo.key):
-                if may_be_now:
-                    lines.add(todo.key.device)  # others may be on the line
-                continue
-            self._read_anew(todo.key.device)
-            vectors.append((event.irq, todo))
-            if may_be_now and isinstance(todo, Pin) and not self._contentions.wait(todo.key):
-                pins.append(_at(event.irq, todo))
-                at[todo.key] = event.at
+            if todo is not None:
+                device = todo.key.device
+                self._read_anew(device)
+                if self._has_to_wait(device, event.name):
+                    self._passed_over[device] = event
+                    continue
+                if is_line(todo.key):
+                    lines.add(device)  # others may be on the line
+                else:
+                    vectors.append((event.irq, todo))
+                    if isinstance(todo, Pin) and not self._contentions.wait(todo.key):
+                        pins.append(_at(event.irq, todo))
+                        at[todo.key] = event.at
+            heeded.append(event)
         if pins:
             self._set_up(pins, at)
         for irq, todo in vectors:
             self.ledger.appeared(irq, todo.key, kept=_is_kept(todo))
         if lines:
             self.look(lines, Trigger.NEW)
+        return heeded
 
-    def _may_be_set_up(self, address: PciAddress, name: str) -> bool:
-        """Whether what was set up may be looked at now; else the device is, as soon as it may."""
+    def _has_to_wait(self, address: PciAddress, name: str) -> bool:
+        """Whether what was set up may not be looked at now: the device is, as soon as it may."""
         delay = self._set_ups.appeared(address, name)
         if delay and self._look_later(address, delay):
             self._log.info(
@@ -429,14 +443,24 @@ class Reconciler:
                 guest=self._name_of(address),
                 device=address,
             )
-        return not delay
+        return bool(delay)
 
     def _look_later(self, address: PciAddress, delay: float) -> bool:
         """Look at the device when its guest may set it up again; whether that was not due yet."""
         key = ("set up", address)
         new = not self._timers.is_due(key)
-        self._timers.soon(key, delay, partial(self._look_now, address))
+        if new:  # else of a wait that is over just now: that look finds that there is another
+            self._timers.soon(key, delay, partial(self._wait_is_over, address))
         return new
+
+    def _wait_is_over(self, address: PciAddress) -> None:
+        self._look_now(address)
+        self._tell_passed_over(address)
+
+    def _tell_passed_over(self, address: PciAddress) -> None:
+        event = self._passed_over.pop(address, None)
+        if event is not None:
+            self._tell_set_up(event)
 
     def _set_up(self, pins: Sequence[Pin], at: Mapping[InterruptKey, float]) -> None:
         """Guests have set these up, at these times."""
@@ -471,6 +495,8 @@ class Reconciler:
     def freed(self, irq: int) -> None:
         """A driver gives the interrupt up."""
         keys = self.ledger.at(irq)
+        if not keys:  # nobody's here, or of a device that has to wait
+            return
         for key in keys:
             self._read_anew(key.device)
         lines = {key.device for key in keys if is_line(key)}
@@ -539,7 +565,7 @@ class Reconciler:
         actions = (VfioAction.parse(name) for name in names.split(","))
         found = {each.device for each in actions if each is not None}
         ours = {each for each in found if self._desired.of(each) is not None}
-        self.look([each for each in ours if self._may_be_set_up(each, names)], Trigger.NEW)
+        self.look([each for each in ours if not self._has_to_wait(each, names)], Trigger.NEW)
 
     def look(self, addresses: Iterable[PciAddress], trigger: Trigger) -> int:
         """Read the interrupts of these devices and put right what is not; how many were."""

@@ -167,6 +167,7 @@ class Daemon:
             self._timers,
             changed=self._guests_changed,
             sources=self._sources,
+            set_up=self._set_up_meanwhile,
         )
         self._guard = IrqbalanceGuard(IrqbalanceClient(setup.state, self._fs), log)
         peek = [] if setup.uri is None else [PeekReader(setup.uri)]
@@ -609,31 +610,36 @@ class Daemon:
 
     def _act_on(self, events: Sequence[KernelEvent]) -> None:
         requested: list[KernelEvent] = []
+        heeded: list[KernelEvent] = []
         for event in events:
             if event.kind is EventKind.REQUESTED:
                 requested.append(event)  # a device's vectors come in one go
                 continue
             if requested:
-                self._reconciler.requested(requested)
+                heeded += self._reconciler.requested(requested)
                 requested = []
             self._act_on_one(event)
         if requested:
-            self._reconciler.requested(requested)
-        self._aim_anew(events)
-        self._spare()
-
-    def _aim_anew(self, events: Sequence[KernelEvent]) -> None:
-        """Guests have set vectors up, or told KVM where they are for: see where that is."""
+            heeded += self._reconciler.requested(requested)
+        self._set_up(heeded)
         threads = {event.pid for event in events if event.kind is EventKind.ROUTED}
         for guest in filter(None, map(self._reconciler.registry.of_thread, threads)):
             self._follower.look(guest.key)
-        names = {event.name for event in events if event.kind is EventKind.REQUESTED}
-        actions = filter(None, map(VfioAction.parse, names))
+        self._spare()
+
+    def _set_up(self, events: Sequence[KernelEvent]) -> None:
+        """Guests have set vectors up: see where they aim them, and who has the device."""
+        actions = filter(None, (VfioAction.parse(event.name) for event in events))
         for device in {action.device for action in actions}:
             self._unclaimed.set_up(device)
             for guest in self._reconciler.registry.having(device):
                 self._follower.look(guest.key)
-        self._processes.requested(e for e in events if e.kind is EventKind.REQUESTED)
+        self._processes.requested(events)
+
+    def _set_up_meanwhile(self, event: KernelEvent) -> None:
+        """The last of those that were passed over: as if it was told now."""
+        self._set_up([event])
+        self._spare()
 
     def _act_on_one(self, event: KernelEvent) -> None:
         match event.kind:
