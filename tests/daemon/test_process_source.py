@@ -971,7 +971,7 @@ class TestRequested:
             await stage.begin()
             await stage.rest()
             stage.add(qemu(pid))
-            event = replace(requested(pid), name=name)
+            event = requested(pid)._replace(name=name)
             stage.processes.requested([event])
             assert stage.at_rest
 

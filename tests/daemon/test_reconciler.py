@@ -637,7 +637,7 @@ class TestOtherSources:
 class TestRequested:
     def test_a_new_vector_is_moved_and_nothing_else_is_looked_at(self, scene: Scene) -> None:
         event = scene.fs.allocate(130, 4)
-        scene.reconciler.requested([replace(event, at=scene.time.now - 0.0002)])
+        scene.reconciler.requested([event._replace(at=scene.time.now - 0.0002)])
         assert scene.fs.where(130) == "4"
         assert scene.fs.written() == [(130,)]
         assert scene.fs.touched() == {130}
@@ -668,7 +668,7 @@ class TestRequested:
 
     def test_an_event_from_the_future_counts_as_no_time(self, scene: Scene) -> None:
         event = scene.fs.allocate(130, 4)
-        scene.reconciler.requested([replace(event, at=scene.time.now + 5)])
+        scene.reconciler.requested([event._replace(at=scene.time.now + 5)])
         assert scene.counters.reactions.total == 0
 
     @pytest.mark.parametrize(
@@ -1317,7 +1317,7 @@ class TestAgainAndAgain:
             scene.fs.free(irq)
             scene.reconciler.freed(irq)
         events = [scene.fs.allocate(100 + n, n, affinity="4-7") for n in range(vectors)]
-        return scene.reconciler.requested([replace(each, at=at) for each in events])
+        return scene.reconciler.requested([each._replace(at=at) for each in events])
 
     def slowed_down(self, scene: Scene) -> None:
         """Until it has to wait."""
@@ -1402,7 +1402,7 @@ class TestAgainAndAgain:
                     scene.reconciler.freed(irq)
                 if set_up:
                     last += 1
-                    event = replace(scene.fs.allocate(irq, vector, affinity="4-7"), at=last)
+                    event = scene.fs.allocate(irq, vector, affinity="4-7")._replace(at=last)
                     acted_on |= {each.at for each in scene.reconciler.requested([event])}
                 scene.time.pass_(seconds)
             scene.time.settle()

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
-from virtirq.values import dataclass, pattern
+from virtirq.values import pattern
 
 
 class EventKind(Enum):
@@ -37,13 +37,14 @@ class EventKind(Enum):
     STARTED = "sched_process_exec"
     ROUTED = "routed"
 
+    __hash__ = object.__hash__  # Enum's own is of the name, and made in Python each time
+
 
 ENDS: Final = {EventKind.IN_PLACE: EventKind.REQUESTED, EventKind.SETTLED: EventKind.MOVED}
 """Events that say that what an earlier one of the same task announced is done."""
 
 
-@dataclass(frozen=True, slots=True)
-class KernelEvent:
+class KernelEvent(NamedTuple):
     """One event: `at` in seconds of CLOCK_MONOTONIC, `pid` of the task that caused it.
 
     `comm` is what the task calls itself and may hold anything; empty where it is not told.
@@ -70,10 +71,11 @@ _NAME: Final = pattern(rb' name="(.*)"$', re.ASCII | re.DOTALL)
 _BY: Final = pattern(rb' by="(.*)"$', re.ASCII | re.DOTALL)
 _PROGRAM: Final = pattern(rb"filename=(.*) pid=\d+ old_pid=\d+$", re.ASCII | re.DOTALL)
 _MOST_NAME: Final = 300
-# A vector that is set up, in one go: most of what is told, and what somebody waits for.
-_SET_UP: Final = pattern(
+# A vector that is set up or given up, in one go: most of what is told, and what somebody waits for.
+_VECTOR: Final = pattern(
     rb".{16}-(\d{1,9}) +\[\d{1,5}\] +(\d{1,12}\.\d{1,9}): (?:in_place: "
-    rb'|requested: (?:\([^)]*\) )?irq=(\d{1,9}) name="(.*)"$)',
+    rb'|requested: (?:\([^)]*\) )?irq=(\d{1,9}) name="(.*)"$'
+    rb"|freed: (?:\([^)]*\) )?irq=(\d{1,9})$)",
     re.ASCII | re.DOTALL,
 )
 
@@ -84,14 +86,16 @@ def parse(line: bytes) -> KernelEvent | None:
     That may be a note of lost events, or a line that a task with a line feed in its name has
     broken: then something was missed, and all must be looked at.
     """
-    found = _SET_UP.match(line)
+    found = _VECTOR.match(line)
     if found is None:
         return parse_any(line)
-    pid, at, irq, name = found.groups()
-    if irq is None:
-        return KernelEvent(EventKind.IN_PLACE, float(at), pid=int(pid))
-    told = name[:_MOST_NAME].decode("utf-8", "replace")
-    return KernelEvent(EventKind.REQUESTED, float(at), int(irq), told, pid=int(pid))
+    pid, at, irq, name, freed = found.groups()
+    if irq is not None:
+        told = name[:_MOST_NAME].decode("utf-8", "replace")
+        return KernelEvent(EventKind.REQUESTED, float(at), int(irq), told, -1, "", int(pid))
+    if freed is not None:
+        return KernelEvent(EventKind.FREED, float(at), int(freed), "", -1, "", int(pid))
+    return KernelEvent(EventKind.IN_PLACE, float(at), -1, "", -1, "", int(pid))
 
 
 def parse_any(line: bytes) -> KernelEvent | None:
