@@ -6,7 +6,6 @@ import errno
 import stat
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
-from functools import lru_cache
 from typing import Final
 
 from virtirq.cpuset import CpuSet
@@ -14,9 +13,9 @@ from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.pci import read_intx_line, read_vectors
 from virtirq.model import Interrupt, InterruptKind, PciAddress, VfioAction
-from virtirq.values import pattern
 
-_NOT_ZERO: Final = pattern("[^0,][^,]*")
+_DIGITS: Final = bytes(each if each in b"0," else ord("1") for each in range(256))
+"""Makes 1 of whatever is neither zero nor a comma."""
 
 
 def read_interrupts(
@@ -233,25 +232,29 @@ def count_all(fs: HostFs, possible: CpuSet) -> dict[int, dict[int, int]]:
 
 
 def _counts(text: str, cpus: tuple[int, ...]) -> dict[int, int]:
-    """The numbers that are not zero: an interrupt is taken by few of a great many CPUs."""
-    if text == _zeros(len(cpus)):
+    """The numbers that are not zero: an interrupt is taken by few of a great many CPUs.
+
+    They are found by their digits, and what is between them is compared with so many zeros: a look
+    at each number by itself takes four times as long.
+    """
+    told, none = f"{text},", "0," * len(cpus)
+    if told == none:
         return {}
-    if text.count(",") != len(cpus) - 1 or ",," in f",{text},":
-        raise ValueError("not one number for each CPU")
+    digits = told.encode("ascii", "replace").translate(_DIGITS)
     found, place, at = {}, 0, 0
-    for match in _NOT_ZERO.finditer(text):
-        number = match[0]
+    while (digit := digits.find(b"1", at)) >= 0:
+        start = digits.rfind(b",", at, digit) + 1 or at
+        end = digits.find(b",", digit)
+        number, place = told[start:end], place + (start - at) // 2
         if not (number.isascii() and number.isdecimal()):
             raise ValueError(f"{number[:40]!r} is not a number")
-        place += text.count(",", at, match.start())
-        at = match.start()
+        if told[at:start] != none[: start - at] or place == len(cpus):
+            break
         found[cpus[place]] = int(number)
+        place, at = place + 1, end + 1
+    if told[at:] != none[2 * place :]:
+        raise ValueError("not one number for each CPU")
     return found
-
-
-@lru_cache(4)
-def _zeros(count: int) -> str:
-    return ",".join("0" * count)
 
 
 def _settable(reader: Reader, irq: int) -> bool | None:
