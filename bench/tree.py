@@ -150,6 +150,8 @@ def _host(guests: int, vectors: int, *, masks: bool) -> MadeHost:
     return MadeHost(
         online=f"{FIRST}-{FIRST + CPUS - 1}",
         nodes=nodes,
+        packages=tuple(nodes.values()),
+        siblings=[f"{cpu},{cpu + 1}" for cpu in range(FIRST, FIRST + CPUS, 2)],
         devices=devices,
         files=handlers,
         masks=masks,

@@ -9,6 +9,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Final
 
 from virtirq.cpuset import CpuSet
+from virtirq.errors import CpuSetError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.pci import read_intx_line, read_vectors
@@ -152,6 +153,32 @@ def read_interrupt(
     `cpus` are the host's possible CPUs; without them no counts are read. `settable`, where it is
     known, is not asked for again. VFIO's own name of the action tells the kind, if it is there.
     """
+    read, counts = reader.fs.read, None
+    try:
+        actions = _split(read(paths.IRQ_ACTIONS.at(irq)))
+        affinity = CpuSet.parse(read(paths.IRQ_AFFINITY.at(irq)))
+        effective = CpuSet.parse(read(paths.IRQ_EFFECTIVE.at(irq)))
+        if cpus:
+            counts = _counts(read(paths.IRQ_COUNTS.at(irq)), cpus)
+    except (OSError, CpuSetError, ValueError):
+        return _read_in_part(reader, irq, address, kind, cpus)
+    if not affinity:
+        return _read_in_part(reader, irq, address, kind, cpus)
+    named = _own(actions, address)
+    if settable is None or named is None:
+        settable = _settable(reader, irq)
+    vector = None
+    if named is not None:
+        kind, vector = named.kind, named.vector
+    return Interrupt(
+        irq, address, kind, vector, actions, affinity, effective or None, counts, settable
+    )
+
+
+def _read_in_part(
+    reader: Reader, irq: int, address: PciAddress, kind: InterruptKind, cpus: tuple[int, ...]
+) -> Interrupt | None:
+    """As `read_interrupt`, of one that is not as it should be: what is missing is a gap."""
     mark = reader.mark()
     text = reader.text(paths.IRQ_ACTIONS, irq)
     if text is None and _gone(reader, irq):
@@ -165,10 +192,7 @@ def read_interrupt(
         affinity = None
     effective = reader.cpus(paths.IRQ_EFFECTIVE, irq) or None
     counts = read_counts(reader, irq, cpus) if cpus else None
-    if affinity is None:
-        settable = None
-    elif settable is None or named is None:
-        settable = _settable(reader, irq)
+    settable = None if affinity is None else _settable(reader, irq)
     if reader.mark() != mark and _gone(reader, irq):
         reader.back_to(mark)
         return None  # freed while it was read
