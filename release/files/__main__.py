@@ -77,7 +77,7 @@ def main() -> int:
         from pyz_install import main as put
 
         return put(sys.argv[1:])
-    from virtirq.ui.cli import main as run
+    from virtirq.ui.cli import command as run
 
     return run()
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from virtirq.ui.cli import main
+from virtirq.ui.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -18,7 +19,9 @@ from tests.conftest import REPOSITORY
 from tests.ui import cases
 from tests.ui.cases import CASES, Case
 from virtirq.errors import VirtirqError
+from virtirq.ui import cli, verbs
 from virtirq.ui.cli import main, make_parser
+from virtirq.ui.verbs import Verb
 
 GOLDEN = REPOSITORY / "tests/golden"
 DEMO = REPOSITORY / "src/virtirq/demo/two-node.tar.xz"
@@ -357,3 +360,19 @@ def test_a_live_tree_is_a_host_and_a_part_of_it_is_not() -> None:
     done = virtirq("-s", "/proc", "status")
     assert done.returncode == 2
     assert "holds neither proc nor sys" in done.stderr
+
+
+def test_who_lasts_collects_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short command leaves that to its end: nothing of what it made is looked through."""
+    lasting = {name for name in verbs.NAMES if verbs.load(name).lasts}
+    assert lasting == {"top", "compare", "events", "daemon"}
+    for lasts in (False, True):
+        verb = Verb(lambda _: 4 + gc.isenabled(), "does something", lasts=lasts)
+        monkeypatch.setattr(verbs, "load", lambda _, verb=verb: verb)
+        monkeypatch.setattr(sys, "argv", ["virtirq", "status"])
+        try:
+            assert cli.command() == 4 + lasts
+            assert gc.get_freeze_count() > 0
+        finally:
+            gc.enable()
+            gc.unfreeze()

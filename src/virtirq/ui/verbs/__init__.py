@@ -27,6 +27,7 @@ class Verb:
 
     `refused` are common options that it has no use for: its help leaves them out, and it says why
     when they are given all the same. `own` are those that mean something else after this verb.
+    `lasts`: it goes on until somebody stops it, or for minutes.
     """
 
     run: Callable[[argparse.Namespace], int]
@@ -35,6 +36,7 @@ class Verb:
     arguments: Callable[[argparse.ArgumentParser], None] = lambda _: None
     refused: Collection[str] = ()
     own: Collection[str] = ()
+    lasts: bool = False
 
 
 def load(name: str) -> Verb:

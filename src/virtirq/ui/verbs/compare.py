@@ -204,4 +204,5 @@ VERB = Verb(
     "Each policy is applied and measured in every round, in random order. However it ends, the\n"
     "guest's interrupts are afterwards where they were before.",
     _arguments,
+    lasts=True,
 )

@@ -57,4 +57,5 @@ VERB = Verb(
     "keep interrupts where they belong, in the foreground, until SIGTERM",
     "SIGHUP reads the configuration again.",
     refused=("--sysroot", "--json"),
+    lasts=True,
 )

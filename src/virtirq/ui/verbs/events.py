@@ -189,4 +189,5 @@ VERB = Verb(
     " last 500 entries, which any user may read. --follow --json prints an event in each line.",
     _arguments,
     refused=_REFUSED,
+    lasts=True,
 )

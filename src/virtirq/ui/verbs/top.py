@@ -163,4 +163,5 @@ VERB = Verb(
     " Key h shows the keys.",
     _arguments,
     own=("-s", "-d"),
+    lasts=True,
 )
