@@ -2,8 +2,8 @@
 
 A guest is looked at when something says that it may have chosen anew: KVM was given new routes for
 its interrupts, it has set vectors up, or where the kernel does not tell, some time has passed. What
-is read is the guest's writing, and it may be in the midst of it: it counts once it was read twice
-alike, and each vector moves at the pace of `virtirq.policy.pace`.
+is read is the guest's writing, and it may be in the midst of it: what is new counts once it was
+read twice alike of a device, and each vector moves at the pace of `virtirq.policy.pace`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from virtirq.daemon.reconciler import Reconciler
 from virtirq.daemon.timers import Timers
 from virtirq.errors import NoAnswerError, VirtirqError
 from virtirq.guests.vectors.by_peek import Learned, VectorReader, Wanted
-from virtirq.model import Finding, Guest, PciAddress
+from virtirq.model import Finding, Guest, GuestVectors, PciAddress
 from virtirq.policy.findings import followed, not_followed
 from virtirq.policy.pace import Pace
 
@@ -227,18 +227,37 @@ class VectorFollower:
         return guest.pid, vcpus, frozenset(self._reconciler.followable(guest.key))
 
     async def _settled(self, guest: Guest, book: _Book, wanted: Wanted) -> Learned | None:
-        """What two readings agree on."""
+        """What two readings agree on, device by device.
+
+        One reading is enough that says what is followed already: nothing comes of it. Where the
+        host is busy each takes a while, and whatever the guest has chosen waits for it.
+        """
         if not wanted:
             return None
-        before = None
+        settled: dict[PciAddress, GuestVectors] = {}
+        before: Learned = {}
         for _ in range(_READINGS):
             now = await self._read(guest, book, wanted)
-            if now is None or now == before:
-                return now
+            if now is None:
+                return None
+            settled |= {
+                address: each
+                for address, each in now.items()
+                if each == before.get(address) or self._is_followed(book, address, each)
+            }
+            wanted = {a: each for a, each in wanted.items() if a in now and a not in settled}
+            if not wanted:
+                return settled
             before = now
             await asyncio.sleep(_APART)
         book.failed = True
-        return None
+        return settled
+
+    def _is_followed(self, book: _Book, address: PciAddress, learned: GuestVectors) -> bool:
+        known = self._reconciler.aimed.get(address, {})
+        return learned.why == book.hidden.get(address, "") and all(
+            known.get(vector) == aimed for vector, aimed in learned.aimed.items()
+        )
 
     async def _read(self, guest: Guest, book: _Book, wanted: Wanted) -> Learned | None:
         why_not: list[str] = []
