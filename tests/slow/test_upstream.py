@@ -55,8 +55,7 @@ Valid = Callable[[str, str], bool]
 def fragments() -> dict[str, str]:
     """Each block of the page that says where it belongs, without that line."""
     page = (REPOSITORY / "docs/upstream.md").read_text()
-    found = re.findall(r"```xml\n<!-- ([^\n]+) -->\n(.*?)```", page, re.DOTALL)
-    return {where: text for where, text in found}
+    return dict(re.findall(r"```xml\n<!-- ([^\n]+) -->\n(.*?)```", page, re.DOTALL))
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +94,16 @@ def after(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Valid:
 def validator(tree: Path, schemas: Path, work: Path) -> Valid:
     loader, *_ = tree.glob("usr/lib*/ld-linux-*")
     libraries = ":".join(str(each.parent) for each in tree.glob("usr/lib/*/libxml2.so*"))
-    words = [loader, "--library-path", libraries, tree / "usr/bin/xmllint", "--noout", "--relaxng"]
+    program = [str(loader), "--library-path", libraries, str(tree / "usr/bin/xmllint")]
 
     def valid(schema: str, document: str) -> bool:
         file = work / "document.xml"
         file.write_text(document)
         done = subprocess.run(
-            [*words, schemas / f"{schema}.rng", file], capture_output=True, text=True, check=False
+            [*program, "--noout", "--relaxng", f"{schemas}/{schema}.rng", str(file)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode in (0, 3), done.stderr  # 3: it is not valid
         return done.returncode == 0
