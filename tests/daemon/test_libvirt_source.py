@@ -39,6 +39,7 @@ from virtirq.guests.libvirt.connection import LiveGuests
 from virtirq.guests.processes.find import HELD, SOURCE
 from virtirq.host import paths
 from virtirq.model import Gap, Guest, GuestDevice, PciAddress, Vcpu
+from virtirq.policy.budget import Budget
 from virtirq.policy.config import Config
 
 ENOUGH = 300.0
@@ -686,8 +687,7 @@ class TestLooking:
         self, script: Script, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """libvirt's own word counts at once."""
-        monkeypatch.setattr(blocking, "_PART", 1e-6)
-        monkeypatch.setattr(blocking, "_AHEAD", 0.0)
+        monkeypatch.setattr(blocking, "BUDGET", Budget(1e-6, longest=10.0))
         web = script.running["u-web"] = guest("web")
 
         async def act(room: Room) -> None:

@@ -34,7 +34,6 @@ from tests.hostmaker import MadeFs, MadeHost, _Node, passthrough
 from virtirq.control.counters import Counters
 from virtirq.control.journal import SharedJournal
 from virtirq.cpuset import CpuSet
-from virtirq.daemon import blocking
 from virtirq.daemon import process_source as module
 from virtirq.daemon.log import Log, entry
 from virtirq.daemon.process_source import ProcessSource
@@ -46,6 +45,7 @@ from virtirq.guests.processes.find import SOURCE, Found
 from virtirq.host import paths
 from virtirq.host.events import EventKind, KernelEvent
 from virtirq.model import AUTO, Guest, GuestDevice, PciAddress, Vcpu
+from virtirq.policy.budget import Budget
 from virtirq.policy.config import Config, Rule
 
 ENOUGH: Final = 300.0
@@ -1034,8 +1034,7 @@ class TestRequested:
         async def act(stage: Stage) -> None:
             await stage.begin()
             await stage.rest()
-            monkeypatch.setattr(stage.processes._reads, "_part", 1e-6)
-            monkeypatch.setattr(blocking, "_AHEAD", 0.0)
+            monkeypatch.setattr(stage.processes._reads, "_budget", Budget(1e-6, longest=10.0))
             stage.fs.calls.clear()
             for _ in range(100):
                 stage.processes.look(pid)

@@ -38,6 +38,7 @@ from virtirq.host.fs import HostFs
 from virtirq.host.uevents import Uevent, Uevents
 from virtirq.model import NATIVE, Guest
 from virtirq.policy import pace
+from virtirq.policy.budget import Budget
 from virtirq.policy.config import Config, GuestVectorsConfig
 from virtirq.ui import inputs
 
@@ -298,8 +299,7 @@ def test_who_moves_cpusets_again_and_again_has_threads_looked_at_in_a_tenth_of_t
 ) -> None:
     """Whoever was given a cgroup of his own may; all guests' threads are looked at for it."""
     monkeypatch.setattr(service, "_CONFINED", 0.001)
-    monkeypatch.setattr(blocking, "_PART", 1e-6)
-    monkeypatch.setattr(blocking, "_AHEAD", 0.0)
+    monkeypatch.setattr(blocking, "BUDGET", Budget(1e-6, longest=10.0))
     looked: list[int] = []
 
     def moved(_: HostFs, guests: Iterable[Guest]) -> tuple[Guest, ...]:
@@ -403,8 +403,7 @@ def test_a_thread_that_was_moved_is_followed_whoever_is_asked_of_its_guest(stage
 def test_who_moves_threads_again_and_again_has_them_read_in_a_tenth_of_the_time(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocking, "_PART", 1e-6)
-    monkeypatch.setattr(blocking, "_AHEAD", 0.0)
+    monkeypatch.setattr(blocking, "BUDGET", Budget(1e-6, longest=10.0))
     read: list[str] = []
 
     def counting(_: HostFs, guest: Guest) -> Guest:

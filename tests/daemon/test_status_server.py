@@ -22,9 +22,10 @@ from tests.daemon.test_timers import Clock
 from virtirq.control import daemon_status
 from virtirq.control.daemon_status import OWN_SOCKET, SOCKET, WAIT, DaemonStatus, ask
 from virtirq.daemon import status_server
-from virtirq.daemon.status_server import FRESH, TURN, StatusServer
+from virtirq.daemon.status_server import DOCUMENTS, TURNS, StatusServer
 from virtirq.daemon.timers import Timers
 from virtirq.errors import DeploymentError
+from virtirq.policy.budget import Budget
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ class TestAnswering:
         def several() -> list[int]:
             return [found.pid for _ in range(5) if (found := ask(tmp_path)) is not None]
 
-        monkeypatch.setattr(status_server, "_STALE", 0.0)
+        monkeypatch.setattr(status_server, "DOCUMENTS", Budget(1.0, longest=0.0))
         told = answered(tmp_path, lambda: replace(ME, pid=next(pids)), several)
         assert told == [1, 2, 3, 4, 5]
 
@@ -192,17 +193,17 @@ class Scene:
 
     async def pass_(self, seconds: float) -> None:
         """So long, and as much as the loop has to do."""
-        for _ in range(round(seconds / TURN)):
+        for _ in range(round(seconds / TURNS.least)):
             for _ in range(4):
                 await asyncio.sleep(0)
                 self.clock.pass_(0)
-            self.clock.pass_(TURN)
+            self.clock.pass_(TURNS.least)
 
     async def answer(self, asker: socket.socket) -> bytes:
         """All that it is told, within a second; what came until then is cut short."""
         data = b""
         for _ in range(20):
-            await self.pass_(TURN)
+            await self.pass_(TURNS.least)
             try:
                 while piece := asker.recv(1 << 20):
                     data += piece
@@ -232,7 +233,7 @@ class Scene:
             with suppress(BlockingIOError):
                 while True:
                     waiting.append(self.connect())
-            await self.pass_(TURN)
+            await self.pass_(TURNS.least)
             for each in waiting[:]:
                 with suppress(BlockingIOError):
                     answers += bool(each.recv(1 << 20))
@@ -259,11 +260,11 @@ class TestBounds:
                     while True:
                         scene.connect().close()
                         taken += 1
-                await scene.pass_(TURN)
+                await scene.pass_(TURNS.least)
 
         began = scene.clock.now
         scene.run(flood)
-        assert scene.told <= (scene.clock.now - began) / FRESH + 1
+        assert scene.told <= (scene.clock.now - began) / DOCUMENTS.least + 1
         assert taken <= 101 * 65, "as many in a turn as may wait"
 
     def test_who_waits_for_an_answer_in_a_loop_has_few_documents_made(self, scene: Scene) -> None:
@@ -275,8 +276,8 @@ class TestBounds:
 
         began = scene.clock.now
         scene.run(flood)
-        turns = (scene.clock.now - began) / TURN
-        assert 1 <= scene.told <= (scene.clock.now - began) / FRESH + 1
+        turns = (scene.clock.now - began) / TURNS.least
+        assert 1 <= scene.told <= (scene.clock.now - began) / DOCUMENTS.least + 1
         assert turns < answered_ <= 8 * (turns + 1)
 
     def test_one_who_asks_among_them_is_answered(self, scene: Scene) -> None:
@@ -294,7 +295,7 @@ class TestBounds:
             first = await scene.answer(scene.connect())
             assert await scene.answer(scene.connect()) == first
             assert scene.told == 1
-            await scene.pass_(FRESH)
+            await scene.pass_(DOCUMENTS.least)
             assert await scene.answer(scene.connect()) != first
             assert scene.told == 2
 
@@ -303,7 +304,7 @@ class TestBounds:
     def test_without_who_asks_there_is_nothing_to_do(self, scene: Scene) -> None:
         async def rest() -> None:
             await scene.answer(scene.connect())
-            await scene.pass_(TURN)
+            await scene.pass_(TURNS.least)
             assert scene.clock.pending == 0
 
         scene.run(rest)
@@ -312,7 +313,7 @@ class TestBounds:
         async def deaf() -> None:
             scene.status = replace(ME, guests="x" * 2_000_000)
             asker = scene.connect()
-            await scene.pass_(2 * TURN)
+            await scene.pass_(2 * TURNS.least)
             assert len(scene.server._askers) == 1
             await scene.pass_(WAIT)
             assert len(scene.server._askers) == 0
@@ -329,7 +330,7 @@ class TestBounds:
             nonlocal user
             scene.status = replace(ME, guests="x" * 2_000_000)
             askers = [scene.connect() for _ in range(4)]
-            await scene.pass_(TURN)
+            await scene.pass_(TURNS.least)
             assert await scene.answer(scene.connect()) == b"", "turned away"
             user = 0
             assert json.loads(await scene.answer(scene.connect()))["schema"] == 1
@@ -352,8 +353,8 @@ class TestBounds:
             before = scene.clock.now
             scene.server._let_in(SOCKET)
             assert scene.taken == 3
-            assert scene.clock.now < before + TURN
-            await scene.pass_(40 * TURN)
+            assert scene.clock.now < before + TURNS.least
+            await scene.pass_(40 * TURNS.least)
             assert scene.taken == 30
 
         scene.run(crowd)
@@ -399,7 +400,7 @@ class TestBounds:
         began = scene.clock.now
         scene.run(crowd)
         passed = scene.clock.now - began
-        assert scene.told <= passed / max(FRESH, min(20 * takes, 1)) + 1
+        assert scene.told <= passed / max(DOCUMENTS.least, min(20 * takes, 1)) + 1
         assert scene.told >= passed / 2
 
     def test_what_is_urgent_waits_for_one_who_asks_at_most(
@@ -413,13 +414,13 @@ class TestBounds:
             asker = scene.connect()
             for _ in range(20):
                 scene.connect().close()
-            await scene.pass_(TURN)
+            await scene.pass_(TURNS.least)
             assert scene.taken == 1
             assert scene.told == 1
             assert json.loads(await scene.answer(asker))["schema"] == 1
             assert scene.taken < 21
             monkeypatch.setattr(scene.server, "_urgent", lambda: False)
-            await scene.pass_(4 * TURN)
+            await scene.pass_(4 * TURNS.least)
             assert scene.taken == 21
 
         scene.run(crowd)
@@ -449,7 +450,7 @@ class TestBounds:
             scene.path = scene.path.replace(SOCKET, OWN_SOCKET)
             began = scene.clock.now
             assert json.loads(await scene.answer(scene.connect()))["schema"] == 1
-            assert scene.clock.now <= began + 2 * TURN
+            assert scene.clock.now <= began + 2 * TURNS.least
             for each in waiting:
                 each.close()
 
@@ -463,7 +464,7 @@ class TestBounds:
             askers = []
             for _ in range(20):
                 askers += [scene.connect() for _ in range(5)]
-                await scene.pass_(TURN)
+                await scene.pass_(TURNS.least)
             assert len(scene.server._askers) == 64
             for each in askers:
                 each.close()
@@ -491,7 +492,7 @@ class TestBounds:
             listening: Any = Listening(scene.server._listening[SOCKET])
             scene.server._listening[SOCKET] = listening
             with scene.connect():
-                await scene.pass_(WAIT + 3 * TURN)
+                await scene.pass_(WAIT + 3 * TURNS.least)
             assert tries == 2
 
         scene.run(full)

@@ -17,7 +17,6 @@ from tests.hostmaker import MadeFs, MadeHost, passthrough
 from virtirq.control.counters import Counters
 from virtirq.control.journal import SharedJournal
 from virtirq.cpuset import CpuSet
-from virtirq.daemon import blocking
 from virtirq.daemon import vector_follower as module
 from virtirq.daemon.log import Log
 from virtirq.daemon.reconciler import Reconciler
@@ -28,6 +27,7 @@ from virtirq.guests.vectors.by_peek import Learned, Wanted
 from virtirq.host import paths
 from virtirq.model import NATIVE, Aimed, Guest, GuestDevice, GuestVectors, PciAddress, Vcpu
 from virtirq.policy import pace
+from virtirq.policy.budget import Budget
 from virtirq.policy.config import Config
 
 ENOUGH = 300.0
@@ -301,8 +301,7 @@ def test_a_guest_that_keeps_choosing_is_read_in_a_part_of_the_time(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel tells of each new route that the guest has KVM take."""
-    monkeypatch.setattr(module, "_PART", 1e-6)
-    monkeypatch.setattr(blocking, "_AHEAD", 0.0)
+    monkeypatch.setattr(module, "BUDGET", Budget(1e-6, longest=10.0))
     reader = FakeReader("peek", nic(2, 2, 2))
 
     async def act(stage: Stage) -> None:

@@ -46,6 +46,7 @@ from virtirq.model import (
     Status,
     Vcpu,
 )
+from virtirq.policy.budget import Budget
 from virtirq.policy.config import Config
 from virtirq.policy.findings import findings as find
 from virtirq.policy.listen import parse_listen
@@ -477,7 +478,7 @@ def test_a_page_that_was_not_made_is_made_the_next_time() -> None:
 
 def test_pages_are_made_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prometheus, "_PATIENCE", 3600.0)
-    monkeypatch.setattr(prometheus, "_STALE", 0.0)
+    monkeypatch.setattr(prometheus, "PAGES", Budget(1.0, longest=0.0))
     inside, most = [0], [0]
     guard = threading.Lock()
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from virtirq.errors import NoAnswerError
+from virtirq.policy.budget import NEVER, Budget
 
 Result = TypeVar("Result")
 Late = Callable[[Any], object]
@@ -27,12 +28,8 @@ may not soon where all CPUs are busy: that is the loop.
 """
 _HEEDED: Final = 1.0
 """Seconds within which the loop tells a thread that has nothing to do to end."""
-_PART: Final = 0.1
-"""Of a CPU's time, what the calls of one key may have: see `Lane.wait`."""
-_AHEAD: Final = 5.0
-"""Seconds of that part which a key may use in advance: who calls now and then never waits."""
-LONGEST: Final = 10.0
-"""Seconds that a key has to wait for that at most."""
+BUDGET: Final = Budget(0.1, longest=10.0, ahead=5.0)
+"""Of the calls of one key, for `Lane.wait`: who calls now and then never waits."""
 
 
 @dataclass(eq=False, slots=True)
@@ -58,20 +55,22 @@ class Lane:
     call that hangs must not keep this process from stopping.
     """
 
-    def __init__(self, name: str, *, at_once: int, limit: float, part: float | None = None) -> None:
-        """`part`: of a CPU's time, for `wait`; a tenth if None."""
+    def __init__(
+        self, name: str, *, at_once: int, limit: float, budget: Budget | None = None
+    ) -> None:
+        """`budget`: of each key, for `wait`; `BUDGET` if None."""
         self.name: Final = name
         self.limit = limit
         self._at_once = at_once
-        self._part = _PART if part is None else part
+        self._budget = BUDGET if budget is None else budget
         self._at_work: dict[Hashable, _Turn] = {}
         self._waiting: dict[Hashable, deque[_Turn]] = {}
         self._ready: dict[Hashable, None] = {}
         """The keys that wait for a place alone, the first that did first."""
         self._idle: list[_Calls] = []
         """Threads that have nothing to do just now."""
-        self._had: dict[Hashable, float] = {}
-        """Until when each key has had its part of the time."""
+        self._used: dict[Hashable, float] = {}
+        """Until when each key's budget is used up."""
 
     @property
     def given_up(self) -> int:
@@ -79,15 +78,13 @@ class Lane:
         return sum(turn.done.cancelled() for turn in self._at_work.values())
 
     def wait(self, key: Hashable) -> float:
-        """Seconds after which another call of this key takes no more than its part of a CPU's time.
+        """Seconds after which another call of this key takes no more than its budget.
 
         For who calls it because somebody else does something, who must not say how often: one
         Python thread that computes makes all others wait.
         """
-        until = self._had.get(key)
-        if until is None:
-            return 0.0
-        return max(0.0, until - _AHEAD - asyncio.get_running_loop().time())
+        until = self._used.get(key, NEVER)
+        return self._budget.wait(until, asyncio.get_running_loop().time())
 
     async def call(
         self,
@@ -233,9 +230,8 @@ class Lane:
     def _count(self, key: Hashable, took: float) -> None:
         """A call of this key has taken so many seconds of a CPU's time."""
         now = asyncio.get_running_loop().time()
-        self._had = {each: until for each, until in self._had.items() if until > now}
-        until = max(now, self._had.get(key, now)) + took * (1 / self._part - 1)
-        self._had[key] = min(until, now + _AHEAD + LONGEST)
+        self._used = {each: until for each, until in self._used.items() if until > now}
+        self._used[key] = self._budget.used(now, took, self._used.get(key, NEVER))
 
     def _dispose(self, turn: _Turn, result: Any) -> None:
         late = turn.late

@@ -24,18 +24,12 @@ from typing import Final
 from virtirq.control.daemon_status import OWN_SOCKET, SOCKET, WAIT, DaemonStatus, Writer
 from virtirq.daemon.listening import listen
 from virtirq.daemon.timers import Timers
+from virtirq.policy.budget import NEVER, Budget
 
-FRESH: Final = 0.25
-"""Seconds for which a document is told to whoever asks, at least."""
-_SHARE_OF_DOCUMENTS: Final = 0.05
-"""Of the loop's time: where one takes longer to write, it is told for longer."""
-_STALE: Final = 1.0
-"""Seconds for which one is told at most."""
-TURN: Final = 0.05
-"""Seconds from one turn of letting in to the next, at least."""
-_SHARE: Final = 0.1
-"""Of the loop's time, for letting in who asks: where that takes longer, the next turn is later."""
-_LONGEST_TURN: Final = 0.25
+DOCUMENTS: Final = Budget(0.05, least=0.25, longest=1.0)
+"""Of writing documents: one is told to whoever asks until another may be written."""
+TURNS: Final = Budget(0.1, least=0.05, longest=0.25)
+"""Of letting in who asks: one turn, and later the next."""
 _TAKES: Final = 0.01
 """Seconds of a turn after which nobody else is let in, however slow this host: interrupts wait."""
 _IN_A_TURN: Final = 8
@@ -89,10 +83,10 @@ class StatusServer:
         self._writer = Writer()
         self._being_written: Generator[None, None, bytes] | None = None
         self._document = b""
-        self._told_at = float("-inf")
-        """When what the document tells was so."""
+        self._told_until = NEVER
+        """Until when it is told to whoever asks."""
         self._took = 0.0
-        """Seconds that it took to write."""
+        """Seconds that what is there of the next one took to write."""
 
     def start(self) -> None:
         """Raises DeploymentError."""
@@ -134,8 +128,8 @@ class StatusServer:
             room -= self._take(connection)
             if self._clock() >= until or self._urgent():
                 break
-        spent = self._clock() - began
-        pause = WAIT if full else min(max(TURN, spent / _SHARE), _LONGEST_TURN)
+        now = self._clock()
+        pause = WAIT if full else TURNS.wait(TURNS.used(now, now - began), now)
         self._loop.remove_reader(listening)
         self._timers.soon(("status", "turn", name), pause, partial(self._listen, name))
 
@@ -148,16 +142,11 @@ class StatusServer:
             connection.close()
             return False
         self._askers.add(asker)
-        if self._being_written is None and self._clock() < self._told_at + self._fresh:
+        if self._being_written is None and DOCUMENTS.wait(self._told_until, self._clock()):
             self._answer(asker)
         else:
             self._timers.soon(("status", "write"), 0.0, self._write)
         return True
-
-    @property
-    def _fresh(self) -> float:
-        """Seconds for which the document is told to whoever asks."""
-        return min(max(FRESH, self._took / _SHARE_OF_DOCUMENTS), _STALE)
 
     def _write(self) -> None:
         """A piece of the document, and the answers when it is whole."""
@@ -167,13 +156,14 @@ class StatusServer:
             return
         began = self._clock()
         if self._being_written is None:
-            self._told_at, self._took = began, 0.0
+            self._took = 0.0
             self._being_written = self._writer.write(self._tell())
         try:
             next(self._being_written)
         except StopIteration as done:
             self._document, self._being_written = done.value, None
-            self._took += self._clock() - began
+            now = self._clock()
+            self._told_until = DOCUMENTS.used(now, self._took + now - began)
             for asker in [each for each in self._askers if not each.slow]:
                 self._answer(asker)
         else:

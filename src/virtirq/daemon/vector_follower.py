@@ -22,6 +22,7 @@ from virtirq.daemon.timers import Timers
 from virtirq.errors import NoAnswerError, VirtirqError
 from virtirq.guests.vectors.by_peek import Learned, VectorReader, Wanted
 from virtirq.model import Finding, Guest, GuestVectors, PciAddress
+from virtirq.policy.budget import Budget
 from virtirq.policy.findings import followed, not_followed
 from virtirq.policy.pace import Pace
 
@@ -45,6 +46,8 @@ _FIRST: Final = 5.0
 """Seconds that the first readings may take until interrupts are placed without them."""
 _FAREWELL: Final = 4.0
 """Seconds that a reader may take to close."""
+BUDGET: Final = Budget(0.25, longest=10.0, ahead=5.0)
+"""Of reading one guest, however often it chooses anew."""
 _LOOK: Final = "vectors"
 """Key of the timers; the guest's follows."""
 
@@ -80,7 +83,7 @@ class VectorFollower:
         reread: Callable[[Guest], object] = lambda _: None,
     ) -> None:
         self._readers = [
-            (reader, Lane("vectors", at_once=_AT_ONCE, limit=_PATIENCE, part=_PART))
+            (reader, Lane("vectors", at_once=_AT_ONCE, limit=_PATIENCE, budget=BUDGET))
             for reader in readers
         ]
         self._closes = Lane("close", at_once=len(readers) or 1, limit=_FAREWELL)
@@ -310,7 +313,3 @@ class VectorFollower:
         if unknown:
             self._reread(guest)
         return min(waits, default=None)
-
-
-_PART: Final = 0.25
-"""Of a CPU\'s time, what reading one guest may take however often it chooses anew."""

@@ -29,6 +29,7 @@ from virtirq.host.events import EventKind
 from virtirq.model import Action, DevicePlan, Finding, Interrupt, Plan, Snapshot, Status
 from virtirq.policy import stakes
 from virtirq.policy.advice import ADVICE
+from virtirq.policy.budget import NEVER, Budget
 from virtirq.ui.document import printable
 from virtirq.ui.report import near, wanted_of
 
@@ -300,10 +301,8 @@ _MOST: Final = 8
 """Clients that are served at once."""
 _PATIENCE: Final = 5.0
 """Seconds; half of what Prometheus itself waits for a scrape unless told otherwise."""
-_SHARE: Final = 0.25
-"""Of the time, what making pages may take, however often somebody asks: all of it is a CPU's."""
-_STALE: Final = 5.0
-"""Seconds that a page is given for at most."""
+PAGES: Final = Budget(0.25, longest=5.0)
+"""Of making pages, however often somebody asks: all the time it takes is a CPU's."""
 
 
 class Pages:
@@ -318,15 +317,15 @@ class Pages:
         self._make = make
         self._clock = clock
         self._last = ""
-        self._until = float("-inf")
+        self._until = NEVER
 
     def get(self) -> str:
         """A page of what is so now, or was while the last one may still be given."""
         began = self._clock()
-        if began >= self._until:
+        if not PAGES.wait(self._until, began):
             self._last = self._make()
             now = self._clock()
-            self._until = now + min((now - began) * (1 / _SHARE - 1), _STALE)
+            self._until = PAGES.used(now, now - began)
         return self._last
 
 
