@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from virtirq.daemon import kernel_events
 from virtirq.daemon.kernel_events import KernelEvents
 from virtirq.errors import UnavailableError
 from virtirq.host.events import Pairing
@@ -25,21 +29,47 @@ def test_a_pipe_that_is_taken_away_is_one_error_that_says_so(tmp_path: Path) -> 
         os.close(events._pipe)
 
 
-def test_a_piece_is_given_before_the_next_is_read() -> None:
-    """What came first is acted on while the rest waits in the kernel."""
+@contextmanager
+def told(lines: int) -> Iterator[KernelEvents]:
+    """So many lines are there to be read."""
     read, write = os.pipe()
     os.set_blocking(read, False)
     events = KernelEvents.__new__(KernelEvents)
     events._pipe, events._rest, events._pairing, events.lost = read, b"", Pairing(), False
-    lines = [f"           <...>-1    [001]   1.000000: freed: irq={irq}\n" for irq in range(400)]
+    line = "           <...>-1    [001]   1.000000: freed: irq={}\n"
     try:
-        os.write(write, "".join(lines).encode())
-        pieces = events.read()
-        first = next(pieces)
-        left = len(os.read(read, 1 << 16))
-        assert 0 < len(first) < 200
-        assert left > 8000
-        assert list(pieces) == []
+        os.write(write, "".join(line.format(irq) for irq in range(lines)).encode())
+        yield events
     finally:
         os.close(read)
         os.close(write)
+
+
+def test_a_piece_is_given_before_the_next_is_read() -> None:
+    """What came first is acted on while the rest waits in the kernel."""
+    with told(400) as events:
+        pieces = events.read()
+        first = next(pieces)
+        left = len(os.read(events.fileno(), 1 << 16))
+        assert 0 < len(first) < 200
+        assert left > 8000
+        assert list(pieces) == []
+
+
+@pytest.mark.parametrize(("lines", "reads"), [(1, 1), (5, 1), (15, 3)])
+def test_what_comes_alone_takes_one_read(
+    lines: int, reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left by a piece that is full has to be asked for: epoll(7) does not tell of it."""
+    asked: list[int] = []
+    mine = SimpleNamespace(**vars(os))
+
+    def read(descriptor: int, size: int) -> bytes:
+        asked.append(size)
+        return os.read(descriptor, size)
+
+    mine.read = read
+    monkeypatch.setattr(kernel_events, "os", mine)
+    with told(lines) as events:
+        assert [each.irq for piece in events.read() for each in piece] == list(range(lines))
+    assert len(asked) == reads

@@ -233,6 +233,8 @@ class KernelEvents:
                     found += self._pairing.done(event)
             if found:
                 yield found
+            if not number and len(data) < _FIRST:
+                return  # all that was printed; of what comes epoll(7) tells
 
     @property
     def unsettled(self) -> bool:

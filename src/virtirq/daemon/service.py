@@ -625,7 +625,8 @@ class Daemon:
         threads = {event.pid for event in events if event.kind is EventKind.ROUTED}
         for guest in filter(None, map(self._reconciler.registry.of_thread, threads)):
             self._follower.look(guest.key)
-        self._spare()
+        if self._spared_at != self._reconciler.ledger.changes:
+            self._spare()
 
     def _set_up(self, events: Sequence[KernelEvent]) -> None:
         """Guests have set vectors up: see where they aim them, and who has the device."""

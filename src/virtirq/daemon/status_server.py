@@ -136,9 +136,12 @@ class StatusServer:
     def _take(self, connection: socket.socket) -> bool:
         """Whether it gets an answer."""
         connection.setblocking(False)
+        if _has_hung_up(connection):
+            connection.close()
+            return False
         asker = _Asker(connection, _user(connection))
         slow = sum(each.slow and each.user == asker.user for each in self._askers)
-        if slow >= _MOST_SLOW or _has_hung_up(connection):
+        if slow >= _MOST_SLOW:
             connection.close()
             return False
         self._askers.add(asker)
