@@ -634,6 +634,9 @@ class RootedFs(LiveFs):
     def mode(self, path: str) -> int:
         return super().mode(self.root + path)
 
+    def isdir(self, path: str) -> bool:
+        return super().isdir(self.root + path)
+
     def open(self, path: str) -> OpenFile:
         return super().open(self.root + path)
 

@@ -72,12 +72,12 @@ class CpuSet:
 
         As in libvirt, ``^`` takes out of what stands before it. Raises CpuSetError.
         """
-        if len(text) > _MAX_TEXT:
-            raise CpuSetError(f"CPU list of {len(text)} characters: more than {_MAX_TEXT}")
         return _parsed(text) if len(text) <= _CACHED_TEXT else cls._parse(text)
 
     @classmethod
     def _parse(cls, text: str) -> CpuSet:
+        if len(text) > _MAX_TEXT:
+            raise CpuSetError(f"CPU list of {len(text)} characters: more than {_MAX_TEXT}")
         stripped = text.strip()
         if not stripped:
             return _EMPTY

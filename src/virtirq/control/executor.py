@@ -27,7 +27,7 @@ from virtirq.host.fs import HostFs, OpenFile
 from virtirq.host.interrupts import handlers, has_handler, has_interrupt
 from virtirq.model import InterruptKind, Outcome, Pin, Remembered, Status
 from virtirq.policy.restoring import SOMEONE
-from virtirq.values import dataclass, field
+from virtirq.values import dataclass
 
 _MOST_ALTERNATIVES: Final = 32
 _BATCH: Final = 64
@@ -77,6 +77,9 @@ class _NoFile(OpenFile):
         pass
 
 
+_NO_FILE: Final = _NoFile()
+
+
 @dataclass(slots=True)
 class _Step:
     """One pin on its way, which has come to its end once it has a `status`.
@@ -87,7 +90,7 @@ class _Step:
     """
 
     pin: Pin
-    file: OpenFile = field(default_factory=_NoFile)
+    file: OpenFile = _NO_FILE
     incarnation: int | None = None
     before: CpuSet = CpuSet()
     known: Remembered | None = None

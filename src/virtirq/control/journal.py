@@ -53,7 +53,7 @@ _MAX_BYTES: Final = 1 << 28
 """Some 16 lines for each of the 2^20 interrupts that nobody has."""
 _START: Final = b'{"op": "'
 _SEAL: Final = len(b', "crc": "01234567"}')
-_quoted: Final = lru_cache(1024)(json.JSONEncoder().encode)
+_quoted: Final = json.encoder.encode_basestring_ascii
 _MAX_LINE: Final = 1 << 17
 """Bytes; two lists of every other one of 8192 CPUs are 40 kB."""
 # drivers/char/random.c, proc_do_uuid(): lib/vsprintf.c's %pU
@@ -123,7 +123,7 @@ class Journal:
         affinity now, its one `written` value the one to come. Returns when all of that is on
         stable storage. Raises JournalError: then none of it counts.
         """
-        lines = [self._move_line(each) for each in found]
+        lines = self._written("move", ((each.key, _move(each)) for each in found))
         try:
             self._append(lines)
         except _FullError:
@@ -138,13 +138,13 @@ class Journal:
 
     def moved(self, *taken: tuple[InterruptKey, CpuSet]) -> None:
         """The kernel has taken these values. Raises JournalError; those before stay ours too."""
-        self._append([self._line("moved", key, f', "after": "{cpus}"') for key, cpus in taken])
+        self._append(self._written("moved", ((key, f', "after": "{cpus}"') for key, cpus in taken)))
         for key, after in taken:
             self._moved(key, after)
 
     def refused(self, *keys: InterruptKey) -> None:
         """The kernel has not taken what the last `move` announced. Raises JournalError."""
-        self._append([self._line("refused", key) for key in keys])
+        self._append(self._written("refused", ((key, "") for key in keys)))
         for key in keys:
             self._take_back(key)
 
@@ -154,7 +154,7 @@ class Journal:
         if not over:
             return
         try:
-            self._append([self._line("forget", key) for key in over])
+            self._append(self._written("forget", ((key, "") for key in over)))
         except _FullError:
             before = self._known
             self._known = _Known()
@@ -185,21 +185,10 @@ class Journal:
         else:
             self._known.discard(key)
 
-    def _line(self, op: str, key: InterruptKey, more: str = "") -> bytes:
-        """A whole line; `more` are fields, each with a comma before it."""
-        head = f'{{"op": "{op}{self._of_boot}{time.time():.3f}'
-        body = f"{head}, {_subject(key)}{more}".encode()
-        return b"%b%b\n" % (body, _seal(body))
-
-    def _move_line(self, found: Remembered) -> bytes:
-        (after,) = found.written
-        values = f', "before": "{found.original}", "after": "{after}"'
-        return self._line("move", found.key, values + _more(found))
-
-    def _known_line(self, entry: Remembered) -> bytes:
-        written = ", ".join(f'"{cpus}"' for cpus in entry.written)
-        values = f', "original": "{entry.original}"{_more(entry)}, "written": [{written}]'
-        return self._line("known", entry.key, values)
+    def _written(self, op: str, told: Iterable[tuple[InterruptKey, str]]) -> list[bytes]:
+        """Whole lines; of each interrupt the fields, each with a comma before it."""
+        head = f'{{"op": "{op}{self._of_boot}{time.time():.3f}, '
+        return [_sealed(f"{head}{_subject(key)}{fields}".encode()) for key, fields in told]
 
     def _append(self, lines: Sequence[bytes]) -> None:
         if self._reading:
@@ -305,7 +294,9 @@ class Journal:
         self._size = self._lines = 0
         directory = self._directory.descriptor
         try:
-            self._append([self._known_line(each) for each in self._known.values()])
+            self._append(
+                self._written("known", ((each.key, _known(each)) for each in self._known.values()))
+            )
             os.fsync(fresh)
             os.replace(_FRESH, _NAME, src_dir_fd=directory, dst_dir_fd=directory)
         except (JournalError, OSError):
@@ -484,23 +475,24 @@ _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 # A journal has many lines of few devices.
 _address = lru_cache(1024)(PciAddress.parse)
+_named = lru_cache(1024)(str)
 
 
 @lru_cache(2048)
 def _subject(key: InterruptKey) -> str:
     """The fields of a line that say of which interrupt it is: each is told of twice or more."""
-    return f'"device": "{key.device}", "action": {_quoted(key.action)}'
+    return f'"device": "{_named(key.device)}", "action": {_quoted(key.action)}'
 
 
-def _seal(body: bytes) -> bytes:
-    """What a line ends in."""
-    return b', "crc": "%08x"}' % zlib.crc32(body)
+def _sealed(body: bytes) -> bytes:
+    """A whole line."""
+    return b'%b, "crc": "%08x"}\n' % (body, zlib.crc32(body))
 
 
 def _opened(line: bytes) -> dict[str, Any]:
     """What a line says. Raises ValueError where it is not what was written."""
     told: dict[str, Any] = json.loads(line)
-    if "crc" in told and line[-_SEAL:] != _seal(line[:-_SEAL]):
+    if "crc" in told and _sealed(line[:-_SEAL])[:-1] != line:
         raise ValueError("its check sum is of another line")
     return told
 
@@ -517,6 +509,16 @@ def _check_torn(tail: bytes) -> None:
         return
     if end != len(tail):
         raise ValueError("more than a line")  # whose line feed has become something else
+
+
+def _move(found: Remembered) -> str:
+    (after,) = found.written
+    return f', "before": "{found.original}", "after": "{after}"{_more(found)}'
+
+
+def _known(entry: Remembered) -> str:
+    written = ", ".join(f'"{cpus}"' for cpus in entry.written)
+    return f', "original": "{entry.original}"{_more(entry)}, "written": [{written}]'
 
 
 def _more(entry: Remembered) -> str:

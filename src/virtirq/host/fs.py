@@ -181,6 +181,10 @@ class LiveFs(HostFs):
     def mode(self, path: str) -> int:
         return os.stat(path).st_mode
 
+    def isdir(self, path: str) -> bool:
+        # The slash asks for a directory; a third less than stat(2) and what is made of its answer.
+        return os.access(f"{path}/", os.F_OK)
+
     def file_id(self, path: str) -> FileId:
         return file_id(path)
 
