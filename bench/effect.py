@@ -6,8 +6,12 @@ irqbalance, a hook script, a daemon that does not follow the guest, or one that 
 in a steady state, after the guest's drivers were reloaded, after it was rebooted, and after one of
 its vCPUs was moved by ``virsh vcpupin``. docs/effect.md tells what comes of it, and where it ends.
 
-Besides, in the same machine: what ``virtirq check`` says of rates, beside the kernel's own counts,
-and comparisons of a policy with itself, which must find no more than chance does.
+What came is kept policy by policy, so that a run which has ended early is gone on with, and one
+policy may be run alone: ``--policy auto``, ``--go-on``, ``--report``.
+
+Besides, in the same machine: what ``virtirq check`` says of rates, beside the kernel's own counts;
+and alone, by ``--itself 2``, comparisons of a policy with itself, which must find no more than
+chance does.
 """
 
 from __future__ import annotations
@@ -17,23 +21,25 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from math import comb
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from bench import effect_report, taken
-from bench.effect_report import EXACT, PHASES, Found
+from bench.effect_report import EXACT, PHASES, ROOT, Found
 from bench.taken import Place, Taken, Where
 from lab import full
-from lab.full import E1000E, IGB, Guest, GuestSpec, Host
+from lab.full import E1000E, IGB, Guest, GuestSpec, Host, LabError, Vector
 from tests.full.hosts import ask, install_warm
 from tests.full.test_daemon import CONFIG, TRACEFS, daemon, until
 from tests.full.test_irqbalance import start as start_irqbalance
 from tests.full.test_libvirt import told, virtirq
-from tests.full.test_vectors import Counts, chosen, guests_counts
+from tests.full.test_vectors import Counts, devices
 
 PINS: Final = ("4", "5")
 MOVED, TO = 1, "7"
@@ -42,16 +48,24 @@ NEIGHBOUR, NEIGHBOURS = "db", "6"
 NODE: Final = frozenset(range(4, 8))
 VECTORS: Final = 9
 """Of the disk, at most: the guest uses one for each vCPU, and one more."""
-DRIVERS: Final = ("nvme", "e1000e", "igb")
-SETTLED: Final = 4.0
-SECONDS: Final = 6.0
-LEAST: Final = 250
+DRIVERS: Final = "nvme e1000e igb"
+ROUNDS: Final = 2
+REBOOTS: Final = 1
+"""Rounds that have one: it takes as long as all the other phases."""
+KEPT_IN: Final = ROOT / ".effect"
+SETTLED: Final = 2.0
+SECONDS: Final = 3.0
+LEAST: Final = 400
 """A phase takes so many seconds, and so many interrupts."""
+UNDER_TRAFFIC: Final = 1000
+"""So many where what happens does so under traffic, which has some ten taken before anybody can do
+anything: this machine takes a hundred times as long for that as a real one.
+"""
 RIGHT: Final = 0.99
 KEPT: Final = 0.95
 """So much of what the guest has handled it has handled where it is said to have aimed it."""
-ITSELF: Final = 2
-"""So many comparisons of a policy with itself."""
+_FAILURES: Final = 2
+"""So many turns of a run fail, then it does."""
 _SELF: Final = f"{TRACEFS}/instances/effect"
 _PROBES: Final = {
     "requested": "request_threaded_irq irq=$arg1:u32 name=+0($arg5):string",
@@ -63,6 +77,11 @@ _EVENTS: Final = (
     *(f"effect/{name}" for name in _PROBES),
 )
 _OURS: Final = ("irq/irq_handler_entry", "effect/requested")
+_AT_WORK: Final = {
+    "sched/sched_waking": 'comm == "virtirq"',
+    "sched/sched_switch": 'prev_comm == "virtirq" || next_comm == "virtirq"',
+}
+"""For whoever looks for why something was late: when the daemon was woken, and when it ran."""
 _HOOK: Final = "/root/hook"
 _SCRIPT: Final = f"""#!/bin/sh
 # As many hosts have it for when a guest has started.
@@ -83,8 +102,9 @@ def traced(host: Host) -> Iterator[None]:
         f"echo 'p:effect/{name} {probe}' >> {TRACEFS}/kprobe_events;"
         for name, probe in _PROBES.items()
     )
-    only = "".join(f"echo 'name ~ \"vfio-msix*\"' > events/{each}/filter;" for each in _OURS)
-    on = "".join(f"echo 1 > events/{each}/enable;" for each in _EVENTS)
+    filters = dict.fromkeys(_OURS, 'name ~ "vfio-msix*"') | _AT_WORK
+    only = "".join(f"echo '{text}' > events/{each}/filter;" for each, text in filters.items())
+    on = "".join(f"echo 1 > events/{each}/enable;" for each in (*_EVENTS, *_AT_WORK))
     host.run(
         f"mkdir {_SELF}; {made} cd {_SELF}; echo mono > trace_clock;"
         f" echo 4096 > buffer_size_kb; {only} {on}"
@@ -92,7 +112,7 @@ def traced(host: Host) -> Iterator[None]:
     try:
         yield
     finally:
-        off = "".join(f"echo 0 > {_SELF}/events/{each}/enable;" for each in _EVENTS)
+        off = "".join(f"echo 0 > {_SELF}/events/{each}/enable;" for each in (*_EVENTS, *_AT_WORK))
         gone = "".join(f"echo '-:effect/{name}' >> {TRACEFS}/kprobe_events;" for name in _PROBES)
         host.run(f"{off} rmdir {_SELF}; {gone}", check=False)
 
@@ -106,10 +126,10 @@ def _so_many(host: Host, least: int) -> bool:
     return int(host.run(f"grep -c handler_entry {_SELF}/trace", check=False).stdout) >= least
 
 
-def _places(host: Host) -> dict[int, tuple[Place, int]]:
+def _places(vectors: Iterable[Vector]) -> dict[int, tuple[Place, int]]:
     """By IRQ number: each vector, and the CPU that it is on."""
     found = {}
-    for each in host.vectors():
+    for each in vectors:
         number, between, device = each.actions.removeprefix("vfio-msix[").partition("](")
         if between:
             found[each.irq] = (device.removesuffix(")"), int(number)), int(each.effective)
@@ -129,8 +149,8 @@ def _threads(guest: Guest, vcpu: int) -> list[int]:
 
 
 def _reload(guest: Guest) -> None:
-    for driver in DRIVERS:
-        guest.reload(driver, 0)
+    again = f"for each in {DRIVERS}; do modprobe -r $each && modprobe $each || exit; done"
+    guest.command(f"sh ({again}) && sleep 1 && bring_up")
 
 
 def _move(guest: Guest) -> None:
@@ -147,24 +167,20 @@ class Event(NamedTuple):
     do: Callable[[Guest], None] = lambda _: None
     at_rest: bool = False
     moves: bool = False
+    least: int = LEAST
 
 
-EVENTS: Final = dict(
-    zip(
-        PHASES,
-        (
-            Event(),
-            Event(_reload, at_rest=True),
-            Event(Guest.reboot, at_rest=True),
-            Event(_move, moves=True),
-        ),
-        strict=True,
-    )
-)
+STEADY, RELOADED, REBOOTED, REPINNED = PHASES
+EVENTS: Final = {
+    STEADY: Event(),
+    RELOADED: Event(_reload, at_rest=True),
+    REBOOTED: Event(Guest.reboot, at_rest=True),
+    REPINNED: Event(_move, moves=True, least=UNDER_TRAFFIC),
+}
 
 
-def phase(guest: Guest, name: str) -> Taken:
-    """One phase from its beginning until enough interrupts have come."""
+def phase(guest: Guest, name: str, kept_in: Path) -> Taken:
+    """One phase from its beginning until enough interrupts have come; its trace goes to a file."""
     host, event = guest.host, EVENTS[name]
     cpus = {vcpu: int(cpu) for vcpu, cpu in enumerate(PINS)}
     threads: list[int] = []
@@ -172,37 +188,61 @@ def phase(guest: Guest, name: str) -> Taken:
         threads, cpus[MOVED] = _threads(guest, MOVED), int(TO)
     begun = _counted(host)
     host.run(f"echo > {_SELF}/trace")
-    counted, first, before = _counted(host), _places(host), guests_counts(guest)
+    vectors = host.vectors()
+    counted, first = sum(each.total for each in vectors), _places(vectors)
+    before: Counts = {}
     if event.at_rest:
         _mark(host, taken.BEGIN)
         event.do(guest)
-        before = {}
+    else:
+        before = _guests_word(guest)[0]
     with guest.busy():
         if not event.at_rest:
             time.sleep(SETTLED)
             _mark(host, taken.BEGIN)
             event.do(guest)
         time.sleep(SECONDS)
-        until(partial(_so_many, host, LEAST))
+        until(partial(_so_many, host, event.least))
         _mark(host, taken.END)
     counted = _counted(host) - counted
     trace = host.run(f"cat {_SELF}/trace").stdout
+    kept_in.mkdir(parents=True, exist_ok=True)
+    (kept_in / f"{name}.trace").write_text(trace)
     if not event.at_rest:
         # Each one that the kernel has counted is in the trace.
         seen = sum(each.what == "irq_handler_entry" for each in taken.events(trace))
         assert counted <= seen <= _counted(host) - begun, (counted, seen)
-    where = Where(chosen(guest), cpus, NODE)
+    after, chosen = _guests_word(guest)
+    where = Where(chosen, cpus, NODE)
     found = taken.count(trace, first, where, threads)
-    kept = _kept(before, guests_counts(guest), where.chosen)
+    kept = _kept(before, after, chosen)
     assert kept >= KEPT, f"{name}: only {kept:.1%} handled where the guest was said to aim it"
     return found
+
+
+def _guests_word(guest: Guest) -> tuple[Counts, dict[Place, int]]:
+    """By vector: what the guest has handled on each vCPU, and the vCPU that it has it on.
+
+    Asked for at once: each word with an emulated guest takes a second or two.
+    """
+    said = guest.command("sh cat /proc/interrupts; grep . /proc/irq/*/effective_affinity_list")
+    on = dict(re.findall(r"^/proc/irq/(\d+)/effective_affinity_list:(\d+)$", said, re.MULTILINE))
+    line = r"^ *(\d+):((?: +\d+)+) .*PCI-MSIX-([0-9a-f:.]+) +(\d+)-edge"
+    there, counts, chosen = devices(guest), {}, {}
+    for irq, numbers, device, vector in re.findall(line, said, re.MULTILINE):
+        if device not in there:
+            continue  # a root port
+        place = there[device], int(vector)
+        counts[place] = Counter(dict(enumerate(map(int, numbers.split()))))
+        chosen[place] = int(on[irq])
+    return counts, chosen
 
 
 def _kept(before: Counts, after: Counts, where: Mapping[Place, int]) -> float:
     """How much of what the guest has handled it has handled on these vCPUs."""
     right = total = 0
     for place, counts in after.items():
-        handled = counts - before.get(place, type(counts)())
+        handled = counts - before.get(place, Counter())
         right += handled[where[place]]
         total += handled.total()
     return right / total
@@ -245,19 +285,23 @@ POLICIES: Final[Mapping[str, Callable[[Host], AbstractContextManager[None]]]] = 
 }
 
 
-def of_policy(guest: Guest, policy: str) -> dict[str, Taken]:
-    """All phases of one policy, from fresh vectors on; the guest is pinned as before afterwards."""
+def of_policy(guest: Guest, policy: str, kept_in: Path, *, reboot: bool) -> dict[str, Taken]:
+    """All phases of one policy; the guest is pinned as before afterwards.
+
+    The steady one comes after that with reloaded drivers, whose vectors it has: fresh ones. What a
+    hook script has done before that is gone with the vectors, so that it runs in between.
+    """
     host, found = guest.host, {}
     with POLICIES[policy](host):
-        try:
-            _reload(guest)
-            if policy == effect_report.HOOK:
+        for name in (RELOADED, STEADY, REPINNED, *([REBOOTED] if reboot else ())):
+            if (policy, name) == (effect_report.HOOK, STEADY):
                 host.run(_HOOK)
-            for name in PHASES:
-                found[name] = phase(guest, name)
-                print(f"{policy}, {name}: {found[name]}", file=sys.stderr, flush=True)
-        finally:
-            guest.virsh("vcpupin", str(MOVED), PINS[MOVED], "--live")
+            try:
+                found[name] = phase(guest, name, kept_in)
+            finally:
+                if EVENTS[name].moves:
+                    guest.virsh("vcpupin", str(MOVED), PINS[MOVED], "--live")
+            print(f"{policy}, {name}: {found[name]}", file=sys.stderr, flush=True)
     return found
 
 
@@ -293,19 +337,19 @@ def check_tells_the_truth(guest: Guest) -> None:
         assert abs(float(numbers[2]) - rate) < 1
 
 
-def itself_is_no_better(guest: Guest) -> None:
+def itself_is_no_better(guest: Guest, times: int) -> None:
     """A policy beside itself: nothing was ever moved, so that it is ``native`` as it is."""
     with guest.busy():
         time.sleep(SETTLED)
         words = ("compare", guest.name, "as-is", "native", "--for", "1", "--settle", "0")
-        made = [told(guest.host, *words, "--rounds", "6") for _ in range(ITSELF)]
+        made = [told(guest.host, *words, "--rounds", "6") for _ in range(times)]
     verdicts: list[Any] = [
         each for one in made for each in one["verdicts"] if each["p"] is not None
     ]
     differ = [each for each in verdicts if each["says"] in ("more", "less")]
     figures = {name for each in made[0]["blocks"] for name in each["figures"]}
     print(f"as-is beside itself: {len(differ)} of {len(verdicts)} differ: {differ}; {figures}")
-    assert len(verdicts) >= 4 * ITSELF
+    assert len(verdicts) >= 4 * times
     assert len(differ) <= by_chance(len(verdicts), 0.05)
 
 
@@ -319,11 +363,57 @@ def by_chance(many: int, each: float) -> int:
         so_far += 1
 
 
-def measured(rounds: int) -> Found:
-    """By policy and phase what came in each round."""
-    found: dict[str, dict[str, list[Taken]]] = {
-        policy: {name: [] for name in PHASES} for policy in POLICIES
-    }
+# What came.
+
+
+class Kept:
+    """What came so far, in a file: a line for each policy's turn, written when that is over."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def turns(self) -> Iterator[tuple[int, str, dict[str, Taken]]]:
+        """The round, the policy, and what came in each phase."""
+        lines = self._path.read_text().splitlines() if self._path.exists() else ()
+        for one in map(json.loads, lines):
+            yield one["round"], one["policy"], {n: Taken.again(t) for n, t in one["phases"].items()}
+
+    def add(self, number: int, policy: str, phases: Mapping[str, Taken]) -> None:
+        kept = {name: each.kept() for name, each in phases.items()}
+        self._path.parent.mkdir(exist_ok=True)
+        with self._path.open("a") as file:
+            print(json.dumps({"round": number, "policy": policy, "phases": kept}), file=file)
+
+    def forget(self, policies: Container[str]) -> None:
+        """Take out what is kept of these; all that there was is the file beside it."""
+        if not self._path.exists():
+            return
+        turns = list(self.turns())
+        self._path.rename(self._path.with_suffix(".before"))
+        for number, policy, phases in turns:
+            if policy not in policies:
+                self.add(number, policy, phases)
+
+    def found(self) -> Found:
+        """By policy and phase what came in each round."""
+        found: dict[str, dict[str, list[Taken]]] = {
+            policy: {name: [] for name in PHASES} for policy in POLICIES
+        }
+        for _, policy, phases in self.turns():
+            for name, each in phases.items():
+                found[policy][name].append(each)
+        return {policy: phases for policy, phases in found.items() if all(phases.values())}
+
+    def lacks(self, rounds: int, policies: Iterable[str]) -> list[tuple[int, str]]:
+        """The turns that are still to come, in their order."""
+        there = {(number, policy) for number, policy, _ in self.turns()}
+        every = [(number, policy) for number in range(1, rounds + 1) for policy in policies]
+        return [turn for turn in every if turn not in there]
+
+
+@contextmanager
+def guests() -> Iterator[Guest]:
+    """The guest, and its neighbour, on a host of their own."""
     with full.lab() as host:
         install_warm(host)
         host.write(_HOOK, _SCRIPT, mode=0o755)
@@ -333,28 +423,61 @@ def measured(rounds: int) -> Found:
         neighbour.define()
         neighbour.virsh("start", "--paused")
         with host.guest(spec) as guest, traced(host):
-            check_tells_the_truth(guest)
-            itself_is_no_better(guest)
-            for _ in range(rounds):
-                for policy in POLICIES:
-                    for name, each in of_policy(guest, policy).items():
-                        found[policy][name].append(each)
-    return found
+            yield guest
+
+
+def measure(kept: Kept, turns: Iterable[tuple[int, str]]) -> None:
+    """These turns, in one boot of the guest. One that fails is left for another run."""
+    failed = 0
+    with guests() as guest:
+        check_tells_the_truth(guest)
+        for number, policy in turns:
+            try:
+                kept_in = KEPT_IN / f"{policy} {number}"
+                phases = of_policy(guest, policy, kept_in, reboot=number <= REBOOTS)
+            except (AssertionError, LabError) as error:
+                print(f"{policy} ({number}): {error}", file=sys.stderr, flush=True)
+                failed += 1
+                if failed == _FAILURES:
+                    raise
+            else:
+                kept.add(number, policy, phases)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=2, help="of all policies")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of all policies")
+    parser.add_argument(
+        "--policy", action="append", choices=POLICIES, help="measure these alone anew"
+    )
+    parser.add_argument("--go-on", action="store_true", help="only what the last run has left")
+    parser.add_argument("--report", action="store_true", help="only tell of what is kept")
+    parser.add_argument("--itself", type=int, help="only compare a policy with itself, so often")
     parser.add_argument("--write", action="store_true", help="the README's table and its picture")
     options = parser.parse_args()
     began = time.monotonic()
-    rows = effect_report.rows(measured(options.rounds))
+    if options.itself:
+        with guests() as guest:
+            itself_is_no_better(guest, options.itself)
+        return
+    kept = Kept(KEPT_IN / "found.jsonl")
+    policies = options.policy or tuple(POLICIES)
+    if not (options.go_on or options.report):
+        kept.forget(policies)
+    turns = kept.lacks(options.rounds, policies)
+    if turns and not options.report:
+        measure(kept, turns)
+    rows = effect_report.rows(kept.found())
     print(effect_report.table(rows))
     for each in effect_report.unlike_last_time(rows):
         print(f"not as in the README: {each}")
+    print(f"{(time.monotonic() - began) / 60:.0f} minutes")
+    left = kept.lacks(options.rounds, POLICIES)
+    if left:
+        print(f"left for --go-on: {', '.join(f'{policy} ({number})' for number, policy in left)}")
+        return
     if options.write:
         effect_report.write(rows, options.rounds, datetime.now(UTC).strftime("%Y-%m-%d"))
-    print(f"{(time.monotonic() - began) / 60:.0f} minutes")
     exact = next(row for row in rows if row.policy == EXACT)
     for name, cell in exact.cells.items():
         assert cell.after_grace >= RIGHT, f"{EXACT}, {name}: {cell.after_grace:.1%} after 10 ms"

@@ -219,14 +219,16 @@ def picture(told: Sequence[Row]) -> str:
     size = f'width="{wide}" height="{top}" viewBox="0 0 {wide} {top}"'
     style = (
         "text{font:12px sans-serif;fill:#1b1f24}.b{font-weight:bold}.e{text-anchor:end}"
-        ".a{fill:#e3e6ea}.o{fill:#8fb8de}.v{fill:#1f6fb2}"
+        ".w{fill:#fff}.a{fill:#e3e6ea}.o{fill:#8fb8de}.v{fill:#1f6fb2}"
+        "@media(prefers-color-scheme:dark){"
+        "text{fill:#e6edf3}.w{fill:#0d1117}.a{fill:#30363d}.o{fill:#2b5783}.v{fill:#6cb6ff}}"
     )
     return "\n".join(
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
             "<title>Where a guest's interrupts were taken, by policy and phase</title>",
             f"<style>{style}</style>",
-            '<rect width="100%" height="100%" fill="#fff"/>',
+            '<rect class="w" width="100%" height="100%"/>',
             *legend,
             *lines,
             "</svg>\n",

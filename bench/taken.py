@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 GRACE: Final = 0.010
 """Seconds that a vector may be wrong after it was set up, or its vCPU moved."""
@@ -86,6 +86,32 @@ class Taken:
     @property
     def after_grace(self) -> Share:
         return Share(self.late_very.total(), self.late.total())
+
+    def kept(self) -> dict[str, Any]:
+        """All of it as JSON has it; `again` makes the same of that."""
+        counts = {name: {_name(p): c for p, c in getattr(self, name).items()} for name in _COUNTS}
+        wrong = {_name(place): seconds for place, seconds in self.wrong.items()}
+        never = sorted(map(_name, self.never))
+        return {**counts, "wrong": wrong, "never": never, "seconds": self.seconds}
+
+    @classmethod
+    def again(cls, kept: Mapping[str, Any]) -> Self:
+        counts = {n: Counter({_place(p): c for p, c in kept[n].items()}) for n in _COUNTS}
+        wrong = {_place(name): seconds for name, seconds in kept["wrong"].items()}
+        never = set(map(_place, kept["never"]))
+        return cls(**counts, wrong=wrong, never=never, seconds=kept["seconds"])
+
+
+_COUNTS: Final = ("total", "own", "very", "near", "late", "late_very")
+
+
+def _name(place: Place) -> str:
+    return f"{place[0]}[{place[1]}]"
+
+
+def _place(name: str) -> Place:
+    device, _, number = name.removesuffix("]").partition("[")
+    return device, int(number)
 
 
 def events(trace: str) -> Iterator[Event]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import effect_report, taken
+from bench.effect import Kept, by_chance
 from bench.effect_report import EXACT, PHASES, Found
 from bench.taken import Place, Share, Taken, Where
 
@@ -103,6 +105,34 @@ def test_after_a_vcpu_was_moved_all_count_from_that_moment() -> None:
     assert found.wrong[NIC] == pytest.approx(8.0)
 
 
+# What is kept.
+
+
+def test_what_is_kept_of_a_phase_is_all_of_it() -> None:
+    found = count(fires(101, NIC, 6), fires(102, NIC, 4), fires(103, DISK, 5))
+    assert found.never
+    assert Taken.again(json.loads(json.dumps(found.kept()))) == found
+
+
+def test_a_run_that_ended_early_is_gone_on_with_and_a_policy_measured_anew_alone(
+    tmp_path: Path,
+) -> None:
+    kept = Kept(tmp_path / "made" / "found.jsonl")
+    assert kept.lacks(2, ("nothing", EXACT)) == [
+        (1, "nothing"),
+        (1, EXACT),
+        (2, "nothing"),
+        (2, EXACT),
+    ]
+    phases = FOUND["nothing"]
+    for number, policy in ((1, "nothing"), (1, EXACT), (2, "nothing")):
+        kept.add(number, policy, {name: some[0] for name, some in phases.items()})
+    assert kept.lacks(2, ("nothing", EXACT)) == [(2, EXACT)]
+    assert kept.found() == {"nothing": phases, EXACT: {n: some[:1] for n, some in phases.items()}}
+    kept.forget(("nothing",))
+    assert kept.lacks(2, ("nothing", EXACT)) == [(1, "nothing"), (2, "nothing"), (2, EXACT)]
+
+
 # How it is told.
 
 
@@ -182,7 +212,5 @@ def test_the_picture_has_a_bar_for_each_cell() -> None:
 
 
 def test_chance() -> None:
-    from bench.effect import by_chance
-
     assert by_chance(1, 0.05) == 1
     assert by_chance(20, 0.05) == 5
