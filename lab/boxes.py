@@ -1,9 +1,12 @@
 """Fresh Debian hosts in namespaces: systemd, sshd and apt, on this machine's kernel.
 
-For what needs hosts and neither devices nor guests. A box is there within a second or two, and gone
+For what needs hosts, and no device that works. A box is there within a second or two, and gone
 without a trace: its root is an overlay over a tree of the cache, its changes are in memory, and
 it has neither a network nor anything of this machine's that can be written: /proc/irq, /proc/sys
 and /sys are read-only. It needs root.
+
+A made host may stand in place of this machine's /proc/irq and /sys: interrupts are files there,
+which are written as the kernel's are. lab/vmm.py is a guest for it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -42,7 +45,7 @@ LIMIT: Final = 120.0
 SOCKET: Final = "run/ssh-unix-local/socket"
 """Where systemd has sshd answer within a container: systemd-ssh-generator(8)."""
 
-# $0: an empty directory; $1: the tree; $2: the box's name.
+# $0: an empty directory; $1: the tree; $2: the box's name; $3: a made host, or nothing.
 _START: Final = """\
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 box "$0"
@@ -54,6 +57,10 @@ for each in irq sys; do
     mount --bind "proc/$each" "proc/$each"; mount -o remount,bind,ro "proc/$each"
 done
 mount -t sysfs -o ro sysfs sys
+if [ -n "$3" ]; then
+    mount --bind "$3/proc/irq" proc/irq
+    mkdir -p "$3/sys/fs/cgroup"; mount --bind "$3/sys" sys; mount -o remount,bind,ro sys
+fi
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs dev
 mkdir dev/pts dev/shm
@@ -78,10 +85,10 @@ socket.send_fds(socket.socket(fileno=1), [b"\\0"], [there.fileno()])
 """
 
 
-def tree() -> Path:
-    """What boxes are made of, built once. Raises LabUnavailable."""
+def tree(packages: Sequence[str] = ()) -> Path:
+    """What boxes are made of, with these packages more; built once. Raises LabUnavailable."""
     try:
-        return trees.tree("boxes", "minbase", PACKAGES)
+        return trees.tree("boxes", "minbase", (*PACKAGES, *packages))
     except BuildError as error:
         raise LabUnavailable(str(error)) from error
 
@@ -114,11 +121,17 @@ class Box:
 
 
 @contextmanager
-def box(name: str, work: Path) -> Iterator[Box]:
-    """A box that has started; `work` is a directory for its log. Raises LabUnavailable."""
+def box(
+    name: str, work: Path, host: Path | None = None, packages: Sequence[str] = ()
+) -> Iterator[Box]:
+    """A box that has started; `work` is a directory for its log.
+
+    `host`: a tree with the /proc/irq and the /sys that it has. `packages`: what is installed in it
+    beside `PACKAGES`. Raises LabUnavailable.
+    """
     if os.geteuid() != 0:
         raise LabUnavailable("hosts in namespaces need root")
-    made = tree()
+    made = tree(packages)
     words = [tool("setpriv"), "--pdeathsig=KILL", tool("unshare"), "--kill-child", "--fork"]
     words += ["--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup"]
     with _control_group(f"virtirq-lab-{os.getpid()}-{name}") as group:
@@ -127,7 +140,7 @@ def box(name: str, work: Path) -> Iterator[Box]:
         start = ["sh", "-ec", join, f"{group}/cgroup.procs", *words, "sh", "-ec", _START]
         with (work / "log").open("wb") as log:
             process = subprocess.Popen(
-                [*start, str(work), str(made), name],
+                [*start, str(work), str(made), name, "" if host is None else str(host)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
