@@ -58,8 +58,10 @@ INTEL = MadeHost(
         "/proc/4242/task/4242/status": "Cpus_allowed_list:\t0-3",
     },
 )
+PLATFORM = paths.VFIO_DRIVER.at("platform", "vfio-platform")
 HOSTS = {
     "intel": INTEL,
+    "of a SoC": replace(INTEL, files={**INTEL.files, f"{PLATFORM}/bind": ""}),
     "amd": replace(INTEL, kvm={"kvm_amd/avic": "Y"}, iommus={}, symlinked=True),
     "old kernel": replace(INTEL, old_msi=True, nohz_full=None, nodes={}, kvm={}),
     "linux 6.1": replace(
@@ -159,6 +161,8 @@ def exercised() -> set[KernelPath]:
             found.add(paths.IRQBALANCE_SOCKET)  # a socket is known by its name alone
         if any(call == ("listdir", f"{paths.PCI_DIR}/{NIC}/vfio-dev") for call in fs.calls):
             found.add(paths.PCI_VFIO_DEV)  # so is this
+        if any(call == ("mode", PLATFORM) for call in fs.calls) and fs.memory.isdir(PLATFORM):
+            found.add(paths.VFIO_DRIVER)  # and this
     return found
 
 

@@ -121,6 +121,8 @@ LIBVIRT_PID: Final = KernelPath("/run/libvirt/qemu/{guest}.pid", optional=True, 
 # Without processes that tells nothing, and a recording has none.
 VFIO_DEVICE: Final = KernelPath("/sys/class/vfio-dev/{device}", optional=True, recorded=False)
 PCI_ENABLE: Final = KernelPath("/sys/bus/pci/devices/{bdf}/enable", optional=True, recorded=False)
+# What hands out devices of other buses. A recording has all actions, which tell of them as well.
+VFIO_DRIVER: Final = KernelPath("/sys/bus/{bus}/drivers/{driver}", optional=True, recorded=False)
 # Documentation/admin-guide/sysfs-rules.rst: the device of a number, "major:minor"
 CHAR_DEVICE: Final = KernelPath("/sys/dev/char/{number}", optional=True, recorded=False)
 # Documentation/filesystems/proc.rst: what a process has open, and who its children are

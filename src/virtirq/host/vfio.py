@@ -30,7 +30,7 @@ def other_interrupts(fs: HostFs) -> dict[str, list[int]]:
 
     All of the host's interrupts are looked at, but only where there is a driver for such a device.
     """
-    if fs.recording is None and not any(_has_driver(fs, *each) for each in _DRIVERS):
+    if fs.recording is None and not any(fs.isdir(paths.VFIO_DRIVER.at(*d)) for d in _DRIVERS):
         return {}
     found: dict[str, list[int]] = {}
     try:
@@ -41,10 +41,6 @@ def other_interrupts(fs: HostFs) -> dict[str, list[int]]:
         for device in _devices(fs, irq):
             found.setdefault(device, []).append(irq)
     return dict(sorted(found.items()))
-
-
-def _has_driver(fs: HostFs, bus: str, driver: str) -> bool:
-    return fs.isdir(f"/sys/bus/{bus}/drivers/{driver}")
 
 
 def _devices(fs: HostFs, irq: int) -> list[str]:
