@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.daemon.running import timers
 from tests.needs import NOBODY
 from virtirq.control.holding import SOCKET, held
 from virtirq.daemon.holds import _MOST, Holds
@@ -38,7 +39,7 @@ class Told:
 
 @asynccontextmanager
 async def holds(directory: Path, told: Told) -> AsyncIterator[Holds]:
-    made = Holds(directory, told.hold, told.release)
+    made = Holds(directory, told.hold, told.release, timers())
     made.start()
     try:
         yield made

@@ -16,6 +16,7 @@ from typing import Final
 
 from virtirq.control.holding import HELD, LONGEST, SOCKET
 from virtirq.daemon.listening import listen
+from virtirq.daemon.timers import Timers
 
 _PAUSE: Final = 0.25
 """Seconds until who could not be let in is let in."""
@@ -31,10 +32,12 @@ class Holds:
         directory: Path,
         hold: Callable[[str], bool],
         release: Callable[[str], object],
+        timers: Timers,
     ) -> None:
         self._path = directory / SOCKET
         self._hold = hold
         self._release = release
+        self._timers = timers
         self._listening: socket.socket | None = None
         self._holders: dict[socket.socket, str] = {}
         """What each connection holds; nothing until it has asked."""
@@ -56,6 +59,7 @@ class Holds:
             self._loop.add_reader(self._listening, self._let_in, self._listening)
 
     def close(self) -> None:
+        self._timers.cancel("holds")
         for holder in tuple(self._holders):
             self._hang_up(holder)
         if self._listening is not None:
@@ -72,7 +76,7 @@ class Holds:
             return
         except OSError:  # no room: it stays to be let in, and the loop would hear of nothing else
             self._loop.remove_reader(listening)
-            self._loop.call_later(_PAUSE, self._listen)
+            self._timers.soon(("holds",), _PAUSE, self._listen)
             return
         if len(self._holders) >= _MOST:
             holder.close()

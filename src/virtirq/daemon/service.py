@@ -198,7 +198,7 @@ class Daemon:
             setup.state, self._daemon_status, answers, urgent=self._events_wait
         )
         reconciler = self._reconciler
-        self._holds = Holds(setup.state, reconciler.hold, reconciler.release)
+        self._holds = Holds(setup.state, reconciler.hold, reconciler.release, self._timers)
         self._unclaimed = Unclaimed(
             self._fs,
             self._reconciler.registry,
