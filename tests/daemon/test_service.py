@@ -267,6 +267,47 @@ def test_a_start_that_fails_ends_the_daemon(
     assert "READY=1" not in stage.told()
 
 
+def fail() -> None:
+    raise RuntimeError("a fault of ours")
+
+
+def when_read(daemon: Daemon) -> None:
+    """It stays readable: the loop would call it again at once."""
+    daemon._hear(os.eventfd(1), fail)
+
+
+async def failing() -> None:
+    fail()
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        when_read,
+        lambda daemon: daemon._loop.call_soon(fail),
+        lambda daemon: daemon._loop.add_reader(os.eventfd(1), fail),
+        lambda daemon: daemon._timers.soon(("test",), 0.0, fail),
+        lambda daemon: daemon._timers.soon(("test",), 0.0, failing),
+        lambda daemon: daemon._task(failing()),
+    ],
+    ids=["heard", "callback", "reader", "timer", "timer's task", "task"],
+)
+def test_whatever_fails_in_the_loop_ends_the_daemon_once(
+    stage: Stage, begin: Callable[[Daemon], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def live() -> None:
+        async with stage.daemon() as daemon:
+            work = asyncio.ensure_future(daemon.work())
+            await stage.until_ready(work)
+            begin(daemon)
+            await asyncio.wait_for(work, 30)
+
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        asyncio.run(live())
+    assert stage.said[-1] == "stopped", "in order"
+    assert caplog.records == [], "asyncio itself tells nothing"
+
+
 def test_a_hangup_on_the_way_out_kills_nobody(stage: Stage) -> None:
     async def live() -> None:
         async with stage.daemon() as daemon:
