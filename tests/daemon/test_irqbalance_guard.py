@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Collection, Coroutine
-from types import SimpleNamespace
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Collection
+from typing import cast
 
 import pytest
 
+from tests.daemon.test_timers import Clock
 from virtirq.control.irqbalance import IrqbalanceClient, State, Told
-from virtirq.daemon import irqbalance_guard as module
 from virtirq.daemon.irqbalance_guard import LINGER, IrqbalanceGuard
 from virtirq.daemon.log import Log
+from virtirq.daemon.timers import Timers
 
 ENOUGH = 300.0
 """Seconds after which a test gives up."""
+_ROUNDED = 1e-9
 PID, NEXT = 12, 13
 TOLD = Told(State.TOLD, PID)
 REFUSED = Told(State.REFUSED, PID, reason="it does not answer")
@@ -50,46 +51,16 @@ class FakeBans:
         self.calls.append(("close",))
 
 
-class Pace:
-    """Stands in for asyncio in the module: its sleeps end when the test says so."""
-
-    def __init__(self) -> None:
-        self.sleeps: list[float] = []
-        self.waits: list[float | None] = []
-        self._wake = asyncio.Semaphore(0)
-        self._late = asyncio.Semaphore(0)
-
-    def wake(self) -> None:
-        self._wake.release()
-
-    def time_out(self) -> None:
-        self._late.release()
-
-    async def sleep(self, delay: float) -> None:
-        self.sleeps.append(delay)
-        await self._wake.acquire()
-
-    async def wait_for(self, what: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
-        self.waits.append(timeout)
-        if timeout is None:
-            return await what
-        wanted, late = asyncio.ensure_future(what), asyncio.ensure_future(self._late.acquire())
-        done, undone = await asyncio.wait([wanted, late], return_when=asyncio.FIRST_COMPLETED)
-        for each in undone:
-            each.cancel()
-        if wanted in done:
-            return wanted.result()
-        raise TimeoutError
-
-
 class Stage:
-    """A IrqbalanceGuard at work, with a IrqbalanceClient and a pace that the test makes."""
+    """A IrqbalanceGuard with an IrqbalanceClient and a clock that the test makes."""
 
-    def __init__(self, bans: FakeBans, pace: Pace) -> None:
-        self.bans, self.pace = bans, pace
-        self.now = 0.0
-        self.sparing = IrqbalanceGuard(cast(IrqbalanceClient, bans), Log(), lambda: self.now)
-        self.task = asyncio.create_task(self.sparing.run())
+    def __init__(self, bans: FakeBans) -> None:
+        self.bans = bans
+        self.clock = Clock()
+        self.errors: list[BaseException] = []
+        self.timers = Timers(self.clock.later, lambda: self.clock.now, self.errors.append)
+        client = cast(IrqbalanceClient, bans)
+        self.sparing = IrqbalanceGuard(client, Log(), self.timers, lambda: self.clock.now)
         self.ours: frozenset[int] = frozenset()
         self.asked = 0
         """How often it was asked for what is ours."""
@@ -107,51 +78,48 @@ class Stage:
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(ENOUGH):
             while not condition():
-                assert not self.task.done() or self.task.cancelled(), self.task
+                assert self.errors == []
                 await asyncio.sleep(0.001)
 
     async def told(self) -> tuple[object, ...]:
         """The next that irqbalance is told, once the pause before that is over."""
-        count, pauses = len(self.bans.calls), len(self.pace.sleeps)
-        if not self.asleep:
-            await self.until(lambda: len(self.pace.sleeps) > pauses)
-        self.awake += 1
-        waits = len(self.pace.waits)
-        self.pace.wake()
-        await self.until(lambda: len(self.bans.calls) > count)
-        await self.until(lambda: self.asleep or len(self.pace.waits) > waits)
+        count = len(self.bans.calls)
+        await self.next()
+        assert len(self.bans.calls) == count + 1
         return self.bans.calls[-1]
 
-    awake = 0
+    async def next(self) -> None:
+        """What is to be done next is done."""
+        self.pass_()
+        await self.until(lambda: not self.timers._at_work)
 
-    @property
-    def asleep(self) -> bool:
-        return len(self.pace.sleeps) > self.awake
+    def pass_(self) -> None:
+        """Time passes until something is done."""
+        self.clock.pass_(self.clock.waits[0] + _ROUNDED)
+        while self.clock.waits[:1] == [0]:
+            self.clock.pass_(_ROUNDED)
 
     async def rests(self) -> None:
         """Nothing is about to happen."""
         for _ in range(20):
             await asyncio.sleep(0)
-        assert not self.asleep
+        assert self.clock.waits == []
 
 
 Act = Callable[[Stage], Awaitable[None]]
 
 
 @pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def play() -> Callable[..., None]:
     def run(act: Act, *answers: Told) -> None:
         async def main() -> None:
-            pace = Pace()
-            mine = SimpleNamespace(**vars(asyncio))
-            mine.sleep, mine.wait_for = pace.sleep, pace.wait_for
-            monkeypatch.setattr(module, "asyncio", mine)
-            stage = Stage(FakeBans(*answers), pace)
+            stage = Stage(FakeBans(*answers))
             try:
                 await act(stage)
+                assert stage.errors == []
             finally:
                 stage.bans.go.set()
-                stage.task.cancel()
+                stage.timers.close()
 
         asyncio.run(main())
 
@@ -179,7 +147,7 @@ def test_what_comes_in_a_burst_is_told_in_one_go(play: Play) -> None:
     async def act(stage: Stage) -> None:
         for count in range(1, 10):
             stage.want(frozenset(range(count)))
-        await stage.until(lambda: stage.asleep)
+        stage.clock.pass_(0.1)
         stage.want(frozenset({1, 2, 3}))
         assert await stage.told() == ("keep", frozenset({1, 2, 3}), False)
         await stage.rests()
@@ -196,10 +164,8 @@ def test_what_is_ours_is_asked_for_when_it_is_told_and_not_at_each_event(play: P
         assert stage.asked == 1
         for _ in range(100):
             stage.sparing.changed()
-        await stage.until(lambda: stage.asleep)
-        stage.awake += 1
-        stage.pace.wake()
-        await stage.until(lambda: stage.asked == 2)
+        await stage.next()
+        assert stage.asked == 2
         await stage.rests()
         assert len(stage.bans.calls) == 1, "it is the same as before"
 
@@ -210,9 +176,7 @@ def test_what_comes_while_it_is_told_is_told_next(play: Play) -> None:
     async def act(stage: Stage) -> None:
         stage.bans.go.clear()
         stage.want(frozenset({1}))
-        await stage.until(lambda: stage.asleep)
-        stage.awake += 1
-        stage.pace.wake()
+        stage.pass_()
         await stage.until(lambda: stage.bans.begun == 1)
         stage.want(frozenset({1, 2}))
         stage.bans.go.set()
@@ -244,20 +208,19 @@ def test_what_was_freed_is_spared_a_while_longer(play: Play) -> None:
         await stage.told()
         stage.want(frozenset({1}))
         assert await stage.told() == ("keep", frozenset({1, 2}), False)
-        assert stage.pace.waits[-1] == LINGER
-        stage.now += 5
+        assert stage.clock.waits == [LINGER]
+        stage.clock.pass_(5)
         stage.want(frozenset({1, 2, 3}))
         assert await stage.told() == ("keep", frozenset({1, 2, 3}), False)
-        assert stage.pace.waits[-1] is None
+        assert stage.clock.waits == []
         stage.want(frozenset({3}))
         await stage.told()
-        stage.now += LINGER
-        stage.pace.time_out()
+        assert stage.clock.waits == [LINGER]
         assert await stage.told() == ("keep", frozenset({3}), False)
-        assert stage.pace.waits[-1] is None, "there is no timer while all is well"
+        assert stage.clock.waits == [], "there is no timer while all is well"
         stage.want(None)
         assert await stage.told() == ("release",)
-        assert stage.pace.waits[-1] is None
+        assert stage.clock.waits == []
 
     play(act)
 
@@ -269,7 +232,7 @@ def test_what_was_freed_needs_no_timer_where_nobody_would_move_it(play: Play, to
         await stage.told()
         stage.want(frozenset({1}))
         assert await stage.told() == ("keep", frozenset({1}), False)
-        assert set(stage.pace.waits) == {None}
+        assert stage.clock.waits == []
 
     play(act, told)
 
@@ -280,13 +243,23 @@ def test_one_that_was_started_is_waited_for(play: Play) -> None:
     async def act(stage: Stage) -> None:
         stage.want(frozenset())
         await stage.told()
-        stage.pace.sleeps.clear()
-        stage.awake = 0
         stage.sparing.restarted()
-        for _ in range(4):
+        for seconds in (0.5, 1.0, 2.0, 5.0):
+            assert stage.clock.waits == [seconds]
             await stage.told()
-        assert stage.pace.sleeps == [0.5, 1.0, 2.0, 5.0]
         await stage.rests()
+
+    play(act)
+
+
+def test_whoever_starts_programs_of_its_name_puts_nothing_off(play: Play) -> None:
+    async def act(stage: Stage) -> None:
+        stage.want(frozenset({1}))
+        await stage.told()
+        for _ in range(7):
+            stage.sparing.restarted()
+            stage.clock.pass_(0.1)
+        await stage.until(lambda: len(stage.bans.calls) == 2)
 
     play(act)
 
@@ -314,7 +287,7 @@ def test_one_that_does_not_listen_yet_is_not_found(play: Play) -> None:
         await stage.told()
         stage.sparing.restarted()
         await stage.told()
-        assert 30.0 not in stage.pace.waits
+        assert 30.0 not in stage.clock.waits
         await stage.told()
         assert stage.sparing.spared == NEXT
 
@@ -325,11 +298,9 @@ def test_one_that_does_not_answer_is_asked_again(play: Play) -> None:
     async def act(stage: Stage) -> None:
         stage.want(frozenset({1}))
         await stage.told()
-        assert stage.pace.waits[-1] == 30.0
-        await stage.rests()
-        stage.pace.time_out()
+        assert stage.clock.waits == [30.0]
         assert await stage.told() == ("keep", frozenset({1}), False)
-        assert stage.pace.waits[-1] is None, "there is no timer while all is well"
+        assert stage.clock.waits == [], "there is no timer while all is well"
         await stage.rests()
 
     play(act, REFUSED, TOLD)
@@ -340,7 +311,7 @@ def test_there_is_no_timer_while_there_is_nothing_to_do(play: Play, told: Told) 
     async def act(stage: Stage) -> None:
         stage.want(frozenset({1}))
         await stage.told()
-        assert set(stage.pace.waits) == {None}
+        assert stage.clock.waits == []
 
     play(act, told)
 
@@ -403,17 +374,14 @@ def test_a_call_that_hangs_is_one_that_was_refused(
         monkeypatch.setattr(stage.sparing._calls, "limit", 0.01)
         stage.bans.go.clear()
         stage.want({1, 2})
-        await stage.until(lambda: stage.asleep)
-        stage.awake += 1
-        stage.pace.wake()
-        await stage.until(lambda: stage.pace.waits[-1] == 30.0)
+        await stage.next()
+        assert stage.clock.waits == [30.0]
         (finding,) = stage.sparing.findings()
         said = "irqbalance (pid 12) was not told: no answer within 0.01 seconds"
         assert finding.message == said
         stage.bans.go.set()
         monkeypatch.setattr(stage.sparing._calls, "limit", ENOUGH)
         await stage.until(lambda: len(stage.bans.calls) == 2)
-        stage.pace.time_out()
         assert await stage.told() == ("keep", frozenset({1, 2}), False)
         assert stage.sparing.findings() == ()
 
@@ -424,7 +392,7 @@ def test_ours_are_taken_out_in_the_end(play: Play) -> None:
     async def act(stage: Stage) -> None:
         stage.want(frozenset({1}))
         await stage.told()
-        stage.task.cancel()
+        stage.timers.close()
         await stage.sparing.close(release=True)
         assert stage.bans.calls[1:] == [("release",), ("close",)]
         assert stage.sparing.spared is None
@@ -436,7 +404,7 @@ def test_or_they_stay_for_who_comes_after_us(play: Play) -> None:
     async def act(stage: Stage) -> None:
         stage.want(frozenset({1}))
         await stage.told()
-        stage.task.cancel()
+        stage.timers.close()
         await stage.sparing.close(release=False)
         assert stage.bans.calls[1:] == [("close",)]
 
@@ -449,10 +417,9 @@ def test_the_end_comes_after_what_is_going_on(play: Play) -> None:
     async def act(stage: Stage) -> None:
         stage.bans.go.clear()
         stage.want(frozenset({1}))
-        await stage.until(lambda: stage.asleep)
-        stage.pace.wake()
+        stage.pass_()
         await stage.until(lambda: stage.bans.begun == 1)
-        stage.task.cancel()
+        stage.timers.close()
         closing = asyncio.create_task(stage.sparing.close(release=True))
         for _ in range(50):
             await asyncio.sleep(0.001)

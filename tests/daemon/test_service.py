@@ -288,9 +288,8 @@ async def failing() -> None:
         lambda daemon: daemon._loop.add_reader(os.eventfd(1), fail),
         lambda daemon: daemon._timers.soon(("test",), 0.0, fail),
         lambda daemon: daemon._timers.soon(("test",), 0.0, failing),
-        lambda daemon: daemon._task(failing()),
     ],
-    ids=["heard", "callback", "reader", "timer", "timer's task", "task"],
+    ids=["heard", "callback", "reader", "timer", "timer's task"],
 )
 def test_whatever_fails_in_the_loop_ends_the_daemon_once(
     stage: Stage, begin: Callable[[Daemon], object], caplog: pytest.LogCaptureFixture

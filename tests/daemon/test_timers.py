@@ -37,7 +37,13 @@ class Clock:
 
     @property
     def pending(self) -> int:
-        return sum(entry.call is not None for _, _, entry in self._queue)
+        return len(self.waits)
+
+    @property
+    def waits(self) -> list[float]:
+        """Seconds until each of what is to be called."""
+        due = (at for at, _, entry in self._queue if entry.call is not None)
+        return sorted(round(at - self.now, 6) for at in due)
 
 
 class Entry:

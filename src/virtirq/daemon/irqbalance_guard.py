@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Final
 from virtirq.control.irqbalance import IrqbalanceClient, State, Told
 from virtirq.daemon.blocking import Lane
 from virtirq.daemon.log import Log
+from virtirq.daemon.timers import Key, Timers
 from virtirq.errors import NoAnswerError
 from virtirq.model import Finding, counted
 from virtirq.policy.findings import irqbalance_untold
@@ -23,12 +23,15 @@ LINGER: Final = 20.0
 """Seconds that a number which was freed is spared: a guest that boots or loads its driver anew gets
 the same ones again, and irqbalance would move them before it is told.
 """
-_AGAIN: Final = 30.0
+_REFUSED: Final = 30.0
 """Seconds until an irqbalance that did not listen is asked once more."""
 _PATIENCE: Final = 30.0
 """Seconds that telling it may take; its client gives up sooner by itself."""
 
 _KEY: Final = "irqbalance"
+_TELL: Final[Key] = (_KEY, "tell")
+_AGAIN: Final[Key] = (_KEY, "again")
+_STARTED: Final[Key] = (_KEY, "started")
 
 Kept = Callable[[], frozenset[int]]
 """Gives the IRQ numbers that are ours."""
@@ -38,11 +41,16 @@ class IrqbalanceGuard:
     """What irqbalance is to leave alone, and whether it was told."""
 
     def __init__(
-        self, bans: IrqbalanceClient, log: Log, clock: Callable[[], float] = time.monotonic
+        self,
+        bans: IrqbalanceClient,
+        log: Log,
+        timers: Timers,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = bans
         self._clock = clock
         self._log = log
+        self._timers = timers
         self._asked = False
         self._kept: Kept | None = None
         self._wanted: frozenset[int] | None = frozenset()
@@ -51,12 +59,12 @@ class IrqbalanceGuard:
         """Numbers that are not ours any more, and until when they are spared all the same."""
         self._spared: frozenset[int] = frozenset()
         """What irqbalance was told last."""
-        self._due = asyncio.Event()
         self._tell_anyway = False
         """Whether it is told even if what is ours is the same as before."""
         self._verify = False
         self._told: Told | None = None
         self._starts: list[float] = []
+        """When to look for one that was started, after the look that is due."""
         self._said: tuple[object, ...] = ()
         self._calls = Lane("irqbalance", at_once=1, limit=_PATIENCE)
 
@@ -86,36 +94,22 @@ class IrqbalanceGuard:
         if kept is None:
             self._wanted = None
         self._tell_anyway = True
-        self._due.set()
+        self._soon()
 
     def changed(self) -> None:
         """What is ours may be other than before; it is asked for when irqbalance is told next."""
         if self._kept is not None:
-            self._due.set()
+            self._soon()
 
     def restarted(self) -> None:
         """An irqbalance was started, or some program of its name."""
-        self._starts = list(_STARTS)
-        self._due.set()
+        first, *self._starts = _STARTS
+        self._timers.soon(_STARTED, first, self._started)
 
     def check(self) -> None:
         """It may have been started, for all that is known."""
         self._verify = True
-        self._due.set()
-
-    async def run(self) -> None:
-        """Tell it whenever there is something new."""
-        while True:
-            await self._next()
-            self._tell_anyway |= bool(self._starts)
-            await asyncio.sleep(self._starts.pop(0) if self._starts else _BURST)
-            self._due.clear()
-            verify, self._verify = self._verify, False
-            anyway, self._tell_anyway = self._tell_anyway or verify, False
-            kept = self._ours()
-            same = kept is self._wanted or kept == self._wanted
-            if self._asked and (anyway or not same):
-                await self._tell(kept, verify=verify)
+        self._soon()
 
     async def close(self, *, release: bool) -> None:
         """With `release`, take out again what is ours; else it stays, for who comes after us.
@@ -130,17 +124,35 @@ class IrqbalanceGuard:
     def _ours(self) -> frozenset[int] | None:
         return None if self._kept is None else self._kept()
 
-    async def _next(self) -> None:
-        again = self._told is not None and self._told.state is State.REFUSED
+    def _soon(self) -> None:
+        self._timers.soon(_TELL, _BURST, self._tell_news)
+
+    def _again(self) -> None:
+        """Though nothing has changed."""
+        self._tell_anyway = True
+        self._timers.soon(_TELL, 0.0, self._tell_news)
+
+    def _started(self) -> None:
+        self._again()
         if self._starts:
+            self._timers.soon(_STARTED, self._starts.pop(0), self._started)
+
+    async def _tell_news(self) -> None:
+        """Tell it, if there is something new."""
+        verify, self._verify = self._verify, False
+        anyway, self._tell_anyway = self._tell_anyway or verify, False
+        kept = self._ours()
+        same = kept is self._wanted or kept == self._wanted
+        if not self._asked or (same and not anyway):
             return
-        times = [_AGAIN] if again else []
-        if self._freed:
-            times.append(max(0.0, min(self._freed.values()) - self._clock()))
-        try:
-            await asyncio.wait_for(self._due.wait(), min(times, default=None))
-        except TimeoutError:
-            self._tell_anyway = True
+        await self._tell(kept, verify=verify)
+        times = [max(0.0, min(self._freed.values()) - self._clock())] if self._freed else []
+        refused = self._told is not None and self._told.state is State.REFUSED
+        if refused and not self._timers.is_due(_STARTED):
+            times.append(_REFUSED)
+        self._timers.cancel(*_AGAIN)
+        if times:
+            self._timers.soon(_AGAIN, min(times), self._again)
 
     def _with_freed(self, wanted: frozenset[int] | None) -> frozenset[int]:
         """These, and what was told before and has been freed a short while ago."""
@@ -166,7 +178,7 @@ class IrqbalanceGuard:
             told = Told(State.REFUSED, self._told.pid if self._told else None, reason=str(error))
         listens = told.state in (State.TOLD, State.SPARED)
         if listens and self._told is not None and told.pid != self._told.pid:
-            self._starts = []  # it was found, and listens
+            self._timers.cancel(*_STARTED)  # it was found, and listens
         self._told = told
         news = (told.state, told.pid, told.reason, bool(wanted))
         if news == self._said:

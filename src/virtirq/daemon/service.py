@@ -169,7 +169,7 @@ class Daemon:
             sources=self._sources,
             set_up=self._set_up_meanwhile,
         )
-        self._guard = IrqbalanceGuard(IrqbalanceClient(setup.state, self._fs), log)
+        self._guard = IrqbalanceGuard(IrqbalanceClient(setup.state, self._fs), log, self._timers)
         peek = [] if setup.uri is None else [PeekReader(setup.uri)]
         readers: list[VectorReader] = [*peek, QmpReader(self._fs), RoutesReader()]
         self._follower = VectorFollower(
@@ -223,7 +223,6 @@ class Daemon:
         self._uevents: Uevents | None = None
         self._metrics: Server | None = None
         self._reads = Lane("beside", at_once=2, limit=_PATIENCE)
-        self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
         """Whether the start is over."""
         self._reload_asked = False
@@ -252,7 +251,6 @@ class Daemon:
         # Before guests are read: what happens meanwhile is not missed.
         self._hear_kernel()
         self._hear_uevents()
-        self._task(self._guard.run())
         if self._finds(self._reconciler.config):
             # First, so that nothing of theirs is taken for left over; what libvirt tells is the
             # better word, and replaces it.
@@ -314,8 +312,6 @@ class Daemon:
         self._timers.close()
         self._processes.close()
         self._follower.stop()
-        for task in self._tasks:
-            task.cancel()
         for each in (self._events, self._uevents):
             if each is not None:
                 self._loop.remove_reader(each.fileno())
@@ -365,18 +361,6 @@ class Daemon:
     def _end(self) -> None:
         if not self._stop.done():
             self._stop.set_result(None)
-
-    def _task(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._over)
-
-    def _over(self, task: asyncio.Task[None]) -> None:
-        """A task that ends has failed: better no daemon than half of one."""
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            self._fail(error)
 
     def _ping(self) -> None:
         if self._manager.ping_every is not None:
