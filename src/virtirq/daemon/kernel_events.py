@@ -35,7 +35,7 @@ from typing import Final, NamedTuple
 from virtirq.daemon.thread_filter import NO_THREAD, NOBODY, Run, about
 from virtirq.errors import UnavailableError
 from virtirq.host import paths
-from virtirq.host.events import EventKind, KernelEvent, Pairing, parse
+from virtirq.host.events import EventKind, KernelEvent, Pairing, parse, vectors
 
 _NAME: Final = "virtirq"
 _BUFFER_KB: Final = 64
@@ -223,18 +223,26 @@ class KernelEvents:
                 ) from error
             if not data:
                 return
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            found: list[KernelEvent] = []
-            for line in lines:
-                event = parse(line)
-                if event is None:
-                    self.lost = True
-                else:
-                    found += self._pairing.done(event)
+            data = self._rest + data
+            found, end = ([], 0) if self._pairing else vectors(data)
+            if end < len(data):
+                found += self._by_line(data[end:])
+            else:
+                self._rest = b""
             if found:
                 yield found
             if not number and len(data) < _FIRST:
                 return  # all that was printed; of what comes epoll(7) tells
+
+    def _by_line(self, data: bytes) -> Iterator[KernelEvent]:
+        """What is done by what these lines tell; the last may be a piece of one."""
+        *lines, self._rest = data.split(b"\n")
+        for line in lines:
+            event = parse(line)
+            if event is None:
+                self.lost = True
+            else:
+                yield from self._pairing.done(event)
 
     @property
     def unsettled(self) -> bool:

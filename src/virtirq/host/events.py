@@ -40,6 +40,8 @@ class EventKind(Enum):
     __hash__ = object.__hash__  # Enum's own is of the name, and made in Python each time
 
 
+_REQUESTED: Final = EventKind.REQUESTED
+_FREED: Final = EventKind.FREED
 ENDS: Final = {EventKind.IN_PLACE: EventKind.REQUESTED, EventKind.SETTLED: EventKind.MOVED}
 """Events that say that what an earlier one of the same task announced is done."""
 
@@ -71,13 +73,32 @@ _NAME: Final = pattern(rb' name="(.*)"$', re.ASCII | re.DOTALL)
 _BY: Final = pattern(rb' by="(.*)"$', re.ASCII | re.DOTALL)
 _PROGRAM: Final = pattern(rb"filename=(.*) pid=\d+ old_pid=\d+$", re.ASCII | re.DOTALL)
 _MOST_NAME: Final = 300
-# A vector that is set up or given up, in one go: most of what is told, and what somebody waits for.
+# A vector that is given up, or set up, from its request to its end: most of what is told, and what
+# somebody waits for.
 _VECTOR: Final = pattern(
-    rb".{16}-(\d{1,9}) +\[\d{1,5}\] +(\d{1,12}\.\d{1,9}): (?:in_place: "
-    rb'|requested: (?:\([^)]*\) )?irq=(\d{1,9}) name="(.*)"$'
-    rb"|freed: (?:\([^)]*\) )?irq=(\d{1,9})$)",
-    re.ASCII | re.DOTALL,
+    rb"[^\n]{16}-(\d{1,9}) +\[\d{1,5}\] +(\d{1,12}\.\d{1,9}): "
+    rb"(?:freed: (?:\([^)\n]*\) )?irq=(\d{1,9})\n"
+    rb'|requested: (?:\([^)\n]*\) )?irq=(\d{1,9}) name="([^"\n]{1,300})"\n'
+    rb"[^\n]{16}-\1 +\[\d{1,5}\] +\d{1,12}\.\d{1,9}: in_place: [^\n]*\n)",
+    re.ASCII,
 )
+
+
+def vectors(text: bytes) -> tuple[list[KernelEvent], int]:
+    """The vectors that `text` begins with, told of whole and one after another; where they end.
+
+    Line by line it comes out the same, for who holds nothing back (`parse`, `Pairing`).
+    """
+    found, at = [], 0
+    while told := _VECTOR.match(text, at):
+        pid, when, freed, irq, name = told.groups()
+        if freed is not None:
+            found.append(KernelEvent(_FREED, float(when), int(freed), "", -1, "", int(pid)))
+        else:
+            action = name.decode("utf-8", "replace")
+            found.append(KernelEvent(_REQUESTED, float(when), int(irq), action, -1, "", int(pid)))
+        at = told.end()
+    return found, at
 
 
 def parse(line: bytes) -> KernelEvent | None:
@@ -86,20 +107,6 @@ def parse(line: bytes) -> KernelEvent | None:
     That may be a note of lost events, or a line that a task with a line feed in its name has
     broken: then something was missed, and all must be looked at.
     """
-    found = _VECTOR.match(line)
-    if found is None:
-        return parse_any(line)
-    pid, at, irq, name, freed = found.groups()
-    if irq is not None:
-        told = name[:_MOST_NAME].decode("utf-8", "replace")
-        return KernelEvent(EventKind.REQUESTED, float(at), int(irq), told, -1, "", int(pid))
-    if freed is not None:
-        return KernelEvent(EventKind.FREED, float(at), int(freed), "", -1, "", int(pid))
-    return KernelEvent(EventKind.IN_PLACE, float(at), -1, "", -1, "", int(pid))
-
-
-def parse_any(line: bytes) -> KernelEvent | None:
-    """As `parse`, of any event."""
     head = _HEAD.match(line, _COMM)
     kind = _KINDS.get(head[3]) if head is not None else None
     if head is None or kind is None:
