@@ -140,7 +140,7 @@ class Executor:
         restoring: bool = False,
         batch: int = _BATCH,
         mover: str = SOMEONE,
-        interrupted: Callable[[], bool] = lambda: False,
+        interrupted: Callable[[], bool] | None = None,
         room: Callable[[Sequence[Pin]], Sequence[Pin]] = lambda _: (),
     ) -> None:
         self._fs = fs
@@ -177,7 +177,7 @@ class Executor:
     def _run_all(self, pins: tuple[Pin, ...]) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for first in range(0, len(pins), self._batch):
-            outcomes += self._run([_Step(pin) for pin in pins[first : first + self._batch]])
+            outcomes += self._run(list(map(_Step, pins[first : first + self._batch])))
         return outcomes
 
     def _run(self, steps: Sequence[_Step]) -> list[Outcome]:
@@ -200,7 +200,7 @@ class Executor:
                 step.file.close()
 
     def _heed_interruption(self) -> None:
-        if self._stopped is None and self._interrupted():
+        if self._interrupted is not None and self._stopped is None and self._interrupted():
             self._stopped = _INTERRUPTED
 
     def _attempt(self, step: _Step, phase: Callable[[_Step], None]) -> None:
@@ -294,7 +294,7 @@ class Executor:
         if not steps or self._stopped is not None:
             return
         try:
-            self._journal.move(*(self._found(step, step.pin.after) for step in steps))
+            self._journal.move(*[self._found(step, step.pin.after) for step in steps])
         except JournalError as error:
             self._stop_for(steps[0], error)
         else:

@@ -48,11 +48,13 @@ from virtirq.values import replace
 _NAME: Final = "journal.jsonl"
 _FRESH: Final = "journal.new"
 _LOCK: Final = "lock"
+_AT_ONCE: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 _COMPACT_BYTES: Final = 1 << 20
 _MAX_BYTES: Final = 1 << 28
 """Some 16 lines for each of the 2^20 interrupts that nobody has."""
 _START: Final = b'{"op": "'
 _SEAL: Final = len(b', "crc": "01234567"}')
+_decoded: Final = json.JSONDecoder().raw_decode
 _quoted: Final = json.encoder.encode_basestring_ascii
 _MAX_LINE: Final = 1 << 17
 """Bytes; two lists of every other one of 8192 CPUs are 40 kB."""
@@ -82,6 +84,7 @@ class Journal:
         flags = os.O_RDONLY if reading else os.O_RDWR | os.O_APPEND
         self._descriptor = directory.open(_NAME, flags, make=not reading)
         try:
+            self._file = _file(self._descriptor)
             self._load()
         except BaseException:
             self.close()
@@ -92,12 +95,12 @@ class Journal:
 
     def is_current(self) -> bool:
         """Whether the file is what this object knows: nobody else wrote to it or replaced it."""
-        mine = os.fstat(self._descriptor)
         try:
             there = os.stat(_NAME, dir_fd=self._directory.descriptor, follow_symlinks=False)
         except OSError:
             return False
-        return not self._broken and os.path.samestat(mine, there) and mine.st_size == self._size
+        mine = (there.st_ino, there.st_dev, there.st_size) == (*self._file, self._size)
+        return mine and not self._broken
 
     def tidy(self) -> None:
         """Make the file short again when most of it tells of what is over."""
@@ -188,7 +191,8 @@ class Journal:
     def _written(self, op: str, told: Iterable[tuple[InterruptKey, str]]) -> list[bytes]:
         """Whole lines; of each interrupt the fields, each with a comma before it."""
         head = f'{{"op": "{op}{self._of_boot}{time.time():.3f}, '
-        return [_sealed(f"{head}{_subject(key)}{fields}".encode()) for key, fields in told]
+        bodies = [f"{head}{_subject(key)}{fields}".encode() for key, fields in told]
+        return [b"%b%b\n" % (body, _seal(body)) for body in bodies]
 
     def _append(self, lines: Sequence[bytes]) -> None:
         if self._reading:
@@ -307,8 +311,15 @@ class Journal:
                 os.unlink(_FRESH, dir_fd=directory)
             return False
         os.close(old)
+        self._file = _file(fresh)
         self._earlier.clear()
         return True
+
+
+def _file(descriptor: int) -> tuple[int, int]:
+    """Which file it is, for as long as it is open."""
+    found = os.fstat(descriptor)
+    return found.st_ino, found.st_dev
 
 
 def boot_id(fs: HostFs) -> str:
@@ -389,18 +400,25 @@ class SharedJournal:
         os.close(self._lock)
         self._state.close()
 
-    @contextmanager
-    def held(self, wait: float = 10.0) -> Iterator[Journal]:
-        """The journal, held by this process alone, with what others wrote to it; `wait` seconds.
+    def held(self, wait: float = 10.0) -> Held:
+        """For a `with`: the journal, held by this process alone, with what others wrote to it.
 
-        Raises BusyError when another virtirq keeps it, JournalError when it cannot be
-        understood. The kernel drops the lock when the process ends, however it ends (flock(2)).
+        Waits for `wait` seconds. Raises BusyError when another virtirq keeps it, JournalError when
+        it cannot be understood. The kernel drops the lock when the process ends, however it ends
+        (flock(2)).
         """
+        return Held(self, wait)
+
+    def _take(self, wait: float) -> Journal:
         _take(self._lock, self._path, wait)
         try:
-            yield self._current()
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            return self._current()
+        except BaseException:
+            self._release()
+            raise
+
+    def _release(self) -> None:
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _current(self) -> Journal:
         if self._journal is not None and not self._journal.is_current():
@@ -410,6 +428,24 @@ class SharedJournal:
             self._journal = Journal(self._state, self._boot_id, reading=self._reading)
         self._journal.tidy()
         return self._journal
+
+
+class Held:
+    """The time for which a journal is held: see `SharedJournal.held`.
+
+    Not by contextlib: somebody waits for a vector to be moved, and that is a third of taking it.
+    """
+
+    __slots__ = ("_shared", "_wait")
+
+    def __init__(self, shared: SharedJournal, wait: float) -> None:
+        self._shared, self._wait = shared, wait
+
+    def __enter__(self) -> Journal:
+        return self._shared._take(self._wait)
+
+    def __exit__(self, *_: object) -> None:
+        self._shared._release()
 
 
 @contextmanager
@@ -426,12 +462,13 @@ def locked_journal(
 
 
 def _take(lock: int, directory: Path, wait: float) -> None:
-    deadline = time.monotonic() + wait
+    deadline = None
     while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, _AT_ONCE)
             return
         except BlockingIOError:
+            deadline = deadline or time.monotonic() + wait
             if time.monotonic() >= deadline:
                 raise BusyError(
                     f"{directory}: another virtirq is at work", hint="try again when it is done"
@@ -462,6 +499,7 @@ class _Known(dict[InterruptKey, Remembered]):
             del self._keys[key.device]
 
 
+_KINDS: Final = {kind.value: kind for kind in InterruptKind}
 # RecursionError: a line of nothing but brackets.
 _MALFORMED: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
@@ -484,17 +522,20 @@ def _subject(key: InterruptKey) -> str:
     return f'"device": "{_named(key.device)}", "action": {_quoted(key.action)}'
 
 
-def _sealed(body: bytes) -> bytes:
-    """A whole line."""
-    return b'%b, "crc": "%08x"}\n' % (body, zlib.crc32(body))
+def _seal(body: bytes) -> bytes:
+    """What a line ends in."""
+    return b', "crc": "%08x"}' % zlib.crc32(body)
 
 
 def _opened(line: bytes) -> dict[str, Any]:
     """What a line says. Raises ValueError where it is not what was written."""
-    told: dict[str, Any] = json.loads(line)
-    if "crc" in told and _sealed(line[:-_SEAL])[:-1] != line:
+    text = line.decode()
+    told, end = _decoded(text)
+    if end != len(text):
+        raise ValueError("more than a line")
+    if "crc" in told and line[-_SEAL:] != _seal(line[:-_SEAL]):
         raise ValueError("its check sum is of another line")
-    return told
+    return told  # type: ignore[no-any-return]
 
 
 def _check_torn(tail: bytes) -> None:
@@ -526,7 +567,7 @@ def _more(entry: Remembered) -> str:
     incarnation = "null" if entry.incarnation is None else entry.incarnation
     return (
         f', "guest": {_quoted(entry.guest)}, "name": {_quoted(entry.name)}, "irq": {entry.irq}'
-        f', "kind": "{entry.kind.value}", "incarnation": {incarnation}'
+        f', "kind": "{entry.kind._value_}", "incarnation": {incarnation}'
     )
 
 
@@ -543,7 +584,7 @@ def _remembered(
         written,
         name=str(line.get("name", "")),
         irq=irq,
-        kind=InterruptKind(line.get("kind", "msix")),
+        kind=_KINDS[line.get("kind", "msix")],
         incarnation=incarnation,
     )
 

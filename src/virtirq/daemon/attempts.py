@@ -67,8 +67,7 @@ class Attempts:
         `guests` are those that are known, by key; `mover` is who has moved the interrupts; `room`
         is the Executor's.
         """
-        keys = {pin.guest for pin in pins}
-        names = {key: guests[key].name for key in keys if key in guests}
+        names = {pin.guest: guests[pin.guest].name for pin in pins if pin.guest in guests}
         try:
             with self._journal.held(_WAIT) as journal:
                 executor = Executor(

@@ -744,14 +744,13 @@ class Reconciler:
             pins = [pin for pin in pins if pin.guest not in self._held]
             if not pins:
                 return ()
-        devices = {pin.key.device for pin in pins}
         if self._retries.waiting:
-            self._retries.postpone(look=devices)
+            self._retries.postpone(look={pin.key.device for pin in pins})
             return ()
         outcomes = self._attempts.carry_out(pins, trigger, self.registry.by_key, mover, room)
         self._retries.tried(blocked=outcomes is None)
         if outcomes is None:
-            self._retries.postpone(look=devices)
+            self._retries.postpone(look={pin.key.device for pin in pins})
         crowded = {each.pin.key.device for each in outcomes or () if each.crowded}
         if crowded - self._lacking:
             self._timers.done(_ROOM)
