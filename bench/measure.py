@@ -97,6 +97,21 @@ def system_calls(*command: str, codes: Sequence[int] = (0,)) -> int:
         return int(re.findall(r"(\d+)(?: +\d+)? total$", told.read())[-1])
 
 
+BEGIN, END = "/begin", "/end"
+"""Asked for by access(2), they are marks between which system calls are counted."""
+_OWN = ("brk", "mmap", "munmap", "madvise", "futex")
+"""What an interpreter does for itself."""
+
+
+def calls_between(*command: str) -> int:
+    """How many system calls a program makes between its marks."""
+    with tempfile.NamedTemporaryFile("r") as told:
+        child("strace", "-qq", "-o", told.name, *command)
+        text = told.read()
+    between = re.split(f'access\\("(?:{BEGIN}|{END})"', text)[1]
+    return sum(name not in _OWN for name in re.findall(r"^(\w+)\(", between, re.MULTILINE))
+
+
 def machine() -> str:
     """What it was measured on."""
     model = "an unknown CPU"

@@ -9,6 +9,7 @@ every measurement. Outcomes are asserted.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -54,6 +55,14 @@ class _Bench:
         file.write_text("".join(f"{line}\n" for line in lines))
         return int(measure.child(self._floors, kind, str(file)).output) / 1e9
 
+    def calls(self, what: str) -> float:
+        """System calls an interrupt of one of `COUNTED`, in a program of its own."""
+        self.tree.reset()
+        words = ["-m", "bench.per_interrupt", "--calls", what, *self.tree.domains[1::2]]
+        made = measure.calls_between(sys.executable, *words)
+        self.tree.reset()
+        return made / self.tree.count
+
     def turn(self) -> None:
         irqs = self.tree.irqs
         for files in (3, 4):
@@ -89,20 +98,40 @@ def execute(fs: LiveFs, todo: Plan) -> None:
     assert {each.status for each in outcomes} == {Status.APPLIED}, "it measures failures"
 
 
+COUNTED: Final = ("read 3", "read 4", "write")
+
+
+def _counted(what: str, domains: list[str]) -> None:
+    """Does one of `COUNTED` between marks, once it has done it before."""
+    fs = LiveFs()
+    guests = sources.load_guests(fs, [Path(each) for each in domains])
+    snapshot = observe(fs, guests, counts=True)
+    todo = plan(snapshot, Config())
+    os.access(measure.BEGIN, os.F_OK)
+    if what == "write":
+        execute(fs, todo)
+    else:
+        observe(fs, guests, counts=what == "read 4")
+    os.access(measure.END, os.F_OK)
+
+
 def measured(guests: int, vectors: int, rounds: int, floors: str) -> list[Row]:
     bench = _Bench(guests, vectors, floors)
     bench.turn()  # warms the caches
     bench.figures.clear()
     for _ in range(rounds):
         bench.turn()
+    calls = {what: bench.calls(what) for what in COUNTED}
     bench.close()
-    return [
+    rows = [
         _row(bench, "read, without counts", "read 3", "read floor 3", "2"),
         _row(bench, "read, with counts", "read 4", "read floor 4", "2"),
         _row(bench, "plan", "plan"),
         _row(bench, "findings", "findings"),
         _row(bench, "write", "write", "write floor", "2"),
     ]
+    keys = ("read 3", "read 4", "", "", "write")
+    return [row._replace(calls=calls.get(key)) for row, key in zip(rows, keys, strict=True)]
 
 
 def _row(bench: _Bench, name: str, key: str, floor: str = "", aim: str = "") -> Row:
@@ -118,7 +147,12 @@ def _row(bench: _Bench, name: str, key: str, floor: str = "", aim: str = "") -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--calls", choices=COUNTED, help=argparse.SUPPRESS)
+    parser.add_argument("domains", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.calls:
+        _counted(options.calls, options.domains)
+        return
     tree.go_inside()
     floors = measure.compiled("floors")
     print(measure.machine(), measure.load())

@@ -50,6 +50,8 @@ _FRESH: Final = "journal.new"
 _LOCK: Final = "lock"
 _AT_ONCE: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 _COMPACT_BYTES: Final = 1 << 20
+_MOST_LINES: Final = 3
+"""Of each interrupt, with what is over: the file is read whole before anything is moved."""
 _MAX_BYTES: Final = 1 << 28
 """Some 16 lines for each of the 2^20 interrupts that nobody has."""
 _START: Final = b'{"op": "'
@@ -104,7 +106,7 @@ class Journal:
 
     def tidy(self) -> None:
         """Make the file short again when most of it tells of what is over."""
-        if self._size > _COMPACT_BYTES and self._lines > 8 * len(self._known):
+        if self._size > _COMPACT_BYTES and self._lines > _MOST_LINES * len(self._known):
             self._compact()
 
     def remembered(self) -> tuple[Remembered, ...]:
