@@ -57,9 +57,9 @@ SETTLED: Final = 2.0
 SECONDS: Final = 3.0
 LEAST: Final = 400
 """A phase takes so many seconds, and so many interrupts."""
-UNDER_TRAFFIC: Final = 1000
-"""So many where what happens does so under traffic, which has some ten taken before anybody can do
-anything: this machine takes a hundred times as long for that as a real one.
+UNDER_TRAFFIC: Final = 2000
+"""So many where what happens does so under traffic, of which some are taken before anybody can do
+anything: for that this machine takes a hundred times as long as a real one.
 """
 RIGHT: Final = 0.99
 KEPT: Final = 0.95
@@ -122,8 +122,9 @@ def _mark(host: Host, text: str) -> None:
 
 
 def _so_many(host: Host, least: int) -> bool:
-    # grep(1) exits with 1 for none
-    return int(host.run(f"grep -c handler_entry {_SELF}/trace", check=False).stdout) >= least
+    """Whether so many interrupts have come since the phase has begun."""
+    since = f"sed '1,/: {taken.BEGIN}$/d' {_SELF}/trace | grep -c handler_entry"
+    return int(host.run(since, check=False).stdout) >= least  # grep(1) exits with 1 for none
 
 
 def _places(vectors: Iterable[Vector]) -> dict[int, tuple[Place, int]]:
