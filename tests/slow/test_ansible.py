@@ -7,14 +7,11 @@ its interrupts. They are files: how the package treats those of a kernel is test
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,21 +22,16 @@ from lab.full import BuildError
 from lab.kernel import LabUnavailable
 from release import deb, pyz
 from tests.conftest import REPOSITORY
-from tests.hostmaker import MadeHost, passthrough
 from tests.needs import need_program, not_run
+from tests.slow import standin
 
 PLAYBOOKS: Final = REPOSITORY / "packaging/ansible"
 HOSTS: Final = ("one", "two")
 CONFIG: Final = "/etc/virtirq/virtirq.toml"
-# As wide as those of the guest's CPUs are: a file is not made shorter by what is written to it.
-ELSEWHERE: Final = "9"
-NIC: Final = "0000:82:00.0"
-VFIO: Final = "/dev/vfio/devices/vfio0"
-AFFINITIES: Final = "cat /proc/irq/*/smp_affinity_list | paste -sd ' '"
-FOUND: Final = dict.fromkeys(HOSTS, f"{ELSEWHERE} {ELSEWHERE} {ELSEWHERE}\n")
+FOUND: Final = dict.fromkeys(HOSTS, standin.FOUND)
 # All that the role could touch.
 FILES: Final = f"""\
-{AFFINITIES}
+{standin.AFFINITIES}
 find /etc /usr /var/cache /run/virtirq -newer /etc/hostname -type f \
     ! -path '*/__pycache__/*' ! -path /etc/ld.so.cache ! -path '/var/cache/debconf/*' \
     -exec md5sum {{}} + 2> /dev/null | sort -k 2
@@ -54,37 +46,6 @@ default = "auto"
 class = "nvme"
 directive = "local"
 """
-
-
-def cpus() -> list[str]:
-    """Two CPUs that a vCPU may really run on, one each."""
-    able = [str(each) for each in sorted(os.sched_getaffinity(0)) if each < int(ELSEWHERE)]
-    if len(able) < 2:
-        not_run("the role with a guest: its two vCPUs need two CPUs with numbers below 9")
-    return able[:2]
-
-
-PINNED: Final = "{0} {1} {0}\n"  # the vectors of the guest's, on the CPUs of its vCPUs in turn
-
-
-def made_host(root: Path) -> Path:
-    """A host with a NIC by VFIO, whose three vectors are all on one CPU."""
-    nic = passthrough(NIC, vectors=3, affinity=ELSEWHERE, effective="")
-    real = f"../../devices/pci0000:80/{NIC}/vfio-dev/vfio0"
-    links = {"/sys/class/vfio-dev/vfio0": real, "/sys/dev/char/1:3": real}  # /dev/null's number
-    return MadeHost(
-        online=f"0-{ELSEWHERE}", devices=[replace(nic, vfio_device=0)], links=links, foreign=True
-    ).write(root)
-
-
-def start_guest(box: boxes.Box) -> None:
-    """What has the NIC open, its two vCPUs on a CPU each."""
-    box.run(f"mkdir -p {Path(VFIO).parent}; touch {VFIO}; mount --bind /dev/null {VFIO}")
-    box.run("cat > /opt/vmm.py", given=(REPOSITORY / "lab/vmm.py").read_text())
-    words = f"python3 /opt/vmm.py {VFIO} {','.join(cpus())}"
-    words += f" -name guest=web,debug-threads=on -device vfio-pci,host={NIC}"
-    command = shlex.quote(f"exec -a qemu-system-x86_64 {words}")
-    box.run(f"systemd-run --unit=guest bash -c {command}")
 
 
 class Done:
@@ -137,7 +98,7 @@ class Fleet:
 
     def pinned(self) -> dict[str, str]:
         """Where each host's three vectors are to be once they are pinned."""
-        return dict.fromkeys(self.hosts, PINNED.format(*cpus()))
+        return dict.fromkeys(self.hosts, standin.pinned())
 
     def everywhere(self, command: str) -> dict[str, str]:
         return {name: each.run(command, check=False) for name, each in self.hosts.items()}
@@ -168,12 +129,12 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         made = []
         for name in HOSTS:
             (tmp_path / name).mkdir()
-            host = made_host(tmp_path / f"{name}-host")
+            host = standin.made_host(tmp_path / f"{name}-host")
             try:
                 made.append(stack.enter_context(boxes.box(name, tmp_path / name, host)))
             except LabUnavailable as error:
                 not_run(f"the role: {error}")
-            start_guest(made[-1])
+            standin.start_guest(made[-1])
         yield Fleet(made, tmp_path)
 
 
@@ -196,9 +157,9 @@ def test_nothing_is_to_be_said_against_it(tmp_path: Path) -> None:
 
 def taken_away(fleet: Fleet) -> None:
     """It was there, and goes; nothing of it is left, and the guests' interrupts are as found."""
-    assert fleet.everywhere(AFFINITIES) == fleet.pinned()
+    assert fleet.everywhere(standin.AFFINITIES) == fleet.pinned()
     assert all(fleet.play("site.yml", virtirq_state="absent").changed().values())
-    assert fleet.everywhere(AFFINITIES) == FOUND
+    assert fleet.everywhere(standin.AFFINITIES) == FOUND
     left = fleet.everywhere("find / -xdev -name '*virtirq*' ! -path '/var/log/*'")
     assert left == dict.fromkeys(HOSTS, "")
 
@@ -212,14 +173,14 @@ def test_to_check_touches_nothing(fleet: Fleet, package: str) -> None:
     assert all(done.changed().values()), done.text
     assert '+default = "auto"' in done.text
     assert fleet.everywhere(FILES) == before
-    assert fleet.everywhere(AFFINITIES) == FOUND
+    assert fleet.everywhere(standin.AFFINITIES) == FOUND
     assert fleet.everywhere("command -v virtirq") == dict.fromkeys(HOSTS, "")
 
 
 def test_all_is_there_and_the_guests_are_pinned(fleet: Fleet, package: str) -> None:
     done = fleet.play("site.yml", virtirq_source=package, virtirq_config=WELL)
     assert all(done.changed().values()), done.text
-    assert fleet.everywhere(AFFINITIES) == fleet.pinned()
+    assert fleet.everywhere(standin.AFFINITIES) == fleet.pinned()
     assert fleet.everywhere(f"cat {CONFIG}") == dict.fromkeys(HOSTS, WRITTEN)
     for told in fleet.everywhere(SERVICE).values():
         assert re.fullmatch(r"[1-9]\d* active enabled\n", told)
@@ -233,7 +194,7 @@ def test_again_it_is_all_right(fleet: Fleet, package: str) -> None:
     done = fleet.play("site.yml", virtirq_source=package, virtirq_config=WELL)
     assert done.changed() == dict.fromkeys(HOSTS, 0), done.text
     assert fleet.everywhere(SERVICE) == before
-    assert fleet.everywhere(AFFINITIES) == fleet.pinned()
+    assert fleet.everywhere(standin.AFFINITIES) == fleet.pinned()
 
 
 def test_a_mistake_ends_it_at_the_first_host(fleet: Fleet, package: str) -> None:
@@ -245,7 +206,7 @@ def test_a_mistake_ends_it_at_the_first_host(fleet: Fleet, package: str) -> None
     assert {host: counts["failed"] for host, counts in done.hosts.items()} == {HOSTS[0]: 1}
     assert done.hosts[HOSTS[0]]["changed"] == 0
     assert fleet.everywhere(f"{FILES}{SERVICE}") == before
-    assert fleet.everywhere(AFFINITIES) == fleet.pinned()
+    assert fleet.everywhere(standin.AFFINITIES) == fleet.pinned()
 
 
 def test_what_is_found_ends_it_and_that_host_is_put_back(fleet: Fleet, package: str) -> None:
@@ -258,7 +219,7 @@ def test_what_is_found_ends_it_and_that_host_is_put_back(fleet: Fleet, package: 
     assert list(done.hosts) == [first]
     assert "target-offline: web" in done.text
     assert fleet.everywhere(SERVICE) == {first: "0 inactive disabled\n", second: before[second]}
-    assert fleet.everywhere(AFFINITIES) == {
+    assert fleet.everywhere(standin.AFFINITIES) == {
         first: FOUND[first],
         second: fleet.pinned()[second],
     }
@@ -268,7 +229,7 @@ def test_what_is_found_ends_it_and_that_host_is_put_back(fleet: Fleet, package: 
 def test_all_is_put_back_everywhere(fleet: Fleet) -> None:
     assert fleet.play("restore.yml").changed() == dict(zip(HOSTS, (0, 2), strict=True))
     assert fleet.everywhere(SERVICE) == dict.fromkeys(HOSTS, "0 inactive disabled\n")
-    assert fleet.everywhere(AFFINITIES) == FOUND
+    assert fleet.everywhere(standin.AFFINITIES) == FOUND
     assert fleet.play("restore.yml").changed() == dict.fromkeys(HOSTS, 0)
 
 
@@ -280,7 +241,7 @@ def test_what_cannot_be_put_back_is_said(fleet: Fleet, package: str) -> None:
     assert list(done.hosts) == [first]
     assert "journal-unusable" in done.text
     assert "Not put back: virtirq: error: /run/virtirq/journal.jsonl" in done.text
-    assert fleet.everywhere(AFFINITIES) == FOUND
+    assert fleet.everywhere(standin.AFFINITIES) == FOUND
     assert fleet.everywhere(SERVICE) == dict.fromkeys(HOSTS, "0 inactive disabled\n")
     fleet.hosts[first].run("rm -r /run/virtirq")
 
@@ -300,7 +261,7 @@ def test_the_one_file_does_as_well(fleet: Fleet, tmp_path: Path) -> None:
         "virtirq_textfile_dir": metrics,
     }
     assert all(fleet.play("site.yml", **settings).changed().values())
-    assert fleet.everywhere(AFFINITIES) == fleet.pinned()
+    assert fleet.everywhere(standin.AFFINITIES) == fleet.pinned()
     for told in fleet.everywhere(SERVICE).values():
         assert re.fullmatch(r"[1-9]\d* active enabled\n", told)
     fleet.everywhere("systemctl start virtirq-metrics.service")
