@@ -11,6 +11,7 @@ which are written as the kernel's are. lab/vmm.py is a guest for it.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import subprocess
@@ -118,6 +119,10 @@ class Box:
         if check and done.returncode != 0:
             raise AssertionError(f"{self.name}: {command!r} ended {done.returncode}: {done.stdout}")
         return done.stdout
+
+    def put(self, file: Path, name: str) -> None:
+        """Copies one of this machine's files."""
+        self.run(f"base64 -d > {name}", given=base64.b64encode(file.read_bytes()).decode())
 
 
 @contextmanager
