@@ -65,15 +65,18 @@ def test_a_line_that_two_are_on() -> None:
     assert ledger.on_lines_with([A]) == {A}
 
 
-def test_changes_go_up_with_what_is_kept() -> None:
-    ledger = Ledger()
+def test_that_others_are_kept_is_told() -> None:
+    told: list[frozenset[int]] = []
+    ledger = Ledger(lambda: told.append(ledger.kept))
     ledger.appeared(100, vector(0), kept=True)
-    before = ledger.changes
     ledger.appeared(100, vector(0), kept=True)
     ledger.appeared(101, vector(1), kept=False)
-    assert ledger.changes == before
-    ledger.appeared(101, vector(1), kept=True)
-    assert ledger.changes == before + 1
+    assert told == [{100}]
+    ledger.remember(A, {101: {vector(1): True}})
+    assert told[-1] == {101}
+    ledger.forget(101)
+    ledger.forget(101)
+    assert told[-2:] == [{101}, frozenset()]
 
 
 KEYS = [vector(0), vector(1), line(A), vector(0, B), line(B)]

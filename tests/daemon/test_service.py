@@ -27,6 +27,7 @@ from tests.daemon.test_reconciler import (
     Lines,
 )
 from virtirq.daemon import blocking, service, unclaimed
+from virtirq.daemon.irqbalance_guard import IrqbalanceGuard
 from virtirq.daemon.log import Log
 from virtirq.daemon.process_source import ProcessSource
 from virtirq.daemon.service import Daemon, Setup
@@ -413,6 +414,30 @@ def test_of_a_device_that_has_to_wait_nobody_is_asked_anything_until_then(
             while stage.places() != IN_PLACE:
                 await asyncio.sleep(0.001)
             assert (looks, holders) == ([WEB.key], [100])
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("kind", [EventKind.REQUESTED, EventKind.ALLOCATED])
+def test_irqbalance_is_told_of_what_is_ours_however_that_was_learned(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, kind: EventKind
+) -> None:
+    """Where the kernel has no probes, what an interrupt is shows a moment after it was told of."""
+    monkeypatch.setattr(service, "_BURST", 0.001)
+    kept: list[frozenset[int]] = []
+
+    def changed(guard: IrqbalanceGuard) -> None:
+        if guard._kept is not None:
+            kept.append(guard._kept())
+
+    async def live() -> None:
+        async with stage.at_work() as daemon:
+            while daemon._timers.is_due(("spare",)):
+                await asyncio.sleep(0.001)
+            monkeypatch.setattr(IrqbalanceGuard, "changed", changed)
+            daemon._act_on([stage.fs.allocate(300, 4)._replace(kind=kind)])
+            while not kept or 300 not in kept[-1]:
+                await asyncio.sleep(0.001)
 
     asyncio.run(live())
 

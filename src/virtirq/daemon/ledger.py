@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -20,17 +20,17 @@ def is_line(key: InterruptKey) -> bool:
 class Ledger:
     """The interrupts that are known, by IRQ number and by device.
 
-    Of each it knows whether we say where it goes: those are `kept`.
+    Of each it knows whether we say where it goes: those are `kept`. `changed` is called whenever
+    they are others, by one number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[], object] = lambda: None) -> None:
+        self._changed = changed
         self._at: dict[int, dict[InterruptKey, bool]] = {}
         """Several interrupts have one number on an INTx line that devices share."""
         self._of_device: dict[PciAddress, dict[int, None]] = {}
         self._vectors: dict[PciAddress, dict[int, int]] = {}
         self._kept: dict[int, None] = {}
-        self.changes = 0
-        """Goes up whenever `kept` becomes another."""
 
     def at(self, irq: int) -> Mapping[InterruptKey, bool]:
         """The interrupts of this number, and whether we say where each goes."""
@@ -127,8 +127,8 @@ class Ledger:
     def _recount(self, irq: int) -> None:
         kept = any(self._at.get(irq, _NONE).values())
         if kept != (irq in self._kept):
-            self.changes += 1
             if kept:
                 self._kept[irq] = None
             else:
                 del self._kept[irq]
+            self._changed()

@@ -74,7 +74,8 @@ class Reconciler:
     `timers` are how it asks to be called again; `clock` gives the seconds of CLOCK_MONOTONIC, as
     kernel events do. `changed` is told of each guest that came, went or is another; `sources` says
     how much of the guests was told. `set_up` is told of the last vector of a device that was set up
-    while that had to wait, when the wait is over.
+    while that had to wait, when the wait is over; `kept` is called when the interrupts are others
+    of which we say where they go.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Reconciler:
         changed: Callable[[Sequence[Change]], object] = lambda _: None,
         sources: Callable[[], Sources] = Sources,
         set_up: Callable[[KernelEvent], object] = lambda _: None,
+        kept: Callable[[], object] = lambda: None,
     ) -> None:
         self._fs = fs
         self._tell_changed = changed
@@ -101,7 +103,7 @@ class Reconciler:
         self._clock = clock
         self._attempts = Attempts(fs, journal, log, counters, timers)
         self.registry = Registry()
-        self.ledger = Ledger()
+        self.ledger = Ledger(kept)
         self._topology = read_topology(Reader(fs))
         self._pci: dict[PciAddress, PciDevice] = {}
         self._desired = Desired(self._topology, config)

@@ -167,7 +167,8 @@ class Daemon:
             self._timers,
             changed=self._guests_changed,
             sources=self._sources,
-            set_up=self._set_up_meanwhile,
+            set_up=lambda event: self._set_up([event]),
+            kept=self._kept_others,
         )
         self._guard = IrqbalanceGuard(IrqbalanceClient(setup.state, self._fs), log, self._timers)
         peek = [] if setup.uri is None else [PeekReader(setup.uri)]
@@ -227,8 +228,8 @@ class Daemon:
         """Whether the start is over."""
         self._reload_asked = False
         """Whether the configuration is to be read again as soon as it is."""
-        self._spared_at = 0
-        """How often it had changed what is ours when that was last to be told to irqbalance."""
+        self._others_kept = False
+        """Whether what is ours is other than irqbalance was last to be told."""
         self._changes: list[Change] = []
         """What has become of guests and was not acted on yet."""
         self._rules_told = False
@@ -521,10 +522,14 @@ class Daemon:
         elif all_told(self._sources()):
             # Until all guests are known, a list would let go of what the daemon before has kept.
             self._guard.want(self._kept)
-            if self._spared_at != self._reconciler.ledger.changes:
-                self._spared_at = self._reconciler.ledger.changes
+            if self._others_kept:
+                self._others_kept = False
                 self._guard.changed()
         self._manager.status(self._status())
+
+    def _kept_others(self) -> None:
+        self._others_kept = True
+        self._spare()
 
     def _kept(self) -> frozenset[int]:
         return self._reconciler.ledger.kept
@@ -588,7 +593,6 @@ class Daemon:
         self._follower.look_at_all()
         self._processes.look_at_all()
         self._unclaimed.look_at_all()
-        self._spare()
         if self._libvirt is not None:
             self._libvirt.look_at_all()
 
@@ -609,8 +613,6 @@ class Daemon:
         threads = {event.pid for event in events if event.kind is EventKind.ROUTED}
         for guest in filter(None, map(self._reconciler.registry.of_thread, threads)):
             self._follower.look(guest.key)
-        if self._spared_at != self._reconciler.ledger.changes:
-            self._spare()
 
     def _set_up(self, events: Sequence[KernelEvent]) -> None:
         """Guests have set vectors up: see where they aim them, and who has the device."""
@@ -620,11 +622,6 @@ class Daemon:
             for guest in self._reconciler.registry.having(device):
                 self._follower.look(guest.key)
         self._processes.requested(events)
-
-    def _set_up_meanwhile(self, event: KernelEvent) -> None:
-        """The last of those that were passed over: as if it was told now."""
-        self._set_up([event])
-        self._spare()
 
     def _act_on_one(self, event: KernelEvent) -> None:
         match event.kind:
@@ -683,7 +680,6 @@ class Daemon:
         """A cpuset partition may have been made or dissolved."""
         if self._reconciler.cpusets_changed():
             self._log.info("other CPUs are isolated now: all guests are planned for again")
-            self._spare()
 
     async def _look_at_unwatched(self) -> None:
         keys, self._unwatched = self._unwatched, set()
@@ -718,7 +714,6 @@ class Daemon:
     def _cpus(self) -> None:
         self._reconciler.cpus_changed()
         self._processes.look_at_all()
-        self._spare()
         if self._libvirt is not None:
             # A thread whose last CPU went may run elsewhere now (kernel/sched/core.c,
             # select_fallback_rq()), and stays there when the CPU comes back.
@@ -735,7 +730,6 @@ class Daemon:
             self._follower.look_at_all()
             self._timers.done(_POLLING)
         self._unclaimed.look_at_all()
-        self._spare()
         self._guard.check()
         self._timers.again(_POLLING, self._poll, _POLL)
 
