@@ -12,6 +12,8 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 
 from bench import tree
 from bench.measure import Row, Spread, child, system_calls
@@ -37,19 +39,32 @@ done
 def measured(rounds: int) -> tuple[list[Row], list[str]]:
     """The rows, and what is to be said of them: who was not there, who moved nothing."""
     inside = tree.Tree(1, VECTORS, masks=True)
-    device = tree.address_of(0)
-    lines = "".join(
-        f"{irq}: 1 0 IR-PCI-MSIX-{device} {vector}-edge vfio-msix[{vector}]({device})\n"
-        for vector, irq in enumerate(inside.irqs)
-    )
-    with tempfile.NamedTemporaryFile("w") as table:
-        table.write("      CPU100 CPU101\n" + lines)
-        table.flush()
-        tree.cover("/proc/interrupts", table.name)
+    with tempfile.TemporaryDirectory() as directory:
+        for name, text in _tables(inside.irqs).items():
+            Path(directory, name).write_text(text)
+            tree.cover(f"/proc/{name}", f"{directory}/{name}")
         rows, said = _measured(inside, rounds)
-        tree.uncover("/proc/interrupts")
+        for name in ("interrupts", "stat"):
+            tree.uncover(f"/proc/{name}")
     inside.close()
     return rows, said
+
+
+def _tables(irqs: Sequence[int]) -> dict[str, str]:
+    """What others read of /proc, for all the CPUs of the tree: irqbalance waits until it is so."""
+    device, cpus = tree.address_of(0), range(tree.FIRST, tree.FIRST + tree.CPUS)
+    head = " ".join(f"CPU{cpu}" for cpu in cpus)
+    counts = " ".join(["1", *"0" * (tree.CPUS - 1)])
+    lines = [
+        f"{irq}: {counts} IR-PCI-MSIX-{device} {vector}-edge vfio-msix[{vector}]({device})"
+        for vector, irq in enumerate(irqs)
+    ]
+    times = "10 20 30 40 50 60 70 0 0 0"
+    stat = [f"cpu {times}", *(f"cpu{cpu} {times}" for cpu in cpus)]
+    return {
+        "interrupts": "\n".join([f"      {head}", *lines, ""]),
+        "stat": "\n".join([*stat, "intr 1", "ctxt 1", "btime 1", "processes 1", ""]),
+    }
 
 
 def _measured(inside: tree.Tree, rounds: int) -> tuple[list[Row], list[str]]:
@@ -67,9 +82,11 @@ def _measured(inside: tree.Tree, rounds: int) -> tuple[list[Row], list[str]]:
     for name, words in others.items():
         program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
         if program is None:
-            said.append(f"{name} is not installed here")
+            said.append(f"**{name} is not installed here**")
+            print(f"bench: {name} is not installed: apt install {name}", file=sys.stderr)
         else:
-            commands[f"{name} {words[0]}"] = [program, *words]
+            # irqbalance looks again and again at what it does not understand.
+            commands[f"{name} {words[0]}"] = ["timeout", "--kill-after=1", "60", program, *words]
     figures: dict[str, list[float]] = {name: [] for name in commands}
     moved: dict[str, int] = {}
     for name in list(commands):

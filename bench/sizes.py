@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import statistics
 import sys
+import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 from bench import tree
-from bench.measure import Row, Spread, child, system_calls
+from bench.measure import Row, Spread, child, cpu, system_calls
+from virtirq.control.journal import locked_journal
+from virtirq.cpuset import CpuSet
+from virtirq.model import InterruptKey, Remembered
 
 VERBS = ("status", "plan", "check", "metrics", "apply")
 SIZES = (16, 64, 256)
 """Guests, each with a device of 256 vectors: 4,096, 16,384 and 65,536 interrupts."""
 VECTORS = 256
+_BATCH = 64
 _CODES = (0, 3)
 """`check` finds that they are not where they should be."""
 
@@ -21,6 +27,7 @@ def measured(rounds: int) -> dict[str, list[Row]]:
     """Rows by the number of interrupts; what a host with next to none takes is taken off."""
     none = _measured(1, 16, rounds)
     found: dict[str, list[Row]] = {}
+    took: dict[str, list[float]] = {verb: [] for verb in VERBS}
     for guests in SIZES:
         rows, more = [], guests * VECTORS - 16
         for verb, size in _measured(guests, VECTORS, rounds).items():
@@ -30,8 +37,44 @@ def measured(rounds: int) -> dict[str, list[Row]]:
             aim = "" if verb == "apply" else "100 µs, 1 KiB"
             calls = (size.calls - none[verb].calls) / more if size.calls else None
             rows.append(Row(f"{verb}, {memory:.2f} KiB", each, "µs", calls=calls, aim=aim))
+            took[verb].append(each.median)
+        rows.append(_journal(guests * VECTORS))
         found[f"{guests * VECTORS:,} interrupts"] = rows
+    for verb, each in took.items():
+        assert max(each) < 2 * min(each), f"{verb} does not grow with the interrupts alone: {each}"
     return found
+
+
+def _journal(count: int) -> Row:
+    """Reading what is known of so many interrupts, as it is before anything is moved."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        state = Path(directory, "state")
+        with locked_journal(state, "bench") as journal:
+            for first in range(0, count, _BATCH):
+                moved = [_moved(number) for number in range(first, first + _BATCH)]
+                journal.move(*moved)
+                journal.moved(*((each.key, each.written[0]) for each in moved))
+
+        def read() -> None:
+            with locked_journal(state, "bench") as journal:
+                assert len(journal.remembered()) == count
+
+        used = Spread.of([cpu(read) * 1e3 for _ in range(3)])
+    return Row("the journal of all, read", used, "ms in all", aim="1,000 ms in all")
+
+
+def _moved(number: int) -> Remembered:
+    guest, vector = divmod(number, VECTORS)
+    device = tree.address_of(guest)
+    return Remembered(
+        InterruptKey(device, f"vfio-msix[{vector}]({device})"),
+        f"6b1f1a8e-0000-4000-8000-{guest:012x}",
+        CpuSet([tree.ELSEWHERE]),
+        (CpuSet([tree.cpus_of(guest)[vector % 2]]),),
+        name=f"guest{guest:03d}",
+        irq=1000 + number,
+        incarnation=number,
+    )
 
 
 class _Size(NamedTuple):
