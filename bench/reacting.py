@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -31,6 +32,7 @@ LISTEN: Final = "127.0.0.1:9719"
 _PAUSE: Final = 0.03
 _SHARED: Final = struct.Struct("4q")  # told at, first write, last write, how many: nanoseconds
 _HEAD: Final = "           <...>-4001    [001]   {at:.6f}: "
+_WROTE: Final = re.compile(r'write\(\d+, "\d+", \d\)')
 _INTERFERES: Final = ("", "scraped", "asked")
 
 
@@ -69,6 +71,10 @@ class Reactor:
         theirs, self._pipe = os.pipe()
         self._process = subprocess.Popen(command, stdin=theirs)
         os.close(theirs)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def round(self, irqs: Sequence[int]) -> tuple[float, float]:
         """Seconds to the first and to the last write of a burst."""
@@ -215,9 +221,37 @@ def measured(rounds: int, floors: str, guests: int = 50) -> list[Row]:
                 rows += _compared(reactors, found.irqs[:count], rounds)
             for each in reactors:
                 each.close()
+            calls = _counted(shared, us, found.irqs)
+            rows = [row._replace(calls=calls.get(row.name)) for row in rows]
     finally:
         found.close()
     return rows
+
+
+def _counted(shared: Path, us: Sequence[str], irqs: Sequence[int]) -> dict[str, float]:
+    """System calls of the daemon from what it is told to its writes; for each of many to the last.
+
+    Those of its loop: other threads wait meanwhile.
+    """
+    found: dict[str, float] = {}
+    daemon = Reactor(shared, us)
+    _wait_for_daemon()
+    for count in (1, VECTORS):
+        daemon.round(irqs[:count])
+        with tempfile.NamedTemporaryFile("r") as log:
+            words = ["strace", "-qq", "-o", log.name, "-p", str(daemon.pid)]
+            with subprocess.Popen(words) as tracer:
+                time.sleep(1)
+                daemon.round(irqs[:count])
+                tracer.terminate()
+            lines = log.read().splitlines()
+        told = next(n for n, line in enumerate(lines) if line.startswith('read(0, "'))
+        wrote = [n for n, line in enumerate(lines) if _WROTE.match(line)]
+        what = "a vector" if count == 1 else f"{count} vectors"
+        found[f"{what}, first write"] = wrote[0] - told + 1
+        found[f"{what}, last write"] = (wrote[-1] - told + 1) / count
+    daemon.close()
+    return found
 
 
 def _wait_for_daemon() -> None:

@@ -40,8 +40,8 @@ def measured(rounds: int) -> dict[str, list[Row]]:
             took[verb].append(each.median)
         rows.append(_journal(guests * VECTORS))
         found[f"{guests * VECTORS:,} interrupts"] = rows
-    for verb, each in took.items():
-        assert max(each) < 2 * min(each), f"{verb} does not grow with the interrupts alone: {each}"
+    for verb, them in took.items():
+        assert max(them) < 2 * min(them), f"{verb} does not grow with the interrupts alone: {them}"
     return found
 
 
