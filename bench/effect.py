@@ -55,7 +55,7 @@ REBOOTS: Final = 1
 KEPT_IN: Final = ROOT / ".effect"
 SETTLED: Final = 2.0
 SECONDS: Final = 3.0
-LEAST: Final = 400
+LEAST: Final = 600
 """A phase takes so many seconds, and so many interrupts."""
 UNDER_TRAFFIC: Final = 2000
 """So many where what happens does so under traffic, of which some are taken before anybody can do
