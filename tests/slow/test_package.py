@@ -1,11 +1,12 @@
-"""Debian's package is upgraded by apt beside a guest, with settings of the operator's own.
+"""Debian's package in a host in a namespace: its own tests, and upgrades with own settings.
 
-In a host in a namespace: what happens to a kernel's interrupts is test_deb.py's.
+What happens to a kernel's interrupts is test_deb.py's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -14,6 +15,7 @@ from lab import boxes
 from lab.full import BuildError
 from lab.kernel import LabUnavailable
 from release import deb
+from tests.conftest import REPOSITORY
 from tests.needs import need_program, not_run
 from tests.slow import standin
 
@@ -32,12 +34,20 @@ dpkg-deb --root-owner-group -Znone -b /tmp/next {NEXT}
 ACTIVE: Final = "systemctl is-active virtirq"
 
 
-@pytest.fixture
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[boxes.Box]:
-    """With the package installed, and the guest pinned."""
+@pytest.fixture(scope="module")
+def package() -> Path:
     need_program("nsenter")
     try:
-        (package,) = deb.packages().glob("*.deb")
+        (made,) = deb.packages().glob("*.deb")
+    except BuildError as error:
+        not_run(f"Debian's package: {error}")
+    return made
+
+
+@pytest.fixture
+def box(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[boxes.Box]:
+    """With the package installed, and the guest pinned."""
+    try:
         host = standin.made_host(tmp_path_factory.mktemp("host"))
         with boxes.box("one", tmp_path_factory.mktemp("box"), host) as box:
             standin.start_guest(box)
@@ -46,7 +56,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[boxes.Box]:
             box.run(f"{APT} install {PACKAGE}")
             assert box.run(standin.AFFINITIES) == standin.pinned()
             yield box
-    except (LabUnavailable, BuildError) as error:
+    except LabUnavailable as error:
         not_run(f"an upgrade by apt: {error}")
 
 
@@ -54,6 +64,19 @@ def moves(box: boxes.Box) -> str:
     """How many times the daemon has moved an interrupt."""
     box.run("journalctl --sync")
     return box.run("journalctl -q -o cat VIRTIRQ_ACTION=pin + VIRTIRQ_ACTION=restore | wc -l")
+
+
+def test_its_own_tests_pass_where_nothing_is_passed_through(package: Path, tmp_path: Path) -> None:
+    """debian/tests, which autopkgtest runs; without libvirt here."""
+    try:
+        with boxes.box("bare", tmp_path) as bare:
+            bare.put(package, PACKAGE)
+            bare.run(f"{APT} install {PACKAGE}")
+            for each in ("demo", "service"):
+                bare.put(REPOSITORY / "debian/tests" / each, f"/root/{each}")
+                bare.run(f"AUTOPKGTEST_TMP=$(mktemp -d) sh /root/{each}")
+    except LabUnavailable as error:
+        not_run(f"the package's own tests: {error}")
 
 
 def test_settings_in_files_of_ones_own_are_asked_nothing_about(box: boxes.Box) -> None:
