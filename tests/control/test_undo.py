@@ -385,7 +385,7 @@ class TestGoneWhileRead:
     @pytest.mark.parametrize("operation", ["read", "write"])
     @pytest.mark.parametrize("gone", [True, False])
     def test_an_error_of_proc_may_mean_it(self, tmp_path: Path, operation: str, gone: bool) -> None:
-        fs = HOST.fs()
+        fs = HOST.live()
         where = paths.IRQ_AFFINITY.at(FIRST)
         armed: list[str] = []
 

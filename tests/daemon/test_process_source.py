@@ -597,7 +597,8 @@ class TestSlow:
                 )
                 held.go.set()
                 await stage.rest()
-            assert len(stage.said()) == 1
+            # On a busy host the first look of all may have been too long for the start.
+            assert sum(each.endswith("it is not waited for") for each in stage.said()) == 1
 
         play(act, qemu(first))
 

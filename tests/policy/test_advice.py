@@ -19,7 +19,7 @@ def test_severities_rank_by_what_check_makes_of_them() -> None:
     assert notes == {
         *("affinity-loose", "device-without-node", "interrupts-posted", "events-polled"),
         *("vectors-followed", "vectors-not-followed", "rule-unmatched", "guest-left-alone"),
-        *("taken-elsewhere", "host-interrupts-on-vcpus"),
+        *("taken-elsewhere", "host-interrupts-on-vcpus", "device-not-pci"),
     }
 
 

@@ -198,6 +198,12 @@ CASES: Final[dict[str, Case]] = {
         "device interrupts may be posted: AVIC is on",
         (snapshot(), snapshot(posting=Posting(active=False, basis="AVIC is off"))),
     ),
+    "device-not-pci": Case(
+        snapshot(not_pci={"fff51000.ethernet": [40, 41, 44, 45]}),
+        "fff51000.ethernet",
+        "4 interrupts of VFIO's (40, 41, 44, ...), and it is no PCI function",
+        (snapshot(),),
+    ),
     "target-offline": Case(
         asked("20-30", interrupts=[msix(40, 0)]),
         f"vm {NIC}",

@@ -133,8 +133,8 @@ def test_places(state: Snapshot) -> None:
             for core in topology.siblings:
                 assert not (core & cpus and core & theirs)
             slow, where = cpus & topology.efficiency, topology.online
-            if made.node is not None:
-                where = topology.nodes[made.node].cpus
+            if topology.nodes:  # of several, those that it was given CPUs of: the nearest
+                where = union(node.cpus for node in topology.nodes.values() if node.cpus & cpus)
             taken = theirs | union(core for core in topology.siblings if core & theirs)
             kept = (topology.isolated | topology.nohz_full) & topology.online
             fast = (where & topology.performance & (kept or where)) - taken
