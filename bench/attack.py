@@ -3,7 +3,9 @@
 On the full lab's host, in one boot and in turns, without and with attackers: two hostile clients of
 the status socket, threads that end as fast as an emulated processor ends them, a guest that
 switches MSI-X off and on, and a guest whose QEMU hangs within a call of libvirt's. The ratio is
-what counts: the host is emulated (tests/full/attackers.py says what that means).
+what counts, to turns in which the attackers' CPUs are as busy with nothing: the host is emulated on
+fewer processors than it shows, and two loops that do nothing have been seen to make all of it six
+times as slow.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from tests.full.attackers import measure, prepare
 from tests.full.hosts import install_warm
 
 MOST: Final = 1.5
-"""Times as long as without attackers, for the median of all new vectors."""
+"""Times as long as without attackers, for the median of all new vectors: see `Measured.ratio`."""
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 The machine is emulated on fewer processors than it shows: who is busy on all of them starves
 everybody, whatever a daemon does. So attackers share virtual CPUs of their own (`THEIRS`), on which
 they do what they do as fast as they can; what is measured is what they cost the daemon. They are
-there all the time, and frozen (cgroups) where they are not to disturb.
+there all the time, and frozen (cgroups) where they are not to disturb. What it costs that those
+CPUs are busy at all is measured beside it, with loops there that do nothing to anybody.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ _HOSTILE: Final = "/opt/lab/hostile.py"
 _PLAYGROUND: Final = "/run/lab/hostile"
 _ORDERS: Final = "/run/lab/plane"
 _FREEZER: Final = "/sys/fs/cgroup/attackers"
+_BYSTANDERS: Final = "/sys/fs/cgroup/bystanders"
+_LOOP: Final = "sh -c 'while :; do :; done'"
 _NEWBORN: Final = f"{TRACEFS}/instances/newborn"
 _PROBES: Final = {
     "requested": "request_threaded_irq irq=$arg1:u32 name=+0($arg5):string",
@@ -66,30 +69,30 @@ def prepare(host: Host) -> None:
             f" echo {device} > /sys/bus/pci/drivers_probe"
         )
     host.write(CONFIG, RULES)
-    host.run(f"mkdir {_FREEZER}; mkfifo {_ORDERS}")
+    host.run(f"mkdir {_FREEZER} {_BYSTANDERS}; mkfifo {_ORDERS}")
 
 
 # Who attacks.
 
 
-def attack(host: Host, *, on: bool) -> None:
+def attack(host: Host, *, on: bool, who: str = _FREEZER) -> None:
     """Have the attackers go on, or stop."""
     host.run(
-        f"echo {int(not on)} > {_FREEZER}/cgroup.freeze;"
-        f" until grep -q 'frozen {int(not on)}' {_FREEZER}/cgroup.events; do sleep 0.05; done"
+        f"echo {int(not on)} > {who}/cgroup.freeze;"
+        f" until grep -q 'frozen {int(not on)}' {who}/cgroup.events; do sleep 0.05; done"
     )
 
 
 @contextmanager
-def _attackers(host: Host, name: str, command: str) -> Iterator[Job]:
-    group = f"{_FREEZER}/{name}"
+def _attackers(host: Host, name: str, command: str, who: str = _FREEZER) -> Iterator[Job]:
+    group = f"{who}/{name}"
     job = host.spawn(
         f"mkdir -p {group}; echo $$ > {group}/cgroup.procs; exec taskset -c {THEIRS} {command}"
     )
     try:
         yield job
     finally:
-        attack(host, on=True)
+        attack(host, on=True, who=who)
         job.signal("TERM")
         job.wait()
         host.run(f"echo 1 > {group}/cgroup.kill")
@@ -118,6 +121,16 @@ def toggling(host: Host) -> Iterator[Job]:
     with _attackers(host, "toggler", line) as job:
         heard(job, "ok irqs 0=", times=3)
         yield job
+
+
+@contextmanager
+def bystanders(host: Host) -> Iterator[None]:
+    """Who keeps the attackers' CPUs as busy as they do, and does nothing else."""
+    with ExitStack() as stack:
+        for number in range(2):
+            stack.enter_context(_attackers(host, f"loop{number}", _LOOP, _BYSTANDERS))
+        attack(host, on=False, who=_BYSTANDERS)
+        yield
 
 
 @contextmanager
@@ -225,6 +238,8 @@ class Measured:
 
     before: Use
     calm: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+    """While the attackers' CPUs are busy with nothing."""
     attacked: list[float] = field(default_factory=list)
     used_calm: list[float] = field(default_factory=list)
     used: list[float] = field(default_factory=list)
@@ -237,16 +252,19 @@ class Measured:
 
     @property
     def ratio(self) -> float:
-        return statistics.median(self.attacked) / statistics.median(self.calm)
+        """Of under attack to where the same CPUs are as busy with nothing."""
+        return statistics.median(self.attacked) / statistics.median(self.busy)
 
     def __str__(self) -> str:
-        calm, attacked = (sorted(each) for each in (self.calm, self.attacked))
+        calm, busy, attacked = (statistics.median(e) for e in (self.calm, self.busy, self.attacked))
         return "\n".join(
             (
-                f"from a new vector to its move, median of {len(calm)}:"
-                f" {statistics.median(calm) * 1e3:.1f} ms, {statistics.median(attacked) * 1e3:.1f}"
-                f" under attack: {self.ratio:.2f} times; slowest {calm[-1] * 1e3:.0f} and"
-                f" {attacked[-1] * 1e3:.0f}",
+                f"from a new vector to its move, median of {len(self.calm)}: {busy * 1e3:.1f} ms"
+                f" where the attackers' CPUs are busy with nothing, {attacked * 1e3:.1f} under"
+                f" attack: {self.ratio:.2f} times; slowest {max(self.busy) * 1e3:.0f} and"
+                f" {max(self.attacked) * 1e3:.0f}",
+                f"where they are idle: {calm * 1e3:.1f} ms, of which these are {busy / calm:.2f}"
+                f" and {attacked / calm:.2f} times",
                 f"the daemon's CPU seconds by block: {self.used_calm}, under attack {self.used}",
                 f"{self.before}\n{self.during[-1]}\n{self.after}",
                 f"{self.toggles} times MSI-X off and on; {self.lines} lines of log",
@@ -261,6 +279,7 @@ def measure(host: Host, guest: Guest, blocks: int) -> Measured:
     """
     actions = actions_of(host)
     with ExitStack() as stack:
+        stack.enter_context(bystanders(host))
         toggler = stack.enter_context(toggling(host))
         flood = stack.enter_context(users(host, guest, *FLOODS))
         attack(host, on=False)
@@ -275,6 +294,9 @@ def measure(host: Host, guest: Guest, blocks: int) -> Measured:
                 used = cpu_seconds(job)
                 result.calm += sampled(host)
                 result.used_calm.append(round(cpu_seconds(job) - used, 2))
+                attack(host, on=True, who=_BYSTANDERS)
+                result.busy += sampled(host)
+                attack(host, on=False, who=_BYSTANDERS)
                 with hung(host):
                     attack(host, on=True)
                     used = cpu_seconds(job)
