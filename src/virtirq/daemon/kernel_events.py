@@ -154,6 +154,7 @@ class KernelEvents:
         self.lost = False
         self.described = ""
         self.tells_routes = False
+        vectors(b"")  # has its pattern compiled now, and not while the first vector waits
         try:
             self._make(pid)
         except BaseException:
