@@ -9,6 +9,9 @@ same while somebody scrapes its metrics, and while somebody asks for its status,
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import gc
 import mmap
 import os
 import re
@@ -32,6 +35,11 @@ LISTEN: Final = "127.0.0.1:9719"
 _PAUSE: Final = 0.03
 _SHARED: Final = struct.Struct("4q")  # told at, first write, last write, how many: nanoseconds
 _HEAD: Final = "           <...>-4001    [001]   {at:.6f}: "
+_AIMS: Final = {
+    ("a vector", "first"): "3.5",
+    (f"{VECTORS} vectors", "first"): "300 µs",
+    (f"{VECTORS} vectors", "last"): "8",
+}
 _WROTE: Final = re.compile(r'write\(\d+, "\d+", \d\)')
 _INTERFERES: Final = ("", "scraped", "asked")
 
@@ -169,6 +177,46 @@ def react(shared: str, domains: Sequence[str]) -> None:
         )
 
 
+def bare(shared: str, state: str) -> None:
+    """The daemon's system calls until its write, in asyncio, and next to nothing beside them.
+
+    What a reaction takes because it is Python's, whatever it decides.
+    """
+    told = Shared(shared)
+    os.set_blocking(0, False)
+    directory = os.open(state, os.O_RDONLY)
+    journal = os.open(f"{state}/journal", os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    lock = os.open(f"{state}/lock", os.O_RDWR | os.O_CREAT)
+    line = re.compile(rb' irq=(\d+) name="([^"]*)"')
+
+    rest = b""
+
+    def act() -> None:
+        nonlocal rest
+        text, _, rest = (rest + os.read(0, 1 << 16)).rpartition(b"\n")
+        for irq, name in line.findall(text):
+            at = f"/proc/irq/{int(irq)}"
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.stat("journal", dir_fd=directory)
+            file = os.open(f"{at}/smp_affinity_list", os.O_RDWR | os.O_CLOEXEC)
+            which = os.stat(f"/sys/kernel/irq/{int(irq)}").st_ino
+            os.access(f"{at}/{name.decode()}/", os.F_OK)
+            before = os.pread(file, 4096, 0)
+            os.write(journal, b'{"irq": %b, "before": "%b", "of": %d}\n' % (irq, before, which))
+            os.fsync(journal)
+            os.write(file, b"%d" % (tree.ELSEWHERE - 1))
+            told.wrote()
+            os.close(file)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+    async def main() -> None:
+        asyncio.get_running_loop().add_reader(0, act)
+        await asyncio.Event().wait()
+
+    gc.freeze()
+    asyncio.run(main())
+
+
 @contextmanager
 def _interference(how: str) -> Iterator[None]:
     """Somebody scrapes, or asks, without a pause, in a process of its own."""
@@ -212,9 +260,11 @@ def measured(rounds: int, floors: str, guests: int = 50) -> list[Row]:
             shared.write_bytes(bytes(4096))
             files = [each for each in found.domains if each != "--domain"]
             us = [sys.executable, "-m", "bench.reacting", "--react", str(shared), *files]
+            less = [sys.executable, "-m", "bench.reacting", "--bare", str(shared), directory]
             reactors = [
                 Reactor(shared, [floors, "react", str(shared), str(tree.ELSEWHERE - 1)]),
                 Reactor(shared, us),
+                Reactor(shared, less),
             ]
             _wait_for_daemon()
             for count in (1, VECTORS):
@@ -264,20 +314,23 @@ def _wait_for_daemon() -> None:
 
 
 def _compared(reactors: Sequence[Reactor], irqs: Sequence[int], rounds: int) -> list[Row]:
-    floor, daemon = reactors
+    daemon = reactors[1]
     for each in reactors:
         each.round(irqs)
-    turns = [(floor.round(irqs), daemon.round(irqs)) for _ in range(rounds)]
+    turns = [[each.round(irqs) for each in reactors] for _ in range(rounds)]
     rows = []
     what = "a vector" if len(irqs) == 1 else f"{len(irqs)} vectors"
     idle = {}
     for at, name in enumerate(("first", "last")[: 1 if len(irqs) == 1 else 2]):
-        least = [one[at] for one, _ in turns]
-        ours = [other[at] for _, other in turns]
-        idle[at] = Spread.of(ours).median
-        ratio = Spread.of([b / a for a, b in zip(least, ours, strict=True)])
-        rows.append(Row(f"{what}, {name} write, in C", Spread.of([a * 1e6 for a in least]), "µs"))
-        rows.append(Row(f"{what}, {name} write", Spread.of([b * 1e6 for b in ours]), "µs", ratio))
+        least = [turn[0][at] for turn in turns]
+        for number, how in enumerate((", in C", "", ", the same calls in bare Python")):
+            took = [turn[number][at] for turn in turns]
+            ratio = Spread.of([b / a for a, b in zip(least, took, strict=True)]) if number else None
+            aim = "" if how else _AIMS[what, name]
+            spread = Spread.of([each * 1e6 for each in took])
+            rows.append(Row(f"{what}, {name} write{how}", spread, "µs", ratio, aim=aim))
+            if number == 1:
+                idle[at] = spread.median / 1e6
     for how in _INTERFERES[1:]:
         with _interference(how):
             busy = [daemon.round(irqs) for _ in range(rounds)]
@@ -294,6 +347,9 @@ def _compared(reactors: Sequence[Reactor], irqs: Sequence[int], rounds: int) -> 
 def main() -> None:
     if sys.argv[1:2] == ["--react"]:
         react(sys.argv[2], sys.argv[3:])
+        return
+    if sys.argv[1:2] == ["--bare"]:
+        bare(*sys.argv[2:])
         return
     tree.go_inside()
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
