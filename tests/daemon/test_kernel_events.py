@@ -9,11 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from virtirq.daemon import kernel_events
 from virtirq.daemon.kernel_events import KernelEvents
 from virtirq.errors import UnavailableError
-from virtirq.host.events import Pairing
+from virtirq.host.events import KernelEvent, Pairing, parse
 
 
 def test_a_pipe_that_is_taken_away_is_one_error_that_says_so(tmp_path: Path) -> None:
@@ -73,3 +75,34 @@ def test_what_comes_alone_takes_one_read(
     with told(lines) as events:
         assert [each.irq for piece in events.read() for each in piece] == list(range(lines))
     assert len(asked) == reads
+
+
+_HEADS = {pid: f"           <...>-{pid:<7} [001]   1.000000: " for pid in (1, 2)}
+_LINES = [
+    line
+    for irq in range(40, 46)
+    for line in (
+        f'{_HEADS[1]}requested: (f+0x0/0x1) irq={irq} name="vfio-msix[{irq}](0000:01:00.0)"',
+        f"{_HEADS[1]}in_place: (g+0x1/0x2 <- f)",
+    )
+]
+_LINES[3:3] = [f"{_HEADS[2]}freed: (free_irq+0x0/0x3b0) irq=7", "", "CPU:2 [LOST 7 EVENTS]"]
+_LINES[9:9] = [f'{_HEADS[2]}moved: (m+0x0/0x1) irq=8 by="sh"', f"{_HEADS[2]}settled: (m <- n)"]
+
+
+@given(st.lists(st.integers(1, 400), max_size=12))
+def test_pieces_tell_what_the_whole_does(sizes: list[int]) -> None:
+    """Wherever the kernel cuts what it tells, and though vectors are understood in one go."""
+    text = "".join(f"{line}\n" for line in _LINES).encode()
+    events = KernelEvents.__new__(KernelEvents)
+    events._rest, events._pairing, events.lost = b"", Pairing(), False
+    told: list[KernelEvent] = []
+    for size in (*sizes, len(text)):
+        piece, text = text[:size], text[size:]
+        told += events._understood(events._rest + piece)
+    pairing = Pairing()
+    known = filter(None, (parse(line.encode()) for line in _LINES))
+    assert told == [done for event in known for done in pairing.done(event)]
+    assert [event.irq for event in told] == [40, 7, 41, 42, 8, 43, 44, 45]
+    assert events.lost
+    assert not events._rest

@@ -225,25 +225,32 @@ class KernelEvents:
             if not data:
                 return
             data = self._rest + data
-            found, end = ([], 0) if self._pairing else vectors(data)
-            if end < len(data):
-                found += self._by_line(data[end:])
-            else:
-                self._rest = b""
-            if found:
+            if found := self._understood(data):
                 yield found
             if not number and len(data) < _FIRST:
                 return  # all that was printed; of what comes epoll(7) tells
 
-    def _by_line(self, data: bytes) -> Iterator[KernelEvent]:
-        """What is done by what these lines tell; the last may be a piece of one."""
-        *lines, self._rest = data.split(b"\n")
-        for line in lines:
-            event = parse(line)
+    def _understood(self, data: bytes) -> list[KernelEvent]:
+        """What is done by what these lines tell; the last may be a piece of one.
+
+        Vectors in one go, where nothing is held back; whatever is not one line by line.
+        """
+        found: list[KernelEvent] = []
+        at = 0
+        while True:
+            if not self._pairing:
+                told, at = vectors(data, at)
+                found += told
+            end = data.find(b"\n", at)
+            if end < 0:
+                self._rest = data[at:]
+                return found
+            event = parse(data[at:end])
             if event is None:
                 self.lost = True
             else:
-                yield from self._pairing.done(event)
+                found += self._pairing.done(event)
+            at = end + 1
 
     @property
     def unsettled(self) -> bool:

@@ -84,12 +84,12 @@ _VECTOR: Final = pattern(
 )
 
 
-def vectors(text: bytes) -> tuple[list[KernelEvent], int]:
-    """The vectors that `text` begins with, told of whole and one after another; where they end.
+def vectors(text: bytes, at: int = 0) -> tuple[list[KernelEvent], int]:
+    """The vectors that `text` has from `at` on, told of whole, one after another; where they end.
 
     Line by line it comes out the same, for who holds nothing back (`parse`, `Pairing`).
     """
-    found, at = [], 0
+    found = []
     while told := _VECTOR.match(text, at):
         pid, when, freed, irq, name = told.groups()
         if freed is not None:
