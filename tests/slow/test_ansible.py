@@ -209,6 +209,16 @@ def test_a_mistake_ends_it_at_the_first_host(fleet: Fleet, package: str) -> None
     assert fleet.everywhere(standin.AFFINITIES) == fleet.pinned()
 
 
+def test_what_cannot_be_installed_is_refused(fleet: Fleet) -> None:
+    before = fleet.everywhere(f"{FILES}{SERVICE}")
+    wheel = "virtirq-0.1.0-py3-none-any.whl"
+    done = fleet.play("site.yml", virtirq_source=wheel, virtirq_config=WELL)
+    assert done.code != 0
+    assert f"virtirq_source: neither a .deb nor a .pyz: {wheel}" in done.text
+    assert list(done.hosts) == [HOSTS[0]]
+    assert fleet.everywhere(f"{FILES}{SERVICE}") == before
+
+
 def test_what_is_found_ends_it_and_that_host_is_put_back(fleet: Fleet, package: str) -> None:
     """No mistake by its form: the host has no such CPU."""
     first, second = HOSTS

@@ -112,6 +112,6 @@ def test_what_is_promised_is_there(
     if pytestconfig.getoption("--regenerate-output"):
         GOLDEN.write_text("".join(f"{each}\n" for each in dict.fromkeys(promises)))
     promised, there = set(GOLDEN.read_text().splitlines()), set(promises)
-    assert not promised - there
+    assert promised - there == set()
     newest = sections((REPOSITORY / "CHANGELOG.md").read_text())[0]
-    assert newest.version == UNRELEASED or not there - promised
+    assert newest.version == UNRELEASED or there - promised == set()
