@@ -197,6 +197,24 @@ def test_again_it_is_all_right(fleet: Fleet, package: str) -> None:
     assert fleet.everywhere(standin.AFFINITIES) == fleet.pinned()
 
 
+def test_another_version_and_back(fleet: Fleet, package: str, tmp_path: Path) -> None:
+    need_program("dpkg-deb")
+    made, other = tmp_path / "made", tmp_path / "virtirq_next.deb"
+    subprocess.run(["dpkg-deb", "-R", package, made], check=True)
+    control = made / "DEBIAN/control"
+    control.write_text(re.sub(r"(?m)^Version: .*", r"\g<0>+next", control.read_text()))
+    words = ["dpkg-deb", "--root-owner-group", "-Znone", "-b", str(made), str(other)]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    for source, new in ((str(other), True), (package, False)):
+        done = fleet.play("site.yml", virtirq_source=source, virtirq_config=WELL)
+        assert all(done.changed().values()), done.text
+        for version in fleet.everywhere("dpkg-query -W -f '${Version}' virtirq").values():
+            assert version.endswith("+next") == new
+        assert fleet.everywhere(standin.AFFINITIES) == fleet.pinned()
+        for told in fleet.everywhere(SERVICE).values():
+            assert re.fullmatch(r"[1-9]\d* active enabled\n", told)
+
+
 def test_a_mistake_ends_it_at_the_first_host(fleet: Fleet, package: str) -> None:
     before = fleet.everywhere(f"{FILES}{SERVICE}")
     wrong = WELL | {"default": "auot"}
