@@ -32,7 +32,12 @@ MAY_IMPORT = {
     "demo": {"words"},
     "main": {"ui"},
 }
-ALSO = {"guests": {"virtirq.host.fs", "virtirq.host.paths", "virtirq.host.kvm_routes"}}
+ALSO = {
+    "guests": {
+        *("virtirq.host.fs", "virtirq.host.paths"),
+        *("virtirq.host.kvm_routes", "virtirq.host.probed_routes"),
+    }
+}
 LATE = {"rich", "cattrs", "shtab", "defusedxml", "libvirt", "textual", "prometheus_client", "qemu"}
 LIBVIRT = {"libvirt", "libvirtaio", "libvirt_qemu", "libvirtmod"}
 OPENERS = {

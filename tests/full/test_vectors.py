@@ -34,6 +34,17 @@ LEAST: Final = 450
 RIGHT: Final = 0.99
 KICKS: Final = "/sys/kernel/tracing/instances/kicks"
 READINGS: Final = 60
+BY_PROBES: Final = "/opt/lab/by-probes.py"
+PROBES_ALONE: Final = """
+import sys
+from virtirq.errors import UnavailableError
+from virtirq.guests.vectors.by_peek import PeekReader
+from virtirq.ui.cli import main
+def refuse(*_):
+    raise UnavailableError("this guest is not peeked at here")
+PeekReader.read = refuse
+sys.exit(main())
+"""
 
 Place = tuple[str, int]
 """A vector: its device and its number."""
@@ -212,6 +223,21 @@ def test_each_interrupt_is_taken_where_the_guest_handles_it(guest: Guest) -> Non
     assert on >= RIGHT
     assert on > off
     assert taints(guest) == tainted
+
+
+def test_kernel_probes_follow_as_well(guest: Guest) -> None:
+    """Where AppArmor confines guests there is no peek. Nor is what was aimed before missed."""
+    host = guest.host
+    host.write(BY_PROBES, PROBES_ALONE)
+    with daemon(host, f"exec python3 {BY_PROBES} daemon") as job:
+        until(lambda: agree(guest), job.output)
+        on, total = share(guest, RUN / 3, LEAST // 3)
+        followed = findings(host)["vectors-followed"]["message"]
+        print(f"{guest.name}: {on:.2%} of {total} right, {followed}", flush=True)
+        assert followed.startswith("where it aims its vectors is read by KVM's routes, by kernel")
+        assert "where the guest aims it" in job.output()
+    assert on >= RIGHT
+    assert host.run(f"ls {TRACEFS}/instances; cat {TRACEFS}/kprobe_events").stdout.strip() == ""
 
 
 @pytest.mark.parametrize("guest", ["plain"], indirect=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from virtirq.control.daemon_status import ask
 from virtirq.cpuset import CpuSet
 from virtirq.errors import VirtirqError
+from virtirq.guests.vectors.by_kvm_routes import by_probes
 from virtirq.guests.vectors.by_peek import PeekReader, VectorReader
 from virtirq.guests.vectors.by_qmp import QmpReader
 from virtirq.host.fs import HostFs, Reader
@@ -65,7 +66,7 @@ def guest_aims(
     with ExitStack() as stack:
         readers: list[VectorReader] = [] if uri is None else [PeekReader(uri)]
         if fs.recording is None:
-            readers.append(QmpReader(fs))
+            readers += [QmpReader(fs), by_probes()]
         for reader in readers:
             stack.callback(reader.close)
         yield GuestAims(fs, state, guest, readers)

@@ -44,7 +44,7 @@ from virtirq.daemon.vector_follower import VectorFollower
 from virtirq.errors import DeploymentError, NoAnswerError, UnavailableError, VirtirqError
 from virtirq.guests.processes.affinity import as_allowed, is_libvirts, runs_elsewhere
 from virtirq.guests.processes.find import SOURCE as PROCESS
-from virtirq.guests.vectors.by_kvm_routes import RoutesReader
+from virtirq.guests.vectors.by_kvm_routes import by_bpftrace, by_probes
 from virtirq.guests.vectors.by_peek import PeekReader, VectorReader
 from virtirq.guests.vectors.by_qmp import QmpReader
 from virtirq.host.events import EventKind, KernelEvent
@@ -172,7 +172,7 @@ class Daemon:
         )
         self._guard = IrqbalanceGuard(IrqbalanceClient(setup.state, self._fs), log, self._timers)
         peek = [] if setup.uri is None else [PeekReader(setup.uri)]
-        readers: list[VectorReader] = [*peek, QmpReader(self._fs), RoutesReader()]
+        readers: list[VectorReader] = [*peek, QmpReader(self._fs), by_probes(), by_bpftrace()]
         self._follower = VectorFollower(
             readers, self._reconciler, log, self._timers, self._look_again
         )

@@ -18,7 +18,8 @@ The program is run by reading ``/sys/kernel/irq/N/hwirq``, which hands over the 
 interrupt that never fires, too. Not by ``actions`` or ``per_cpu_count``, beside it: everybody
 reads those, virtirq most of all, and would run into the probe each time.
 
-All of this is pure: the fields, the program and its lines. `virtirq.host.kvm_routes` runs it.
+All of this is pure: the fields, the program and its lines. `virtirq.host.kvm_routes` runs it;
+`virtirq.host.probed_routes` goes the same way without a program.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ PROBED: Final = "hwirq_show"
 WOKEN: Final = "irqfd_wakeup"
 MODULE: Final = "kvm"
 
-_MSI: Final = 2  # include/uapi/linux/kvm.h, KVM_IRQ_ROUTING_MSI
+MSI: Final = 2  # include/uapi/linux/kvm.h, KVM_IRQ_ROUTING_MSI
 _VFIO: Final = int.from_bytes(b"vfio-msi", sys.byteorder)
 """The beginning of such an action's name, as the eight bytes that they are.
 
@@ -80,6 +81,12 @@ _FIELDS: Final[Mapping[str, _Wanted]] = {
     "owner": _Wanted("mm_struct", "owner", 8),
     "process": _Wanted("task_struct", "tgid", 4),
 }
+
+
+IRQFD_FIELDS: Final[Mapping[str, int]] = {
+    name: _FIELDS[name].size for name in ("changes", "type", "low", "high", "data", "eventfd")
+}
+"""What an irqfd says of itself: sizes by the names of `offsets`."""
 
 
 def offsets(btf: Btf) -> dict[str, int]:
@@ -139,7 +146,7 @@ def program(at: Mapping[str, int], woken: int, pid: int) -> str:
     return _PROGRAM % {**at, "probed": PROBED, "vfio": _VFIO, "address": woken, "pid": pid}
 
 
-_MOST_WAITING: Final = 8
+MOST_WAITING: Final = 8
 """Of an eventfd: KVM, and perhaps a monitor that polls it. Longer queues are not understood."""
 # The message is changed under a seqcount, which is odd meanwhile (irqfd_update()).
 _PROGRAM: Final = f"""\
@@ -156,7 +163,7 @@ kprobe:%(probed)s
     $eventfd = *(uint64 *)kptr($action + %(device)d);
     $queue = $eventfd + %(queue)d;
     $entry = *(uint64 *)kptr($queue + %(next)d);
-    unroll ({_MOST_WAITING}) {{
+    unroll ({MOST_WAITING}) {{
       if ($entry != $queue) {{
         $waiting = $entry - %(entry)d;
         if (*(uint64 *)kptr($waiting + %(woken)d) == (uint64)%(address)d) {{
@@ -224,6 +231,6 @@ def parse(line: bytes) -> Answer | None:
     before, after, kind, low, high, data, pid = rest
     if before != after or before % 2:
         return Answer(at, irq, changing=True)
-    if kind != _MSI or not pid:
+    if kind != MSI or not pid:
         return Answer(at, irq)
     return Answer(at, irq, routed=True, address=high << 32 | low, data=data, pid=pid)

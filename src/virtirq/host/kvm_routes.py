@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from virtirq.errors import UnavailableError
 from virtirq.host.btf import Btf, BtfError
@@ -59,7 +59,7 @@ BTF_DIR: Final = "/sys/kernel/btf"  # Documentation/ABI/testing/sysfs-kernel-btf
 SYMBOLS: Final = "/proc/kallsyms"  # kernel/kallsyms.c
 LOCKDOWN: Final = "/sys/kernel/security/lockdown"  # security/lockdown/lockdown.c
 PARANOID: Final = "/proc/sys/kernel/perf_event_paranoid"
-_KVM: Final = f"/sys/module/{MODULE}"  # there as well when it is part of the kernel
+KVM: Final = f"/sys/module/{MODULE}"  # there as well when it is part of the kernel
 _FIRST_PID_NAMESPACE: Final = "pid:[4026531836]"  # include/linux/proc_ns.h, PROC_PID_INIT_INO
 # include/uapi/linux/capability.h
 _SYS_ADMIN: Final = 1 << 21
@@ -68,13 +68,27 @@ _PARANOID_AT_MOST: Final = 2
 
 
 class Route(NamedTuple):
-    """`pid` of the process whose VM it is; the message that KVM sends to it: an MSI's `address`, of
-    64 bits, and `data`, of 32.
+    """The message that KVM sends to a VM: an MSI's `address`, of 64 bits, and `data`, of 32.
+
+    Whose it is: `pid` of the process whose VM it is, or the `action` under which VFIO has
+    requested the interrupt.
     """
 
-    pid: int
+    pid: int | None
     address: int
     data: int
+    action: str = ""
+
+
+class RouteSource(Protocol):
+    """Tells the routes of interrupts. For one thread at a time."""
+
+    def read(self, irqs: Collection[int]) -> dict[int, Route]:
+        """By IRQ number, of those that have one. Raises UnavailableError when there is no more to
+        come: another may be opened.
+        """
+
+    def close(self) -> None: ...
 
 
 class Routes:
@@ -118,9 +132,9 @@ class Routes:
         and is closed then, when bpftrace does not answer, or has answered for a KVM that is no
         more: another may be opened. Older ones hear nothing of CPUs that came online after them.
         """
-        if self._module != self._fs.incarnation(_KVM):
+        if self._module != self._fs.incarnation(KVM):
             self.close()
-            raise UnavailableError(f"{_KVM}: it is not the one any more that was there")
+            raise UnavailableError(f"{KVM}: it is not the one any more that was there")
         found: dict[int, Route] = {}
         left = iter(sorted(set(irqs)))
         try:
@@ -246,8 +260,8 @@ def open_routes(fs: HostFs | None = None) -> Routes:
             "bpftrace is not installed", hint="install the distribution's package bpftrace"
         )
     _check_permitted(fs)
-    module = fs.incarnation(_KVM)
-    text = program(_offsets(fs), _woken(), os.getpid())
+    module = fs.incarnation(KVM)
+    text = program(kernel_offsets(fs), _woken(), os.getpid())
     return Routes(fs, [found, "-B", "line", "-p", str(os.getpid()), "-e", text], module)
 
 
@@ -268,6 +282,11 @@ def _check_permitted(fs: HostFs) -> None:
                 f"{PARANOID}: it is {level}",
                 hint=f"set it to {_PARANOID_AT_MOST}, or add CAP_SYS_ADMIN",
             )
+    check_readable(fs)
+
+
+def check_readable(fs: HostFs) -> None:
+    """Raises UnavailableError where nobody reads the kernel's memory, or not from here."""
     with suppress(OSError):
         if fs.readlink(f"{PROC_DIR}/self/ns/pid") != _FIRST_PID_NAMESPACE:
             raise UnavailableError(
@@ -287,7 +306,8 @@ def _word(fs: HostFs, path: str, pattern: str) -> str | None:
     return None
 
 
-def _offsets(fs: HostFs) -> dict[str, int]:
+def kernel_offsets(fs: HostFs) -> dict[str, int]:
+    """Where this kernel has the fields of `virtirq.host.irqfd`. Raises UnavailableError."""
     base, split = f"{BTF_DIR}/vmlinux", f"{BTF_DIR}/{MODULE}"
     try:
         kernel = _content(base)
@@ -298,7 +318,7 @@ def _offsets(fs: HostFs) -> dict[str, int]:
     try:
         module = _content(split)
     except FileNotFoundError:
-        if not fs.isdir(_KVM):
+        if not fs.isdir(KVM):
             raise UnavailableError(f"the module {MODULE} is not loaded") from None
         module = b""  # it is part of the kernel, or has no BTF: then its types are not known
     except OSError as error:

@@ -152,8 +152,8 @@ ADVICE: Final[Mapping[str, Advice]] = MappingProxyType(
             "Which of its vCPUs the guest aims each vector at could not be read from the host, so"
             " vector i goes to vCPU i modulo their number: to one of the guest's CPUs, but maybe"
             " not to that of the vCPU that handles it.",
-            "see the reasons; a machine of type q35 can be read through libvirt, unless AppArmor"
-            " confines it, and any by bpftrace",
+            "see the reasons; any guest on x86 can be read by kernel probes, where the kernel has"
+            " kprobes and BTF (CONFIG_KPROBE_EVENTS, CONFIG_DEBUG_INFO_BTF)",
         ),
         "interrupts-posted": Advice(
             _NOTE,

@@ -45,7 +45,7 @@ def reader_of(*them: FakeRoutes | UnavailableError) -> RoutesReader:
             raise one
         return cast(Routes, one)
 
-    return RoutesReader(start)
+    return RoutesReader("bpftrace", start)
 
 
 def test_each_vector_is_for_the_vcpu_of_its_route() -> None:
@@ -58,6 +58,17 @@ def test_each_vector_is_for_the_vcpu_of_its_route() -> None:
 def test_routes_of_another_vm_are_not_its_own() -> None:
     learned = reader_of(FakeRoutes({50: Route(901, *to(3))})).read(WEB, WANTED)
     assert learned[NIC].aimed == learned[DISK].aimed == {}
+
+
+def test_routes_told_by_the_name_of_the_interrupt_are_those_of_this_vector() -> None:
+    routes = {
+        50: Route(None, *to(3), f"vfio-msix[0]({NIC})"),
+        51: Route(None, *to(1), f"vfio-msix[2]({NIC})"),  # its number was given anew
+        60: Route(None, *to(1), f"vfio-msi[0]({NIC})"),
+    }
+    learned = reader_of(FakeRoutes(routes)).read(WEB, WANTED)
+    assert learned[NIC].aimed == {0: Aimed(3)}
+    assert learned[DISK].aimed == {}
 
 
 def test_what_is_no_message_says_why() -> None:

@@ -1,7 +1,8 @@
 """Learns where guests aim their vectors from KVM's own routes, whatever the VMM.
 
-The last resort of the readers: bpftrace is a large program that few hosts have, and what it reads
-are the kernel's inner structures. It is started when a guest needs it, and stays.
+What is read are the kernel's inner structures, so those come first that promise to stay: libvirt's
+calls and QEMU's monitor. By the kernel's probes, and as the last resort by bpftrace, a large
+program that few hosts have. Either is started when a guest needs it, and stays.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from virtirq.errors import UnavailableError
 from virtirq.guests.vectors.by_peek import Learned, Wanted
 from virtirq.guests.vectors.msi import Apics, Destination, Message, UndecodableError, destination
 from virtirq.guests.vectors.reader import aimed, apics_of
-from virtirq.host.kvm_routes import Routes, open_routes
-from virtirq.model import Guest
+from virtirq.host.kvm_routes import Route, RouteSource, open_routes
+from virtirq.host.probed_routes import open_probed_routes
+from virtirq.model import Guest, PciAddress, VfioAction
 
 _AGAIN: Final = 300.0
-"""Seconds until a bpftrace that could not be started is tried once more."""
+"""Seconds until one that could not be started is tried once more."""
 
 
 class RoutesReader:
-    """Reads guests by one bpftrace for all of them."""
+    """Reads guests by one source of routes for all of them."""
 
-    name: Final = "KVM's routes, by bpftrace"
-
-    def __init__(self, start: Callable[[], Routes] = open_routes) -> None:
+    def __init__(self, how: str, start: Callable[[], RouteSource]) -> None:
+        self.name = f"KVM's routes, by {how}"
         self._start = start
         self._lock = threading.Lock()
-        self._routes: Routes | None = None
+        self._routes: RouteSource | None = None
         self._why = ""
         self._tried = float("-inf")
 
@@ -43,20 +44,14 @@ class RoutesReader:
             try:
                 found = self._open().read(numbers)
             except UnavailableError:
-                self._end()  # one that does not answer is of no use any more
+                self._end()  # what does not answer is of no use any more
                 raise
-        # The pid of KVM's VM says whose route it is: an IRQ number may have been given anew.
-        messages = {
-            irq: Message(each.address, each.data)
-            for irq, each in found.items()
-            if each.pid == guest.pid
-        }
         return {
             address: aimed(
                 {
-                    vector: _destination(messages[irq], apics)
+                    vector: _destination(Message(found[irq].address, found[irq].data), apics)
                     for vector, irq in vectors.items()
-                    if irq in messages
+                    if irq in found and _is_of(found[irq], guest, address, vector)
                 },
                 apics,
             )
@@ -72,17 +67,33 @@ class RoutesReader:
         if routes is not None:
             routes.close()
 
-    def _open(self) -> Routes:
+    def _open(self) -> RouteSource:
         if self._routes is None:
             if time.monotonic() < self._tried + _AGAIN:
                 raise UnavailableError(self._why)
-            self._tried, self._why = time.monotonic(), "bpftrace has ended"
+            self._tried, self._why = time.monotonic(), f"{self.name}: it has ended"
             try:
                 self._routes = self._start()
             except UnavailableError as error:
                 self._why = str(error)
                 raise
         return self._routes
+
+
+def by_probes() -> RoutesReader:
+    return RoutesReader("kernel probes", open_probed_routes)
+
+
+def by_bpftrace() -> RoutesReader:
+    return RoutesReader("bpftrace", open_routes)
+
+
+def _is_of(route: Route, guest: Guest, device: PciAddress, vector: int) -> bool:
+    """Whether it is this vector's: an IRQ number may have been given anew."""
+    if route.pid is not None:
+        return route.pid == guest.pid
+    action = VfioAction.parse(route.action)
+    return action is not None and (action.device, action.vector) == (device, vector)
 
 
 def _destination(message: Message, apics: Apics) -> Destination | UndecodableError:
