@@ -109,5 +109,7 @@ def _measured(inside: tree.Tree, rounds: int) -> tuple[list[Row], list[str]]:
         ratio = Spread.of([mine / one for mine, one in zip(ours, each, strict=True)])
         beside = "" if name == "virtirq apply" else "of it"
         moves = f"{name}, moved {moved[name]}"
+        if not moved[name]:
+            said.append(f"{name} moves none: no interrupt happens on a made host")
         rows.append(Row(moves, Spread.of(each), "µs", ratio, beside, calls))
     return rows, said
