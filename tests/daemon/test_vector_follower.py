@@ -363,6 +363,27 @@ def test_the_first_reader_that_can_is_used_and_why_not_a_better_one_is_said(play
     play(act, first, second)
 
 
+@pytest.mark.parametrize("lasts", [False, True])
+def test_what_has_worked_is_tried_again_before_what_costs_more_is_begun(
+    play: Play, lasts: bool
+) -> None:
+    gone = UnavailableError("the domain is not running")
+    after = () if lasts else (nic(1, 1, 1),)
+    first = FakeReader("peek", nic(2, 2, 2), nic(2, 2, 2), gone, *after)
+    second = FakeReader("probes", nic(0, 0, 0))
+
+    async def act(stage: Stage) -> None:
+        stage.follower.look("u-web")
+        await stage.until(lambda: len(first.asked) == 2)
+        await stage.looked()
+        stage.follower.look("u-web")
+        wanted = ["4", "4", "4"] if lasts else ["5", "5", "5"]
+        await stage.until(lambda: stage.places() == wanted)
+        assert bool(second.asked) is lasts
+
+    play(act, first, second)
+
+
 def test_a_guest_that_cannot_be_read_says_why_and_is_not_tried_for_ever(play: Play) -> None:
     reader = FakeReader("peek", UnavailableError("its machine 'pc' has no such space"))
 

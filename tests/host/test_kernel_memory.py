@@ -25,7 +25,7 @@ from tests.host.test_probed_routes import AT, EVENTFD, IRQFD, KVMS, NAME
 from virtirq.errors import UnavailableError
 from virtirq.host import kernel_memory
 from virtirq.host.kernel_memory import KernelMemory, Requested, probes
-from virtirq.host.probed_routes import open_probed_routes
+from virtirq.host.probed_routes import clear_probed_routes, open_probed_routes
 
 WORDS: Final = 24
 FIRST, LAST = 0xFFFF_8880_0000_0000, 0xFFFF_C900_0000_0000
@@ -286,6 +286,20 @@ def test_what_a_killed_one_has_left_is_taken_away_first(root: Path) -> None:
         *("-:virtirq_routes/asked"[:24], "-:virtirq_routes/read"),
         *("p:virtirq_routes/asked hwirq_show"[:24], "p:virtirq_routes/read default"[:24]),
     ]
+
+
+def test_what_a_killed_one_has_left_goes_with_the_next_daemon_though_that_had_no_use_for_it(
+    root: Path,
+) -> None:
+    FakeKernel(root)
+    clear_probed_routes((str(root), "/nowhere"))
+    assert not (root / "instances/virtirq_routes").exists()
+    assert (
+        (root / "kprobe_events")
+        .read_text()
+        .endswith("\n-:virtirq_routes/asked\n-:virtirq_routes/read\n")
+    )
+    clear_probed_routes(("/nowhere",))
 
 
 def test_a_kernel_that_takes_no_probes(root: Path, kernel: Path) -> None:

@@ -280,6 +280,8 @@ class VectorFollower:
             else:
                 read_by = name
                 break
+            if self._read_by.get(guest.key) == name:
+                break  # it worked before: the costlier ones are for when that is not over soon
         if not self._on or self._books.get(guest.key) is not book:
             return learned  # nobody asks for it any more
         book.why_not = tuple(why_not)

@@ -37,6 +37,7 @@ from virtirq.values import pattern
 
 _NAME: Final = "virtirq_routes"
 """Of the instance, and of the group of its probes."""
+_PROBES: Final = ("asked", "read")
 _BUFFER_KB: Final = 16
 """Of each CPU: no more than one answer is ever waited for."""
 _REFUSED: Final = b"!virtirq"
@@ -155,15 +156,15 @@ class KernelMemory:
                 os.close(descriptor)
         self._pipe = self._mask = -1
         with suppress(OSError):
-            self._remove()
+            take_away(self._root)
 
     def _make(self) -> None:
-        self._remove()  # what one that was killed has left
+        take_away(self._root)  # what one that was killed has left
         self._instance.mkdir(mode=0o700)
         self._set("buffer_size_kb", str(_BUFFER_KB))
         self._set("options/irq-info", "0")
         for name, text in self._probes.items():
-            self._define(f"p:{_NAME}/{name} {text}")
+            _define(self._root, f"p:{_NAME}/{name} {text}")
         for name in self._probes:
             self._set(f"events/{_NAME}/{name}/filter", "common_pid == 0")
             self._set(f"events/{_NAME}/{name}/enable", "1")
@@ -212,31 +213,35 @@ class KernelMemory:
             data += piece
         return data.splitlines()
 
-    def _remove(self) -> None:
-        with suppress(FileNotFoundError):
-            self._instance.rmdir()
-        for name in self._probes:
-            if (self._root / "events" / _NAME / name).is_dir():
-                self._define(f"-:{_NAME}/{name}")
-
-    def _define(self, text: str) -> None:
-        # Appended, for truncating it takes away everybody's probes.
-        path = self._root / "kprobe_events"
-        try:
-            self._write(path, text, os.O_APPEND)
-        except OSError as error:
-            error.filename = f"{path}: {' '.join(text.split()[:2])}"
-            raise
-
     def _set(self, name: str, value: str) -> None:
-        self._write(self._instance / name, value)
+        _write(self._instance / name, value)
 
-    def _write(self, path: Path, text: str, flags: int = 0) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags)
-        try:
-            os.write(descriptor, f"{text}\n".encode())
-        except OSError as error:
-            error.filename = str(path)
-            raise
-        finally:
-            os.close(descriptor)
+
+def take_away(root: Path) -> None:
+    """What is left of probes that nobody uses. Raises OSError where somebody does."""
+    with suppress(FileNotFoundError):
+        (root / "instances" / _NAME).rmdir()
+    for name in _PROBES:
+        if (root / "events" / _NAME / name).is_dir():
+            _define(root, f"-:{_NAME}/{name}")
+
+
+def _define(root: Path, text: str) -> None:
+    # Appended, for truncating it takes away everybody's probes.
+    path = root / "kprobe_events"
+    try:
+        _write(path, text, os.O_APPEND)
+    except OSError as error:
+        error.filename = f"{path}: {' '.join(text.split()[:2])}"
+        raise
+
+
+def _write(path: Path, text: str, flags: int = 0) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags)
+    try:
+        os.write(descriptor, f"{text}\n".encode())
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(descriptor)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -17,7 +18,7 @@ from virtirq.errors import UnavailableError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, LiveFs
 from virtirq.host.irqfd import IRQFD_FIELDS, MOST_WAITING, MSI, WOKEN
-from virtirq.host.kernel_memory import MOST_WORDS, KernelMemory, Piece, Requested
+from virtirq.host.kernel_memory import MOST_WORDS, KernelMemory, Piece, Requested, take_away
 from virtirq.host.kvm_routes import KVM, Route, check_readable, kernel_offsets
 
 _HINTS: Final = {
@@ -121,7 +122,7 @@ def open_probed_routes(
     words = 1 + max(last, *(at[name] for name in IRQFD_FIELDS)) // 8
     if words > MOST_WORDS:
         raise UnavailableError("this kernel's structures are larger than are read")
-    mounted = [root for root in map(Path, roots) if (root / "instances").is_dir()]
+    mounted = _mounted(roots)
     if not mounted:
         raise UnavailableError(
             f"{roots[0]}: tracefs is not to be had",
@@ -134,6 +135,17 @@ def open_probed_routes(
             f"{error.filename or mounted[0]}: {error.strerror}", hint=_HINTS.get(error.errno or 0)
         ) from error
     return ProbedRoutes(fs, memory, at)
+
+
+def clear_probed_routes(roots: Sequence[str] = paths.TRACEFS) -> None:
+    """Take away what is left of the probes of one that was killed, if nobody uses them."""
+    with suppress(OSError):
+        for root in _mounted(roots):
+            take_away(root)
+
+
+def _mounted(roots: Sequence[str]) -> list[Path]:
+    return [root for root in map(Path, roots) if (root / "instances").is_dir()]
 
 
 def _is_kvms(symbol: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from virtirq.errors import UnavailableError
 from virtirq.guests.vectors import by_kvm_routes
 from virtirq.guests.vectors.by_kvm_routes import RoutesReader
-from virtirq.host.kvm_routes import Route, Routes
+from virtirq.host.kvm_routes import Route, Routes, open_routes
 from virtirq.model import Aimed, Guest, PciAddress, Vcpu
 
 NIC, DISK = PciAddress.parse("0000:41:00.0"), PciAddress.parse("0000:42:00.0")
@@ -119,3 +119,9 @@ def test_one_that_dies_is_ended_and_the_next_one_started_later(
     assert reader.read(WEB, WANTED)[NIC].aimed == {0: Aimed(3)}
     reader.close()
     assert second.closed == 1
+
+
+def test_what_is_left_of_others_is_cleared_at_the_end_though_nothing_was_started() -> None:
+    cleared: list[int] = []
+    RoutesReader("probes", open_routes, lambda: cleared.append(1)).close()
+    assert cleared == [1]

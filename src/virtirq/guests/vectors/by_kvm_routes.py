@@ -17,7 +17,7 @@ from virtirq.guests.vectors.by_peek import Learned, Wanted
 from virtirq.guests.vectors.msi import Apics, Destination, Message, UndecodableError, destination
 from virtirq.guests.vectors.reader import aimed, apics_of
 from virtirq.host.kvm_routes import Route, RouteSource, open_routes
-from virtirq.host.probed_routes import open_probed_routes
+from virtirq.host.probed_routes import clear_probed_routes, open_probed_routes
 from virtirq.model import Guest, PciAddress, VfioAction
 
 _AGAIN: Final = 300.0
@@ -27,9 +27,13 @@ _AGAIN: Final = 300.0
 class RoutesReader:
     """Reads guests by one source of routes for all of them."""
 
-    def __init__(self, how: str, start: Callable[[], RouteSource]) -> None:
+    def __init__(
+        self, how: str, start: Callable[[], RouteSource], clear: Callable[[], object] = lambda: None
+    ) -> None:
+        """`clear` takes away, at the end, what one that was killed may have left."""
         self.name = f"KVM's routes, by {how}"
         self._start = start
+        self._clear = clear
         self._lock = threading.Lock()
         self._routes: RouteSource | None = None
         self._why = ""
@@ -61,6 +65,7 @@ class RoutesReader:
     def close(self) -> None:
         with self._lock:
             self._end()
+            self._clear()
 
     def _end(self) -> None:
         routes, self._routes = self._routes, None
@@ -81,7 +86,7 @@ class RoutesReader:
 
 
 def by_probes() -> RoutesReader:
-    return RoutesReader("kernel probes", open_probed_routes)
+    return RoutesReader("kernel probes", open_probed_routes, clear_probed_routes)
 
 
 def by_bpftrace() -> RoutesReader:
