@@ -180,7 +180,7 @@ def test_what_comes_while_it_is_told_is_told_next(play: Play) -> None:
         await stage.until(lambda: stage.bans.begun == 1)
         stage.want(frozenset({1, 2}))
         stage.bans.go.set()
-        await stage.until(lambda: len(stage.bans.calls) == 1)
+        await stage.until(lambda: not stage.timers._at_work)
         assert await stage.told() == ("keep", frozenset({1, 2}), False)
         assert [each[1] for each in stage.bans.calls] == [frozenset({1}), frozenset({1, 2})]
         await stage.rests()
