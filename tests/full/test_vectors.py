@@ -225,6 +225,7 @@ def test_each_interrupt_is_taken_where_the_guest_handles_it(guest: Guest) -> Non
     assert taints(guest) == tainted
 
 
+@pytest.mark.parametrize("guest", ["vtd"], indirect=True)
 def test_kernel_probes_follow_as_well(guest: Guest) -> None:
     """Where AppArmor confines guests there is no peek. Nor is what was aimed before missed."""
     host = guest.host
