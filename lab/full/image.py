@@ -83,6 +83,8 @@ def _build(work: Path) -> None:
     tree = work / "tree"
     # the lab has initramfs files of its own
     rest = '--customize-hook=rm -f "$1"/boot/initrd.img*; echo lab > "$1"/etc/hostname'
+    rest += f'; find "$1"{recipe.APPARMOR} -maxdepth 1 -type f'
+    rest += f" ! -name '{recipe.KEPT_PROFILES}' -delete"
     _debootstrap(tree, "--variant=minbase", recipe.PACKAGES, rest)
     _take_kernel(tree, work)
     _make_disk(tree, work / "root.img")

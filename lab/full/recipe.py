@@ -24,6 +24,7 @@ PACKAGES = (
     "libvirt-daemon-system",
     "libvirt-daemon-driver-qemu",
     "libvirt-clients",
+    "apparmor",
     "libxml2-utils",  # virt-xml-validate calls xmllint
     "qemu-system-x86",
     "qemu-utils",
@@ -49,6 +50,10 @@ EXCLUDES = (
     "/usr/share/locale/*",
     "/usr/share/info/*",
 )
+
+# Of AppArmor's profiles only libvirt's: an emulated boot compiles each of them.
+APPARMOR = "/etc/apparmor.d"
+KEPT_PROFILES = "usr.*libvirt*"
 
 IMAGE_SIZE = "3G"  # sparse: what is not used takes no room
 

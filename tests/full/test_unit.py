@@ -1,8 +1,8 @@
 """The unit under real systemd: what its sandbox lets through, and what it keeps in.
 
-Debian's own boot, libvirt, irqbalance, a nested guest with a VFIO device, and virtirq installed
-from its wheel. A probe takes the daemon's place in the unit: it does each thing that the daemon
-needs, and tries what nothing in there should be able to.
+Debian's own boot, libvirt as Debian has set it, irqbalance, a nested guest with a VFIO device, and
+virtirq installed from its wheel. A probe takes the daemon's place in the unit: it does each thing
+that the daemon needs, and tries what nothing in there should be able to.
 """
 
 from __future__ import annotations
@@ -417,6 +417,18 @@ def show(host: Host, name: str) -> str:
     return host.run(["systemctl", "show", "--value", "-p", name, "virtirq"]).stdout.strip()
 
 
+def test_the_guest_is_confined_as_debian_has_it(host: Host, busy: Job) -> None:
+    process = "/proc/$(cat /run/libvirt/qemu/guest.pid)"
+    told = host.run(
+        f"cd {process}; cat attr/apparmor/current cgroup; stat -c %U .;"
+        " [ $(readlink ns/mnt) != $(readlink /proc/1/ns/mnt) ]"
+    ).stdout
+    profile, group, user = told.splitlines()
+    assert re.fullmatch(r"libvirt-\S+ \(enforce\)", profile)
+    assert group.startswith(r"0::/machine.slice/machine-qemu\x2d1\x2dguest.scope/")
+    assert user == "libvirt-qemu"
+
+
 def test_systemd_has_no_complaint_about_the_unit(host: Host) -> None:
     # The lab has no man(1), by which it would look for the manual's page.
     done = host.run(["systemd-analyze", "verify", "--man=no", UNIT], check=False)
@@ -534,10 +546,10 @@ def test_the_service_is_ready_when_the_guest_is_pinned(service: Host) -> None:
     assert show(service, "StatusText").endswith("kernel probes")
     status = json.loads(service.run("virtirq status --json").stdout)
     assert status["daemon"]["pid"] == int(show(service, "MainPID"))
-    # irqbalance runs, and was told; and the unit may read the guest through libvirt.
+    # irqbalance runs, and was told; and the unit may have the kernel tell of the guest.
     (found,) = status["findings"]
     assert (found["code"], found["severity"]) == ("vectors-followed", "note")
-    assert "libvirt's memory peek" in found["message"]
+    assert "by KVM's routes, by kernel probes; libvirt's memory peek: each" in found["message"]
 
 
 def test_the_journal_tells_of_each_move_with_its_fields(service: Host) -> None:
@@ -563,6 +575,32 @@ def test_a_reload_takes_the_configuration(service: Host) -> None:
     assert show(service, "ActiveState") == "active"
     service.run(f"rm {CONFIG}; systemctl reload virtirq")
     until_pinned(service)
+
+
+PEEK = """
+import libvirt
+connection = libvirt.open("qemu:///system")
+connection.lookupByName("guest").memoryPeek(0x100000, 4096, libvirt.VIR_MEMORY_PHYSICAL)
+"""
+
+
+def test_the_guests_profile_is_as_it_was(service: Host) -> None:
+    """And why no memory is read: each time libvirt makes it longer, and never shorter."""
+    lines = "cat /etc/apparmor.d/libvirt/libvirt-*.files"
+    before = service.run(lines).stdout
+    assert "qemu.mem." not in before
+    service.run(["python3", "-c", PEEK])
+    assert "qemu.mem." in service.run(lines).stdout.removeprefix(before)
+
+
+def test_who_may_only_look_looks_and_is_told_what_is_missing(service: Host) -> None:
+    nobody = "setpriv --reuid nobody --regid nogroup --clear-groups virtirq"
+    assert service.run(f"{nobody} get guest").stdout.startswith("guest (live)")
+    done = service.run(f"{nobody} set guest local", check=False)
+    assert (done.returncode, done.stdout) == (5, "")
+    said, hint = done.stderr.splitlines()
+    assert "polkit" in said
+    assert hint == "hint: run as root, or become a member of the group libvirt"
 
 
 def test_killed_it_is_started_again_and_forgets_nothing(service: Host) -> None:
