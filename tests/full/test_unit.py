@@ -662,6 +662,7 @@ def test_a_data_plane_of_another_user_takes_what_the_documentation_says(
     )
     try:
         until(service, "journalctl -u virtirq | grep -q 'not read: /proc/.*Permission denied'")
+        until(service, f"[ $(ls /sys/bus/pci/devices/{plane}/msi_irqs | wc -l) = 3 ]")
         said = service.run("journalctl -u virtirq -o short-monotonic -n 60").stdout
         assert {each.affinity for each in service.vectors(plane)} == {"0-3"}, said
         service.write(f"{DROP_IN}/processes.conf", drop_in)
