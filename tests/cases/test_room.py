@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 from tests.cases.room import Room, guest
 from tests.hostmaker import MadeDevice, MadeHost, MadeInterrupt
-from virtirq.control.cycle import Done, apply, observe
+from virtirq.control.cycle import Done, apply, observe, planned
 from virtirq.guests.libvirt.domainxml import parse_domain
-from virtirq.model import Guest, Status
+from virtirq.model import Guest, PciAddress, Plan, Status
 from virtirq.policy.config import Config
 from virtirq.policy.findings import findings
 from virtirq.policy.plan import plan
 from virtirq.ui.screens import outcome_screen
+from virtirq.values import replace
 
 ROOM = 8
+irq_of = attrgetter("irq")
 FUNCTIONS = [f"0000:8e:03.{number}" for number in range(3)]
 
 
@@ -160,6 +163,28 @@ def test_another_guests_stay(state: Path) -> None:
     ]
     crowd.apply()
     assert set(crowd.places(ROOM - 1)) == {"8", "9", "8-15"}
+
+
+@pytest.mark.usefixtures("state")
+def test_who_has_fired_is_asked_of_the_guests_that_are_short_alone() -> None:
+    """A host has a hundred thousand counts; the plan is what it is with all of them."""
+    made = host(*(device(number, range(number, 8)) for number in range(3)))
+    guests = [
+        parse_domain(guest(FUNCTIONS[:2], ("8", "9"), name="short")),
+        parse_domain(guest(FUNCTIONS[2:], [str(cpu) for cpu in range(8)], name="wide")),
+    ]
+    fs = made.fs()
+    counted, whole = planned(fs, observe(fs, guests, counts=False), Config())
+    read = sum(path.endswith("/per_cpu_count") for _, path in fs.calls)
+    assert read == 16
+    assert {each.device for each in counted.interrupts if each.counts is not None} == {
+        PciAddress.parse(each) for each in FUNCTIONS[:2]
+    }
+    short, wide = plan(observe(fs, guests), Config()).guests
+    assert whole.guests[0] == short
+    assert sum(pin.idle for pin in whole.pins) == 1
+    uncounted = [replace(each, idle=False) for each in Plan((wide,)).pins]
+    assert sorted(uncounted, key=irq_of) == sorted(Plan((whole.guests[1],)).pins, key=irq_of)
 
 
 def test_where_nobody_is_short_the_order_is_the_vectors() -> None:

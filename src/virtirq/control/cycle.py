@@ -38,7 +38,7 @@ from virtirq.model import (
 )
 from virtirq.policy.config import Config
 from virtirq.policy.plan import plan
-from virtirq.policy.room import crowds
+from virtirq.policy.room import counted, crowding
 from virtirq.values import dataclass, replace
 
 if TYPE_CHECKING:
@@ -100,20 +100,23 @@ def observe(
 def planned(fs: HostFs, snapshot: Snapshot, config: Config) -> tuple[Snapshot, Plan]:
     """What is to happen, and the snapshot with all that was looked at for it.
 
-    Where CPUs become short of vectors, those that have fired come first: then counts are read that
-    were left out.
+    Where CPUs become short of vectors, those that have fired come first: then counts that were left
+    out are read, of the guests that need them.
     """
     made = plan(snapshot, config)
-    if not crowds(made.pins, snapshot.vectors_on):
-        return snapshot, made
-    if all(each.counts is not None for each in snapshot.interrupts):
+    devices = crowding(made, snapshot.vectors_on)
+    lacking = {
+        each.irq for each in snapshot.interrupts if each.device in devices and each.counts is None
+    }
+    if not lacking:
         return snapshot, made
     reader, cpus = Reader(fs), tuple(snapshot.topology.possible)
     interrupts = tuple(
-        replace(each, counts=read_counts(reader, each.irq, cpus)) for each in snapshot.interrupts
+        replace(each, counts=read_counts(reader, each.irq, cpus)) if each.irq in lacking else each
+        for each in snapshot.interrupts
     )
     snapshot = replace(snapshot, interrupts=interrupts, gaps=(*snapshot.gaps, *reader.gaps))
-    return snapshot, plan(snapshot, config)
+    return snapshot, counted(made, (each for each in interrupts if each.irq in lacking))
 
 
 def _unclaimed(fs: HostFs, known: Collection[PciAddress]) -> dict[PciAddress, int]:

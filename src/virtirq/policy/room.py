@@ -13,7 +13,17 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from virtirq.cpuset import CpuSet, union
-from virtirq.model import Action, Interrupt, Pin, Reason, Topology
+from virtirq.model import (
+    Action,
+    DevicePlan,
+    Interrupt,
+    PciAddress,
+    Pin,
+    Plan,
+    Reason,
+    Topology,
+)
+from virtirq.values import replace
 
 MAKES_ROOM: Final = "makes-room"
 """The reason of a pin that takes something out of another's way."""
@@ -28,10 +38,35 @@ def short(load: Mapping[int, int]) -> CpuSet:
     return CpuSet(cpu for cpu, count in load.items() if count >= VECTORS_LOW)
 
 
-def crowds(pins: Iterable[Pin], load: Mapping[int, int]) -> bool:
-    """Whether CPUs may become short of vectors where these are moved to."""
+def crowding(plan: Plan, load: Mapping[int, int]) -> set[PciAddress]:
+    """Devices of guests that have something moved to CPUs that may become short of vectors."""
+    pins = plan.pins
     more = Counter(cpu for pin in pins for cpu in pin.after)
-    return bool(short({cpu: count + load.get(cpu, 0) for cpu, count in more.items()}))
+    crowded = short({cpu: count + load.get(cpu, 0) for cpu, count in more.items()})
+    guests = {pin.guest for pin in pins if pin.after & crowded} if crowded else ()
+    return {
+        device.device.address
+        for each in plan.guests
+        if each.guest.key in guests
+        for device in each.devices
+    }
+
+
+def counted(plan: Plan, interrupts: Iterable[Interrupt]) -> Plan:
+    """The plan, made without these counts, as it is with them."""
+    idle = {(each.irq, each.key) for each in interrupts if each.idle}
+
+    def known(action: Action) -> Action:
+        if isinstance(action, Pin) and (action.irq, action.key) in idle:
+            return replace(action, idle=True)
+        return action
+
+    def of_device(planned: DevicePlan) -> DevicePlan:
+        return replace(planned, actions=tuple(map(known, planned.actions)))
+
+    return Plan(
+        tuple(replace(each, devices=tuple(map(of_device, each.devices))) for each in plan.guests)
+    )
 
 
 def making_room(
