@@ -74,20 +74,17 @@ class VfioAction(NamedTuple):
     @staticmethod
     def parse(name: str) -> VfioAction | None:
         """The parts of a name; None for what VFIO did not name."""
-        return _vfio_action(name)
+        kind, _, device = name.partition("(")
+        found, at = _vfio_kind(kind), _vfio_device(device)
+        return None if found is None or at is None else VfioAction(at, *found)
 
     def __str__(self) -> str:
         index = "" if self.vector is None else f"[{self.vector}]"
         return f"vfio-{self.kind.value}{index}({self.device})"
 
 
-@lru_cache(32768)
-def _vfio_action(name: str) -> VfioAction | None:
-    """Each name is asked for again and again; more than fit are of few devices and vectors."""
-    head, _, device = name.partition("(")
-    found = _vfio_kind(head)
-    at = None if found is None or device[-1:] != ")" else _vfio_device(device[:-1])
-    return None if found is None or at is None else VfioAction(at, *found)
+# Names are asked for again and again, of a hundred thousand on a large host: there are few vectors
+# and few devices in them.
 
 
 @lru_cache(8192)
@@ -100,8 +97,9 @@ def _vfio_kind(text: str) -> tuple[InterruptKind, int | None] | None:
 
 @lru_cache(4096)
 def _vfio_device(text: str) -> PciAddress | None:
+    """By what follows the parenthesis, with the one that closes it."""
     try:
-        return PciAddress.parse(text)
+        return PciAddress.parse(text[:-1]) if text[-1:] == ")" else None
     except InputError:
         return None
 
@@ -150,8 +148,8 @@ class Interrupt:
     def own_action(self) -> str | None:
         """The action that VFIO registered for this interrupt's device, None if there is none."""
         for name in self.actions or ():
-            action = VfioAction.parse(name)
-            if action is not None and action.device == self.device:
+            kind, _, device = name.partition("(")
+            if _vfio_kind(kind) is not None and _vfio_device(device) == self.device:
                 return name
         return None
 

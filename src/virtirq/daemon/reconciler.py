@@ -644,10 +644,12 @@ class Reconciler:
         devices = {d.device.address: d for d in self._desired.devices if d.guest.key in guests}
         read = read_interrupts(Reader(self._fs), sorted(devices), self._topology.possible)
         found = by_device(read)
+        them = {address: found.get(address, ()) for address in devices}
+        self._desired.deal(them)
         actions = [
             action
             for address, device in devices.items()
-            for action in device.plan(found.get(address, ())).actions
+            for action in device.plan(them[address]).actions
         ]
         pins = [each for each in actions if isinstance(each, Pin)]
         self._lacking = {pin.key.device for pin in pins}

@@ -85,6 +85,8 @@ class DesiredDevice:
         self._far = far_from(pci, topology)
         self.dealt, self._beside = dealt, beside
         self.aimed: Mapping[int, Aimed] = {}
+        self._told: dict[tuple[CpuSet, int | None, int, str], _Place] = {}
+        """Of many vectors much the same is said."""
 
     @property
     def follows(self) -> bool:
@@ -139,7 +141,7 @@ class DesiredDevice:
                 yield self.deal.within(seat, order)
 
     def plan(self, interrupts: tuple[Interrupt, ...]) -> DevicePlan:
-        self.find(interrupts)
+        """What to do about these, which have been found (`find`)."""
         note = self.target.note
         if self.pci is None:
             note = "the host has no such device"
@@ -251,6 +253,13 @@ class DesiredDevice:
             seat, cpu = own, self.deal.within(own, order)
         else:
             seat, cpu = self.deal(order, self.begin())
+        known = seat.cpus, seat.vcpu, cpu, why
+        place = self._told.get(known)
+        if place is None:
+            place = self._told[known] = self._at(seat, cpu, why, chosen=own is not None)
+        return place
+
+    def _at(self, seat: Seat, cpu: int, why: str, *, chosen: bool) -> _Place:
         cpus = _only(cpu)
         of = "" if seat.vcpu is None else f" of {self.guest.unit} {seat.vcpu}"
         return _Place(
@@ -258,7 +267,7 @@ class DesiredDevice:
             f"CPU {cpu}{of}{why}{self._off_node(cpus)}",
             seat.cpus,
             () if self.target.cpus is None else (seat.cpus, self.seated, self.target.cpus),
-            None if seat.vcpu is None else Follows(seat.vcpu, chosen=own is not None),
+            None if seat.vcpu is None else Follows(seat.vcpu, chosen=chosen),
         )
 
     def _choice(self, interrupt: Interrupt) -> tuple[Seat | None, str]:

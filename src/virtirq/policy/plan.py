@@ -158,8 +158,8 @@ class Desired:
         return self._owned.values()
 
     def plan(self, interrupts: Mapping[PciAddress, tuple[Interrupt, ...]]) -> Plan:
-        """The plan for these interrupts, given by device."""
-        self.deal(interrupts)
+        """The plan for these interrupts, given by device; a device that is left out has none."""
+        self.deal({address: interrupts.get(address, ()) for address in self._owned})
         return Plan(
             tuple(
                 GuestPlan(
