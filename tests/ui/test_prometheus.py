@@ -14,10 +14,12 @@ from dataclasses import replace
 from http.client import HTTPConnection
 from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
-from prometheus_client import Metric
+from hypothesis import example, given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lab.kernel import LabUnavailable
@@ -53,6 +55,7 @@ from virtirq.policy.listen import parse_listen
 from virtirq.policy.plan import plan
 from virtirq.ui import prometheus, report
 from virtirq.ui.cli import main
+from virtirq.ui.document import printable
 
 DEMO = REPOSITORY / "src/virtirq/demo/two-node.tar.xz"
 PAGES = Path(__file__).with_name("pages")
@@ -303,6 +306,31 @@ def test_another_target_is_another_series() -> None:
     """Past interrupts must not turn into ones that were taken elsewhere just now."""
     before, after = of_host(HOST, guest("web", "4")), of_host(HOST, guest("web", "5"))
     assert not places(before).keys() & places(after).keys()
+
+
+@given(name=st.text(max_size=6), count=st.integers(0, 2**63))
+@example(name='a "name"\\\n\x1b[2J\udc80', count=10**7)
+def test_vectors_are_written_as_the_library_writes_all_else(name: str, count: int) -> None:
+    seen = of_host(HOST, guest(name, "4", "6"))
+    (first, *others) = seen.snapshot.interrupts
+    state = replace(seen.snapshot, interrupts=(replace(first, counts={4: count}), *others))
+    (family,) = (
+        each
+        for each in text_string_to_metric_families(prometheus.render(state, seen.plan, (), None))
+        if each.name == "virtirq_vector_interrupts"
+    )
+    said = generate_latest(cast("CollectorRegistry", Told([family]))).decode()
+    assert said in prometheus.render(state, seen.plan, (), None)
+    assert {each.labels["guest"] for each in family.samples} == {printable(name)}
+
+
+class Told(NamedTuple):
+    """What a registry is for who asks it."""
+
+    families: list[Metric]
+
+    def collect(self) -> list[Metric]:
+        return self.families
 
 
 def test_a_target_of_several_cpus() -> None:

@@ -14,6 +14,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache, partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate
@@ -26,7 +27,7 @@ from virtirq.control.daemon_status import DaemonStatus
 from virtirq.cpuset import CpuSet
 from virtirq.errors import VirtirqError
 from virtirq.host.events import EventKind
-from virtirq.model import Action, DevicePlan, Finding, Interrupt, Plan, Snapshot, Status
+from virtirq.model import Finding, Interrupt, Plan, Snapshot, Status
 from virtirq.policy import stakes
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.budget import NEVER, Budget
@@ -61,16 +62,31 @@ def render(
     What both `findings` and `daemon_status` have counts once. `vectors`: with those families that
     have series for each.
     """
+    return "".join(pieces(snapshot, plan, findings, daemon_status, vectors=vectors))
+
+
+def pieces(
+    snapshot: Snapshot,
+    plan: Plan,
+    findings: Iterable[Finding],
+    daemon_status: DaemonStatus | None,
+    *,
+    vectors: bool = True,
+) -> Iterator[str]:
+    """The page of `render`, so that it need not be in memory as a whole."""
+    yield _text(_of_host(plan))
+    if vectors:
+        yield from _of_vectors(snapshot, plan)
+    yield _text((*_of_findings(snapshot, findings, daemon_status), *_of_daemon(daemon_status)))
+
+
+def _text(families: Iterable[Metric]) -> str:
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.registry import Collector
 
     class Page(Collector):
-        def collect(self) -> Iterator[Metric]:
-            yield from _of_host(plan)
-            if vectors:
-                yield _of_vectors(snapshot, plan)
-            yield from _of_findings(snapshot, findings, daemon_status)
-            yield from _of_daemon(daemon_status)
+        def collect(self) -> Iterable[Metric]:
+            return families
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Page())
@@ -97,14 +113,54 @@ def _of_host(plan: Plan) -> Iterator[Metric]:
     )
 
 
-def _of_vectors(snapshot: Snapshot, plan: Plan) -> Metric:
-    return _counter(
-        "virtirq_vector_interrupts_total",
-        "Interrupts taken, by the kernel's counts: on the CPUs of the vector's target, on others"
-        " of the target's or the device's node, and elsewhere.",
-        ("guest", "device", "vector", "target", "place"),
-        _taken(snapshot, plan),
-    )
+_VECTORS: Final = """\
+# HELP virtirq_vector_interrupts_total Interrupts taken, by the kernel's counts: on the CPUs of the\
+ vector's target, on others of the target's or the device's node, and elsewhere.
+# TYPE virtirq_vector_interrupts_total counter
+"""
+
+
+def _of_vectors(snapshot: Snapshot, plan: Plan) -> Iterator[str]:
+    """By guest, device, vector, target and place, as the library would write it.
+
+    This family is as large as the host, and the library has a page in memory several times over.
+    Only of those interrupts on which a guest's device has its handler, and once where two guests
+    name the same device.
+    """
+    from prometheus_client import utils
+
+    number: Callable[[int], str] = utils.floatToGoString
+    interrupts = {(each.irq, each.device): each for each in snapshot.interrupts}
+    yield _VECTORS
+    for guest in plan.guests:
+        name = _quoted(guest.guest.name)
+        for device in guest.devices:
+            if device.code == "claimed":
+                continue
+            address = device.device.address
+            taken: Counter[tuple[str, str, str]] = Counter()
+            close = cache(partial(near, snapshot, device))
+            for action in device.actions:
+                interrupt = interrupts.get((action.irq, address))
+                if interrupt is None or interrupt.counts is None:
+                    continue
+                if not action.key.action and interrupt.actions is not None:
+                    continue
+                target, vector = wanted_of(action), _vector(interrupt)
+                for place, count in _places(target, close(target), interrupt.counts):
+                    taken[vector, str(target or ""), place] += count
+            for (vector, where, place), count in taken.items():
+                yield (
+                    f'virtirq_vector_interrupts_total{{device="{address}",guest={name},'
+                    f'place="{place}",target="{where}",vector="{vector}"}}'
+                    f" {number(count)}\n"
+                )
+
+
+def _quoted(text: str) -> str:
+    """A label's value (Prometheus, "Text-based format")."""
+    escaped = printable(text).replace("\\", r"\\").replace('"', r"\"")
+    return f'"{escaped}"'
 
 
 def _of_findings(
@@ -186,30 +242,6 @@ def _of_tally(counted: Counters) -> Iterator[Metric]:
     )
 
 
-def _taken(snapshot: Snapshot, plan: Plan) -> Counter[tuple[str, ...]]:
-    """Interrupts taken, by guest, device, vector, target and place.
-
-    Only of those on which a guest's device has its handler, and once where two guests name the
-    same device.
-    """
-    interrupts = {(each.irq, each.key): each for each in snapshot.interrupts}
-    taken: Counter[tuple[str, ...]] = Counter()
-    for guest in plan.guests:
-        for device in guest.devices:
-            if device.code == "claimed":
-                continue
-            for action in device.actions:
-                interrupt = interrupts.get((action.irq, action.key))
-                if interrupt is None or interrupt.counts is None:
-                    continue
-                if not action.key.action and interrupt.actions is not None:
-                    continue
-                labels = (guest.guest.name, str(device.device.address), _vector(interrupt))
-                for place, count in _places(snapshot, device, action, interrupt.counts.items()):
-                    taken[*labels, *place] += count
-    return taken
-
-
 def _vector(interrupt: Interrupt) -> str:
     """As ``status`` shows it: ``msix 3``, ``intx``."""
     number = "" if interrupt.vector is None else f" {interrupt.vector}"
@@ -217,16 +249,14 @@ def _vector(interrupt: Interrupt) -> str:
 
 
 def _places(
-    snapshot: Snapshot, device: DevicePlan, action: Action, counts: Iterable[tuple[int, int]]
-) -> Iterator[tuple[tuple[str, str], int]]:
-    """(target, place) and how many interrupts were taken there; every place that there can be."""
-    target = wanted_of(action) or CpuSet()
-    close = near(snapshot, device, action)
+    target: CpuSet | None, close: CpuSet, counts: Mapping[int, int]
+) -> Iterable[tuple[str, int]]:
+    """How many interrupts were taken at each place that there can be; `close` is the node."""
     totals = {"target": 0, "node": 0, "elsewhere": 0} if target else {"node": 0, "elsewhere": 0}
-    for cpu, count in counts:
-        totals["target" if cpu in target else "node" if cpu in close else "elsewhere"] += count
-    for place, count in totals.items():
-        yield (str(target), place), count
+    for cpu, count in counts.items():
+        here = target and cpu in target
+        totals["target" if here else "node" if cpu in close else "elsewhere"] += count
+    return totals.items()
 
 
 def _with_zeros(counted: Counter[str], known: Iterable[str]) -> Values:

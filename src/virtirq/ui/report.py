@@ -14,8 +14,6 @@ from virtirq.model import (
     Follows,
     Gap,
     Guest,
-    Interrupt,
-    InterruptKey,
     Outcome,
     Pin,
     Plan,
@@ -74,22 +72,16 @@ class Rows:
     """Makes rows of actions; knows the snapshot's interrupts and what became of pins."""
 
     def __init__(self, snapshot: Snapshot, outcomes: Iterable[Outcome] = ()) -> None:
-        self._interrupts: Mapping[tuple[int, InterruptKey], Interrupt] = {
-            (each.irq, each.key): each for each in snapshot.interrupts
-        }
-        self._numbered = {(each.irq, each.device): each for each in snapshot.interrupts}
+        # A device is on a line once, whatever the action is called: none, where it is given up.
+        self._interrupts = {(each.irq, each.device): each for each in snapshot.interrupts}
         self._outcomes = {(each.pin.irq, each.pin.key): each for each in outcomes}
 
     def of(self, action: Action) -> Row:
-        where = (action.irq, action.key)
-        # A restore may name an interrupt that has no action now.
-        interrupt = self._interrupts.get(where) or self._numbered.get(
-            (action.irq, action.key.device)
-        )
+        interrupt = self._interrupts.get((action.irq, action.key.device))
         effective = interrupt.effective if interrupt else None
         pin = isinstance(action, Pin)
         status, reason, hint = action.reason.code, action.reason.text, None
-        outcome = self._outcomes.get(where)
+        outcome = self._outcomes.get((action.irq, action.key)) if self._outcomes else None
         if outcome is not None:
             status, reason, hint = outcome.status.value, outcome.reason, outcome.hint
             effective = outcome.effective or effective
@@ -115,13 +107,12 @@ def wanted_of(action: Action) -> CpuSet | None:
     return action.after if isinstance(action, Pin) else action.wanted
 
 
-def near(snapshot: Snapshot, device: DevicePlan, action: Action) -> CpuSet:
-    """CPUs of the device's node, and of the nodes where the interrupt should be."""
-    wanted = wanted_of(action) or CpuSet()
+def near(snapshot: Snapshot, device: DevicePlan, wanted: CpuSet | None) -> CpuSet:
+    """CPUs of the device's node, and of the nodes where an interrupt should be."""
     return union(
         node.cpus
         for node in snapshot.topology.nodes.values()
-        if node.number == device.node or node.cpus & wanted
+        if node.number == device.node or (wanted and node.cpus & wanted)
     )
 
 

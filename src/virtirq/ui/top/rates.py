@@ -51,7 +51,7 @@ def watched(snapshot: Snapshot, plan: Plan) -> tuple[Watched, ...]:
                         action.irq,
                         action.key,
                         wanted_of(action),
-                        near(snapshot, device, action),
+                        near(snapshot, device, wanted_of(action)),
                     )
                 )
     return tuple(found)

@@ -15,10 +15,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("metrics are Prometheus text: leave out --json")
     given = inputs.gather(args)
     vectors = given.config.metrics.vectors
-    page = prometheus.render(*inputs.look(given, args, counts=vectors), vectors=vectors)
+    view = inputs.look(given, args, counts=vectors)
     progress.end()
     if not args.quiet:
-        sys.stdout.write(page)
+        sys.stdout.writelines(prometheus.pieces(*view, vectors=vectors))
     return EXIT_OK
 
 
