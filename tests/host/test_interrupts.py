@@ -476,13 +476,13 @@ def test_what_all_have_counted_takes_a_read_each() -> None:
         interrupts=[MadeInterrupt(n, counts={n: 7 + n} if n else {}) for n in range(4)],
     )
     fs = host.fs()
-    assert count_all(fs, CpuSet.parse("0-9")) == {0: {}, 1: {1: 8}, 2: {2: 9}, 3: {3: 10}}
+    assert dict(count_all(fs, CpuSet.parse("0-9"))) == {0: {}, 1: {1: 8}, 2: {2: 9}, 3: {3: 10}}
     assert [each for each, path in fs.calls if path.endswith("/per_cpu_count")] == ["read"] * 4
     fs = host.live()
     fs.free(2)
     fs.faults["/sys/kernel/irq/3/per_cpu_count"] = errno.EACCES
-    assert count_all(fs, CpuSet.parse("0-9")).keys() == {0, 1}
-    assert count_all(MadeHost(removed=("/sys/kernel/irq",)).fs(), CpuSet.parse("0-7")) == {}
+    assert dict(count_all(fs, CpuSet.parse("0-9"))).keys() == {0, 1}
+    assert dict(count_all(MadeHost(removed=("/sys/kernel/irq",)).fs(), CpuSet.parse("0-7"))) == {}
 
 
 @given(

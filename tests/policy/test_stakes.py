@@ -12,9 +12,10 @@ from tests.policy.facts import GPU, NIC, cpus, guest, host, msix, snapshot, snap
 from virtirq.model import Snapshot, Vcpu
 from virtirq.policy.config import Config
 from virtirq.policy.plan import plan
-from virtirq.policy.stakes import Counted, came, findings, stakes
+from virtirq.policy.stakes import came, findings, stakes
 
 NIC_IRQ, GPU_IRQ, DISK, OTHER = 100, 120, 40, 41
+Counts = dict[int, dict[int, int]]
 
 
 def two_guests() -> Snapshot:
@@ -28,13 +29,13 @@ def two_guests() -> Snapshot:
     )
 
 
-def said(state: Snapshot, before: Counted, after: Counted, seconds: float = 2.0) -> list[str]:
-    told = stakes(plan(state, Config()), state.topology, before, after, seconds)
+def said(state: Snapshot, before: Counts, after: Counts, seconds: float = 2.0) -> list[str]:
+    told = stakes(plan(state, Config()), state.topology, came(before, after.items()), seconds)
     found = findings(told, lambda irq: (f"disk{irq}",))
     return [f"{each.code}: {each.subject}: {each.message}" for each in found]
 
 
-NOTHING: Counted = {NIC_IRQ: {}, GPU_IRQ: {}, DISK: {}, OTHER: {}}
+NOTHING: Counts = {NIC_IRQ: {}, GPU_IRQ: {}, DISK: {}, OTHER: {}}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ NOTHING: Counted = {NIC_IRQ: {}, GPU_IRQ: {}, DISK: {}, OTHER: {}}
         ),
     ],
 )
-def test_what_is_said(after: Counted, expected: list[str]) -> None:
+def test_what_is_said(after: Counts, expected: list[str]) -> None:
     assert said(two_guests(), NOTHING, {**NOTHING, **after}) == expected
 
 
@@ -91,9 +92,8 @@ def test_many_guests_are_named_by_what_they_take() -> None:
 
 
 def test_what_was_set_up_meanwhile_or_is_gone_does_not_count() -> None:
-    assert came({1: {0: 5}, 2: {0: 5, 1: 3}, 3: {0: 1}}, {1: {0: 7}, 2: {0: 90}, 4: {0: 9}}) == {
-        1: {0: 2}
-    }
+    before, after = {1: {0: 5}, 2: {0: 5, 1: 3}, 3: {0: 1}}, {1: {0: 7}, 2: {0: 90}, 4: {0: 9}}
+    assert came(before, after.items()) == {1: {0: 2}}
 
 
 _COUNTS = st.dictionaries(
@@ -105,11 +105,11 @@ _COUNTS = st.dictionaries(
 
 @given(state=snapshots(), before=_COUNTS, after=_COUNTS)
 def test_each_interrupt_of_a_guest_is_somewhere_once(
-    state: Snapshot, before: Counted, after: Counted
+    state: Snapshot, before: Counts, after: Counts
 ) -> None:
     planned = plan(state, Config())
-    told = stakes(planned, state.topology, before, after, 1.0)
-    between = came(before, after)
+    between = came(before, after.items())
+    told = stakes(planned, state.topology, between, 1.0)
     for one, each in zip(planned.guests, told.guests, strict=True):
         irqs = {action.irq for device in one.devices for action in device.actions}
         assert each.total == sum(sum(between.get(irq, {}).values()) for irq in irqs)

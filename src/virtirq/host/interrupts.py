@@ -241,18 +241,17 @@ def read_counts(reader: Reader, irq: int, cpus: tuple[int, ...]) -> dict[int, in
         return None
 
 
-def count_all(fs: HostFs, possible: CpuSet) -> dict[int, dict[int, int]]:
-    """What each interrupt of the host has counted, by IRQ number and CPU.
+def count_all(fs: HostFs, possible: CpuSet) -> Iterator[tuple[int, dict[int, int]]]:
+    """IRQ numbers, and what each interrupt of the host has counted, by CPU.
 
     Left out is what cannot be read: most often it was freed between the listing and here.
     """
-    reader, cpus, found = Reader(fs), tuple(possible), {}
+    reader, cpus = Reader(fs), tuple(possible)
     for name in reader.names(paths.IRQ_SYSFS_DIR, paths.IRQ_COUNTS):
         if name.isdecimal():
             counts = read_counts(reader, int(name), cpus)
             if counts is not None:
-                found[int(name)] = counts
-    return found
+                yield int(name), counts
 
 
 def _counts(text: str, cpus: tuple[int, ...]) -> dict[int, int]:

@@ -16,8 +16,8 @@ from virtirq.values import dataclass
 CODES: Final = frozenset({"taken-elsewhere", "host-interrupts-on-vcpus"})
 """The findings of this: only who waits and counts has them."""
 
-Counted = Mapping[int, Counts]
-"""What each interrupt has counted, by IRQ number."""
+Counted = Iterable[tuple[int, Counts]]
+"""IRQ numbers, and what each has counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +65,14 @@ class Stakes:
     host: OfHost
 
 
-def came(before: Counted, after: Counted) -> dict[int, Counts]:
+def came(before: Mapping[int, Counts], after: Counted) -> dict[int, Counts]:
     """What was taken in between, of those that were there before, and all the time."""
-    both = {irq: difference(before[irq], now) for irq, now in after.items() if irq in before}
-    return {irq: taken for irq, taken in both.items() if taken is not None}
+    both = ((irq, difference(before[irq], now)) for irq, now in after if irq in before)
+    return {irq: taken for irq, taken in both if taken is not None}
 
 
-def stakes(
-    plan: Plan, topology: Topology, before: Counted, after: Counted, seconds: float
-) -> Stakes:
-    """Of all the host's interrupts that are in both; `seconds` lie between them."""
-    between = came(before, after)
+def stakes(plan: Plan, topology: Topology, between: Mapping[int, Counts], seconds: float) -> Stakes:
+    """Of all the host's interrupts, by what `came` in so many seconds."""
     used = {each.guest.name: claims_of(each.guest, topology).used for each in plan.guests}
     users: dict[int, list[str]] = {}
     for name, cpus in used.items():
