@@ -12,8 +12,6 @@ from bench import measure, peers, per_interrupt, reacting, sizes, startup, tree
 from bench.measure import Row, picture, table
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
-_BEGIN: Final = "<!-- written by make bench -->"
-_END: Final = "<!-- end -->"
 
 
 def _section(title: str, text: str, rows: Sequence[Row]) -> str:
@@ -76,19 +74,24 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all for none")
     options = parser.parse_args()
     tree.go_inside()
-    when = datetime.now(UTC).strftime("%Y-%m-%d")
-    wanted = options.parts or PARTS
-    began = measure.load()
-    parts = [part(options.rounds) for name, part in PARTS.items() if name in wanted]
-    head = f"Measured {when} on {measure.machine()}, {began} before and {measure.load()} after."
-    text = "\n\n".join((head, *parts))
-    if not options.write:
-        print(text)
-        return
-    page = PAGE.read_text()
-    before, _, rest = page.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    PAGE.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}")
+    for name in options.parts or PARTS:
+        began = measure.load()
+        text = PARTS[name](options.rounds)
+        when = datetime.now(UTC).strftime("%Y-%m-%d")
+        head = f"Measured {when} on {measure.machine()}, {began} before and {measure.load()} after."
+        told = f"{text}\n\n{head}"
+        if options.write:  # one that fails leaves what it found there, and what came before it
+            PAGE.write_text(put(PAGE.read_text(), name, told))
+        else:
+            print(f"{told}\n", flush=True)
+
+
+def put(page: str, name: str, text: str) -> str:
+    """The page with this in place of what it has of the part of this name."""
+    before, begin, rest = page.partition(f"<!-- {name}: written by make bench -->")
+    _, end, after = rest.partition(f"<!-- end of {name} -->")
+    assert end, f"{PAGE.name} has no place for {name}"
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
 if __name__ == "__main__":
