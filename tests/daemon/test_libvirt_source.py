@@ -255,7 +255,7 @@ class FakeWatch:
     def __init__(self, script: Script) -> None:
         self.script = script
         self.closed = 0
-        self.changed: Callable[[str], None] = lambda _: None
+        self.changed: Callable[[str, float], None] = lambda *_: None
         self.lost: Callable[[str], None] = lambda _: None
 
     def running(self) -> dict[str, str]:
@@ -306,7 +306,7 @@ class Script:
         self.meanwhile: Callable[[FakeWatch], None] = lambda _: None
 
     def open(
-        self, uri: str, changed: Callable[[str], None], lost: Callable[[str], None]
+        self, uri: str, changed: Callable[[str, float], None], lost: Callable[[str], None]
     ) -> FakeWatch:
         assert self.opens.wait(ENOUGH)
         error = self.attempts.pop(0) if self.attempts else None
@@ -697,7 +697,7 @@ class TestLooking:
                 room.source.look_if_ours(web)
                 await asyncio.sleep(0.001)
             assert script.read == []
-            script.watch.changed("u-web")
+            script.watch.changed("u-web", 0.0)
             await room.until(lambda: script.read == ["u-web"])
 
         play(tmp_path, act)
@@ -722,7 +722,7 @@ class TestLooking:
             await room.until(lambda: room.names == {"web"})
             assert room.places() == ["2", "2"]
             script.running.clear()
-            script.watch.changed("u-web")
+            script.watch.changed("u-web", 0.0)
             await room.until(lambda: room.names == set())
             assert room.places() == ["0-7", "0-7"]
 
@@ -736,7 +736,7 @@ class TestLooking:
         async def act(room: Room) -> None:
             await room.until(lambda: room.names == {"web"})
             script.gapped = {"u-web"}
-            script.watch.changed("u-web")
+            script.watch.changed("u-web", 0.0)
             await room.until(lambda: warnings(caplog))
             assert room.names == {"web"}
             assert room.places() == ["2", "2"]
@@ -753,8 +753,8 @@ class TestLooking:
             await room.until(lambda: room.names == {"web"})
             script.broken = {"u-web": LibvirtError("cannot look for u-web: busy")}
             script.running["u-db"] = guest("db")
-            script.watch.changed("u-web")
-            script.watch.changed("u-db")
+            script.watch.changed("u-web", 0.0)
+            script.watch.changed("u-db", 0.0)
             await room.until(lambda: room.names == {"web", "db"})
             assert warnings(caplog) == ["cannot look for u-web: busy; trying again"]
 
@@ -764,14 +764,14 @@ class TestLooking:
         self, script: Script, tmp_path: Any
     ) -> None:
         def change(watch: FakeWatch) -> None:
-            watch.changed("u-late")
+            watch.changed("u-late", 0.0)
 
         script.meanwhile = change
 
         async def act(room: Room) -> None:
             await room.until(lambda: script.read == ["u-late"])
             script.running = {"u-late": guest("late")}
-            script.watch.changed("u-late")
+            script.watch.changed("u-late", 0.0)
             await room.until(lambda: room.names == {"late"})
 
         play(tmp_path, act)
@@ -787,7 +787,7 @@ class TestLooking:
                 await room.until(lambda: room.names == {"web"})
             script.broken = {"u-web": RuntimeError("a bug")}
             if when == "later":
-                script.watch.changed("u-web")
+                script.watch.changed("u-web", 0.0)
             with pytest.raises(RuntimeError, match="a bug"):
                 await room.failed
 
@@ -827,7 +827,7 @@ class TestHanging:
             await room.source.tried()
             room.source._calls.limit = 0.5
             script.hung["u-web"] = threading.Event()
-            script.watch.changed("u-web")
+            script.watch.changed("u-web", 0.0)
             await room.until(lambda: len(room.slept) == 3)
             assert room.slept == [1, 2, 4]
             assert script.read == ["u-web"], "there is one call, that goes on"
@@ -843,7 +843,7 @@ class TestHanging:
             assert room.source.described == "connected to fake:///"
             script.broken["u-web"] = LibvirtError("busy")
             room.slept.clear()
-            script.watch.changed("u-web")
+            script.watch.changed("u-web", 0.0)
             await room.until(lambda: room.slept)
             assert room.slept == [1], "it begins anew"
 
@@ -889,7 +889,7 @@ class TestHanging:
             room.source._calls.limit = 0.2
             script.hung["u-web"] = threading.Event()
             script.running["u-web"] = guest("web")
-            script.watch.changed("u-web")
+            script.watch.changed("u-web", 0.0)
             await room.until(lambda: room.source.state is SourceState.PART)
             script.hung["u-web"].set()
             await room.until(lambda: room.source.state is SourceState.ALL)
@@ -1002,6 +1002,6 @@ def test_what_libvirt_tells_after_the_end_is_nobodys(script: Script, tmp_path: A
         await room.until(lambda: room.source.described.startswith("connected"))
 
     play(tmp_path, act)
-    script.watch.changed("u-web")
+    script.watch.changed("u-web", 0.0)
     script.watch.lost("closed")
     assert script.watch.closed == 1

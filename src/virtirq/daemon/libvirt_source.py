@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Final, ParamSpec
 
 from virtirq.daemon.blocking import Lane
 from virtirq.daemon.log import Log
@@ -30,6 +30,8 @@ from virtirq.guests.processes.find import holding_still
 from virtirq.host.fs import HostFs
 from virtirq.model import Finding, Gap, Guest, counted
 from virtirq.policy.findings import guests_not_read, libvirt_silent
+
+P = ParamSpec("P")
 
 _CONNECT: Final = ("libvirt",)
 _CALM: Final = ("libvirt-calm",)
@@ -351,11 +353,11 @@ class LibvirtSource:
         self._state = self._state.step(to)
 
 
-def _told_in(loop: asyncio.AbstractEventLoop, call: Callable[[str], None]) -> Callable[[str], None]:
+def _told_in(loop: asyncio.AbstractEventLoop, call: Callable[P, None]) -> Callable[P, None]:
     """`call` for libvirt's own thread: it happens in the loop's, or not at all after its end."""
 
-    def tell(text: str) -> None:
+    def tell(*told: P.args, **named: P.kwargs) -> None:
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(call, text)
+            loop.call_soon_threadsafe(partial(call, *told, **named))
 
     return tell

@@ -642,9 +642,6 @@ class Daemon:
                     key = ("repinned", guest.key)
                     delay = max(_ENTRY, self._reads.wait(key))
                     self._timers.soon(key, delay, partial(self._repinned, guest.key))
-                    self._timers.soon(
-                        ("guest", guest.key), _BURST, partial(self._look_again, guest)
-                    )
             case EventKind.ENDED:
                 guest = self._reconciler.registry.of_thread(event.pid)
                 if guest is not None:  # of a vCPU that was taken out libvirt tells nobody
@@ -665,9 +662,11 @@ class Daemon:
             now = await self._reads.call(("repinned", key), partial(as_allowed, self._fs, guest))
         except NoAnswerError as error:
             self._log.debug(f"where {guest.name}'s threads may run: {error}")
-            return
-        if self._reconciler.registry.get(key) is guest:  # else its source has told meanwhile
-            self._reconciler.update(now)
+        else:
+            if self._reconciler.registry.get(key) is guest:  # else its source has told meanwhile
+                self._reconciler.update(now)
+        # Not before: its source takes longer to read, and reads of the same all the while.
+        self._timers.soon(("guest", key), _BURST, partial(self._look_again, guest))
 
     def _confined(self) -> None:
         """Threads may run elsewhere now, by a cpuset say: whose those are, the threads tell."""

@@ -32,14 +32,16 @@ class Ears:
 
     def __init__(self) -> None:
         self.changed: list[str] = []
+        self.delays: list[float] = []
         self.lost: list[str] = []
         self.threads: set[str] = set()
         self._news = threading.Condition()
 
-    def hear(self, uuid: str) -> None:
+    def hear(self, uuid: str, delay: float) -> None:
         with self._news:
             self.threads.add(threading.current_thread().name)
             self.changed.append(uuid)
+            self.delays.append(delay)
             self._news.notify_all()
 
     def until(self, condition: Callable[[], bool]) -> None:
@@ -203,7 +205,7 @@ def test_another_host_of_the_test_driver(host: Any, ears: Ears, tmp_path: Path) 
 def test_what_cannot_be_watched(uri: str, error: type[Exception]) -> None:
     need_libvirt()
     with pytest.raises(error):
-        open_watch(uri, lambda _: None, lambda _: None)
+        open_watch(uri, lambda *_: None, lambda _: None)
 
 
 def test_an_alias_of_another_hosts(
@@ -217,7 +219,7 @@ def test_an_alias_of_another_hosts(
     monkeypatch.setattr(Connection, "remote", property(lambda _: True))
     monkeypatch.setattr(Connection, "close", lambda self: closed.append(real(self)))
     with pytest.raises(UsageError, match="run on another host"):
-        open_watch(URI, lambda _: None, lambda _: None)
+        open_watch(URI, lambda *_: None, lambda _: None)
     assert len(closed) == 1
 
 
@@ -228,7 +230,7 @@ def test_without_libvirt_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_loop", None)
     monkeypatch.setattr(module, "libvirt_module", missing)
     with pytest.raises(DependencyError):
-        open_watch(URI, lambda _: None, lambda _: None)
+        open_watch(URI, lambda *_: None, lambda _: None)
 
 
 # What the test driver cannot do -----------------------------------------------------------------
@@ -320,7 +322,7 @@ def test_a_connection_that_breaks(opens: Opens, reason: int, told: str) -> None:
 
 def test_one_that_does_not_answer_breaks_within_half_a_minute(opens: Opens) -> None:
     raw = Raw()
-    opens(raw)("qemu:///system", lambda _: None, lambda _: None)
+    opens(raw)("qemu:///system", lambda *_: None, lambda _: None)
     interval, count = raw.kept_alive
     assert interval * (count + 1) < 30
     assert interval > 5, "libvirtd asks us first, so that nobody is asked twice"
@@ -328,13 +330,13 @@ def test_one_that_does_not_answer_breaks_within_half_a_minute(opens: Opens) -> N
 
 def test_a_driver_that_needs_no_connection(opens: Opens) -> None:
     raw = Raw("setKeepAlive")
-    opens(raw)("qemu:///system", lambda _: None, lambda _: None)
+    opens(raw)("qemu:///system", lambda *_: None, lambda _: None)
     assert len(raw.given) == 5
 
 
 def test_a_driver_that_cannot_tell_that_it_broke(opens: Opens) -> None:
     raw = Raw("registerCloseCallback")
-    opens(raw)("qemu:///system", lambda _: None, lambda _: None)
+    opens(raw)("qemu:///system", lambda *_: None, lambda _: None)
     assert len(raw.given) == 5
 
 
@@ -351,7 +353,7 @@ def test_what_cannot_be_listened_to_is_closed(
 ) -> None:
     raw = Raw(fails, code)
     with pytest.raises(error, match="it broke"):
-        opens(raw)("qemu:///system", lambda _: None, lambda _: None)
+        opens(raw)("qemu:///system", lambda *_: None, lambda _: None)
     assert raw.calls[-1] == "close"
     assert raw.given == {}
 
@@ -359,7 +361,7 @@ def test_what_cannot_be_listened_to_is_closed(
 @pytest.mark.parametrize("fails", ["unregisterCloseCallback", "domainEventDeregisterAny", "close"])
 def test_what_is_broken_can_be_closed(opens: Opens, fails: str) -> None:
     raw = Raw(fails)
-    opens(raw)("qemu:///system", lambda _: None, lambda _: None).close()
+    opens(raw)("qemu:///system", lambda *_: None, lambda _: None).close()
     assert raw.calls[-1] == "close"
     assert raw.calls.count("domainEventDeregisterAny") == 5
 
@@ -387,6 +389,7 @@ def test_which_events_count(
     opens(raw)("qemu:///system", ears.hear, ears.lost.append)
     raw.given[event](raw, Domain(), *arguments, None)
     assert ears.changed == ["u-web"] * told
+    assert [delay > 0 for delay in ears.delays] == [event == 17] * told
 
 
 def test_events_are_numbered_as_libvirt_numbers_them() -> None:

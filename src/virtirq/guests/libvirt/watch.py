@@ -37,6 +37,11 @@ _THERE: Final = "run the daemon there"
 _PAUSE: Final = (0.01, 1.0)
 """Seconds until libvirt's event loop is run again after it has failed: at first, and at most."""
 
+_TUNED: Final = 0.25
+"""Seconds that a word of pinning may wait: who pins all vCPUs of a guest has one said for each, and
+what the kernel tells of the same is acted on meanwhile, undisturbed by the reading of all XML.
+"""
+
 _loop_lock: Final = threading.Lock()
 _loop: threading.Thread | None = None
 
@@ -44,7 +49,7 @@ _loop: threading.Thread | None = None
 class Watch:
     """An open connection that tells of changes. `open_watch` makes one."""
 
-    def __init__(self, connection: Connection, changed: Callable[[str], None]) -> None:
+    def __init__(self, connection: Connection, changed: Callable[[str, float], None]) -> None:
         self._connection = connection
         self._changed = changed
         self._callbacks: list[int] = []
@@ -84,7 +89,7 @@ class Watch:
             for event, callback in (
                 (_LIFECYCLE, self._lifecycle),
                 (_DEVICE_REMOVED, self._told),
-                (_TUNABLE, self._told),
+                (_TUNABLE, self._tuned),
                 (_DEVICE_ADDED, self._told),
                 (_METADATA_CHANGE, self._told),
             ):
@@ -95,19 +100,24 @@ class Watch:
             self._told(None, domain)
 
     def _told(self, _connection: object, domain: Any, *_: object) -> None:
-        self._changed(domain.UUIDString())
+        self._changed(domain.UUIDString(), 0.0)
+
+    def _tuned(self, _connection: object, domain: Any, *_: object) -> None:
+        self._changed(domain.UUIDString(), _TUNED)
 
 
 # virConnectCloseReason
 _LOST: Final = {0: "an error", 1: "its daemon has ended", 2: "it does not answer", 3: "closed"}
 
 
-def open_watch(uri: str, changed: Callable[[str], None], lost: Callable[[str], None]) -> Watch:
+def open_watch(
+    uri: str, changed: Callable[[str, float], None], lost: Callable[[str], None]
+) -> Watch:
     """Connect and listen. Blocks; what is told comes on another thread.
 
-    `changed` gets the UUID of a guest to be looked at: it has begun or ended, or its devices,
-    pinning or metadata are others. `lost` gets why the connection broke, which it does, too, when
-    libvirt does not answer for a while.
+    `changed` gets the UUID of a guest to be looked at (it has begun or ended, or its devices,
+    pinning or metadata are others), and for how many seconds that may wait. `lost` gets why the
+    connection broke, which it does, too, when libvirt does not answer for a while.
 
     Raises DependencyError, ConnectionFailedError, AccessError, LibvirtError, and UsageError for
     another machine's libvirt.
