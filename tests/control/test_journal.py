@@ -129,6 +129,23 @@ def test_a_malformed_line_is_an_error_that_says_where(tmp_path: Path, line: str)
     assert caught.value.hint is not None
 
 
+def test_what_is_wrong_with_a_line_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "journal.jsonl"
+    with locked_journal(tmp_path, BOOT) as journal:
+        journal.move(found(KEY, "0-3", "5"))
+    good = file.read_text()
+    unsealed = good.partition(', "crc"')[0] + "}\n"
+    for bad, why in (
+        ("{}\n", "it lacks 'boot'"),
+        (unsealed.replace('"irq": ', '"irq": null, "was": '), "irq or incarnation is not a number"),
+        (unsealed.replace('"kind": "msix"', '"kind": "door"'), "unknown kind 'door'"),
+    ):
+        assert bad != good
+        file.write_text(bad)
+        with pytest.raises(JournalError, match=f"line 1 is malformed: {why}"):
+            reopened(tmp_path)
+
+
 GOOD = (
     '{"op": "move", "boot": "b001", "device": "0000:41:00.0", "action": "x", "guest": "g",'
     ' "before": "0-3", "after": "1"}\n'

@@ -235,7 +235,8 @@ class Journal:
             try:
                 self._replay(_opened(line))
             except (*_MALFORMED, InputError) as error:
-                raise self._malformed(number, str(error)) from error
+                why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+                raise self._malformed(number, why) from error
         if tail:
             # Torn by a crash in the middle of a line: what it announced was not done yet.
             # Anything else is not ours to cut off.
@@ -579,6 +580,9 @@ def _remembered(
     irq, incarnation = line.get("irq", 0), line.get("incarnation")
     if type(irq) is not int or not (incarnation is None or type(incarnation) is int):
         raise ValueError("irq or incarnation is not a number")
+    kind = line.get("kind", "msix")
+    if kind not in _KINDS:
+        raise ValueError(f"unknown kind {kind!r:.40}")
     return Remembered(
         key,
         str(line["guest"]),
@@ -586,7 +590,7 @@ def _remembered(
         written,
         name=str(line.get("name", "")),
         irq=irq,
-        kind=_KINDS[line.get("kind", "msix")],
+        kind=_KINDS[kind],
         incarnation=incarnation,
     )
 
