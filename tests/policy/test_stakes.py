@@ -92,7 +92,10 @@ def test_many_guests_are_named_by_what_they_take() -> None:
 
 
 def test_what_was_set_up_meanwhile_or_is_gone_does_not_count() -> None:
-    before, after = {1: {0: 5}, 2: {0: 5, 1: 3}, 3: {0: 1}}, {1: {0: 7}, 2: {0: 90}, 4: {0: 9}}
+    before, after = (
+        {0: {}, 1: {0: 5}, 2: {0: 5, 1: 3}, 3: {0: 1}},
+        {0: {}, 1: {0: 7}, 2: {0: 90}, 4: {0: 9}},
+    )
     assert came(before, after.items()) == {1: {0: 2}}
 
 

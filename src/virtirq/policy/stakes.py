@@ -66,9 +66,9 @@ class Stakes:
 
 
 def came(before: Mapping[int, Counts], after: Counted) -> dict[int, Counts]:
-    """What was taken in between, of those that were there before, and all the time."""
+    """What was taken in between, if anything, of those that were there before and all the time."""
     both = ((irq, difference(before[irq], now)) for irq, now in after if irq in before)
-    return {irq: taken for irq, taken in both if taken is not None}
+    return {irq: taken for irq, taken in both if taken}
 
 
 def stakes(plan: Plan, topology: Topology, between: Mapping[int, Counts], seconds: float) -> Stakes:
