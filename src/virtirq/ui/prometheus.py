@@ -27,7 +27,7 @@ from virtirq.control.daemon_status import DaemonStatus
 from virtirq.cpuset import CpuSet
 from virtirq.errors import VirtirqError
 from virtirq.host.events import EventKind
-from virtirq.model import Finding, Interrupt, Plan, Snapshot, Status
+from virtirq.model import Finding, Interrupt, Plan, Snapshot, Status, by_device
 from virtirq.policy import stakes
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.budget import NEVER, Budget
@@ -130,7 +130,7 @@ def _of_vectors(snapshot: Snapshot, plan: Plan) -> Iterator[str]:
     from prometheus_client import utils
 
     number: Callable[[int], str] = utils.floatToGoString
-    interrupts = {(each.irq, each.device): each for each in snapshot.interrupts}
+    interrupts = by_device(snapshot.interrupts)
     yield _VECTORS
     for guest in plan.guests:
         name = _quoted(guest.guest.name)
@@ -140,8 +140,9 @@ def _of_vectors(snapshot: Snapshot, plan: Plan) -> Iterator[str]:
             address = device.device.address
             taken: Counter[tuple[str, str, str]] = Counter()
             close = cache(partial(near, snapshot, device))
+            numbered = {each.irq: each for each in interrupts.get(address, ())}
             for action in device.actions:
-                interrupt = interrupts.get((action.irq, address))
+                interrupt = numbered.get(action.irq)
                 if interrupt is None or interrupt.counts is None:
                     continue
                 if not action.key.action and interrupt.actions is not None:

@@ -22,6 +22,7 @@ from virtirq.model import (
     Status,
     Topology,
     Vcpu,
+    by_device,
 )
 from virtirq.policy.advice import ADVICE
 from virtirq.policy.config import Config
@@ -73,11 +74,14 @@ class Rows:
 
     def __init__(self, snapshot: Snapshot, outcomes: Iterable[Outcome] = ()) -> None:
         # A device is on a line once, whatever the action is called: none, where it is given up.
-        self._interrupts = {(each.irq, each.device): each for each in snapshot.interrupts}
+        self._interrupts = {
+            device: {each.irq: each for each in them}
+            for device, them in by_device(snapshot.interrupts).items()
+        }
         self._outcomes = {(each.pin.irq, each.pin.key): each for each in outcomes}
 
     def of(self, action: Action) -> Row:
-        interrupt = self._interrupts.get((action.irq, action.key.device))
+        interrupt = self._interrupts.get(action.key.device, {}).get(action.irq)
         effective = interrupt.effective if interrupt else None
         pin = isinstance(action, Pin)
         status, reason, hint = action.reason.code, action.reason.text, None

@@ -16,6 +16,7 @@ from virtirq.ui import arguments, inputs, progress, report, screens
 from virtirq.ui.inputs import Inputs, View
 from virtirq.ui.output import show
 from virtirq.ui.verbs import Verb
+from virtirq.values import replace
 
 _RATES: Final = 1.0
 """Seconds that a running host is counted for."""
@@ -23,7 +24,9 @@ _RATES: Final = 1.0
 
 def run(args: argparse.Namespace) -> int:
     given = inputs.gather(args)
-    whole = view = inputs.look(given, args)
+    view = inputs.look(given, args)
+    # All that is to be said of the interrupts themselves is said by the plan and in the findings.
+    whole = view = view._replace(snapshot=replace(view.snapshot, interrupts=()))
     with inputs.naming(given):
         view = inputs.only(whole, args.guests)
     told = _at_stake(given, whole, args)
