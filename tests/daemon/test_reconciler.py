@@ -39,9 +39,10 @@ from tests.hostmaker import (
 )
 from virtirq.control import cycle
 from virtirq.control import journal as journal_module
-from virtirq.control.counters import Counters
+from virtirq.control.counters import Counters, Trigger
 from virtirq.control.journal import Held, SharedJournal, locked_journal
 from virtirq.cpuset import CpuSet
+from virtirq.daemon.attempts import _CALM, _UNTOLD
 from virtirq.daemon.log import Log
 from virtirq.daemon.reconciler import SOMEBODY, Reconciler
 from virtirq.daemon.source_state import Sources, SourceState
@@ -226,6 +227,12 @@ class Time:
             call()
         self.now = until
 
+    def step(self) -> None:
+        """Call what is next, when it is due."""
+        due, _, call = heapq.heappop(self._queue)
+        self.now = max(self.now, due)
+        call()
+
     def advance(self, seconds: float) -> None:
         """Call what is next so many seconds from now, though it be due later."""
         self.pass_(0)
@@ -314,10 +321,15 @@ class Scene:
 
     def quiet(self) -> None:
         """What was read, written, said and counted so far is not of interest."""
-        self.time.pass_(0)
+        self.tell()
         self.fs.calls.clear()
         self.lines.records.clear()
         self.counters.moves.clear()
+
+    def tell(self) -> None:
+        """What is due is done, and what was done is told: which waits for a calm moment."""
+        self.time.pass_(0)
+        self.reconciler.flush()
 
     def places(self, *irqs: int) -> dict[int, str]:
         return {irq: self.fs.where(irq) for irq in irqs or self.fs.irqs() if irq in PLANNED}
@@ -329,7 +341,7 @@ class Scene:
     @property
     def records(self) -> list[logging.LogRecord]:
         """What is in the log, once what is due was done: outcomes are told of after the moves."""
-        self.time.pass_(0)
+        self.tell()
         return self.lines.records
 
     @property
@@ -337,7 +349,7 @@ class Scene:
         return [each.getMessage() for each in self.records if each.levelno >= logging.WARNING]
 
     def moves(self) -> dict[tuple[str, str], int]:
-        self.time.pass_(0)
+        self.tell()
         return dict(self.counters.moves)
 
     def move(self, irq: int, cpus: str, who: str = "tuner", pid: int | None = 77) -> None:
@@ -722,10 +734,39 @@ class TestRequested:
         scene.reconciler.requested([requested(130, action_of(4))])
         assert scene.fs.written() == []
         scene.fs.allocate(130, 4)
+        scene.tell()
         assert len(scene.time.waiting) == 1
         scene.time.settle()
         assert scene.fs.where(130) == "4"
         assert 130 in scene.reconciler.ledger.kept
+
+    def test_what_came_of_a_burst_is_told_when_it_is_over_and_in_pieces(self, scene: Scene) -> None:
+        """The kernel tells of a device's vectors in pieces; a line takes as long as a vector."""
+        scene.quiet()
+        events = [scene.fs.allocate(130 + vector, 4 + vector) for vector in range(60)]
+        for first in range(0, 60, 20):
+            scene.reconciler.requested(events[first : first + 20])
+            scene.time.pass_(_CALM / 2)
+            assert scene.lines.records == []
+        seen = [0]
+        while seen[-1] < 60:
+            scene.time.step()
+            seen.append(len(scene.lines.records))
+        assert seen == [0, 16, 32, 48, 60]
+        assert scene.time.waiting == []
+
+    def test_without_a_calm_moment_it_is_told_all_the_same(self, scene: Scene) -> None:
+        scene.quiet()
+        scene.reconciler.requested(
+            [scene.fs.allocate(130 + vector, 4 + vector) for vector in range(27)]
+        )
+        rounds = 2 * _UNTOLD // 27
+        for _ in range(rounds):
+            for irq in range(130, 157):
+                scene.fs.other_moves(irq, "0-3")
+            scene.reconciler.look([NIC], Trigger.PLAN)
+            scene.time.pass_(_CALM / 2)
+        assert 27 * (rounds + 1) - len(scene.lines.records) <= _UNTOLD + 27
 
     def test_gone_again(self, scene: Scene) -> None:
         event = scene.fs.allocate(130, 4)
@@ -1005,6 +1046,7 @@ class TestFights:
     def fight(self, scene: Scene) -> None:
         for _ in range(FEW + 1):
             scene.move(101, "0-3")
+        scene.tell()
 
     def test_then_it_waits_and_says_who(self, scene: Scene) -> None:
         self.fight(scene)

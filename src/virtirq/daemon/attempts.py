@@ -4,6 +4,7 @@ thing once.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -14,7 +15,7 @@ from virtirq.control.journal import Journal, SharedJournal
 from virtirq.cpuset import CpuSet
 from virtirq.daemon.log import Log
 from virtirq.daemon.outcome_log import hinted, told
-from virtirq.daemon.timers import Timers
+from virtirq.daemon.timers import Key, Timers
 from virtirq.errors import VirtirqError
 from virtirq.host.fs import HostFs, Reader
 from virtirq.model import (
@@ -37,6 +38,15 @@ _LAST_WAIT: Final = 5.0
 """The same when there is no later."""
 _BATCH: Final = 64
 """Pins taken together: a device's vectors come at once, and each waits for those before it."""
+_TELL: Final[Key] = ("tell",)
+_CALM: Final = 0.02
+"""Seconds without another attempt until it is told what came of them: a line takes as long as a
+vector, and the kernel tells of a device's in pieces.
+"""
+_UNTOLD: Final = 1024
+"""No more outcomes than these are waited for."""
+_PIECE: Final = 16
+"""Of what is untold so many are told at once, or else a 16th, so that it does not grow."""
 
 
 class Attempts:
@@ -50,7 +60,7 @@ class Attempts:
         self._log = log
         self._counters = counters
         self._timers = timers
-        self._untold: list[tuple[Outcome, Trigger, str, str]] = []
+        self._untold: deque[tuple[Outcome, Trigger, str, str]] = deque()
         self._said: dict[InterruptKey, str] = {}
         self._complaint = ""
 
@@ -127,9 +137,16 @@ class Attempts:
 
     def flush(self) -> None:
         """Tell what has not been told yet."""
-        untold, self._untold = self._untold, []
-        for outcome, trigger, guest, mover in untold:
-            self._tell_one(outcome, trigger, guest, mover)
+        self._timers.cancel(*_TELL)
+        while self._untold:
+            self._tell_one(*self._untold.popleft())
+
+    def _tell_some(self) -> None:
+        """Tell a piece of it, so that whatever happens meanwhile need not wait for all."""
+        for _ in range(min(len(self._untold), max(_PIECE, len(self._untold) // _PIECE))):
+            self._tell_one(*self._untold.popleft())
+        if self._untold:
+            self._timers.soon(_TELL, 0.0, self._tell_some)
 
     def _put_back(
         self,
@@ -165,12 +182,12 @@ class Attempts:
         names: Mapping[str, str],
         mover: str = "",
     ) -> None:
-        """After whatever else has happened meanwhile: it is waiting to be moved."""
-        if not self._untold:
-            self._timers.soon(("tell",), 0.0, self.flush)
+        """After whatever else happens meanwhile: it is waiting to be moved."""
         self._untold += (
             (each, trigger, names.get(each.pin.guest) or each.pin.guest, mover) for each in outcomes
         )
+        if len(self._untold) <= _UNTOLD or not self._timers.is_due(_TELL):
+            self._timers.put_off(_TELL, _CALM, self._tell_some)
 
     def _tell_one(self, outcome: Outcome, trigger: Trigger, guest: str, mover: str) -> None:
         action = "restore" if trigger is Trigger.RESTORE else "pin"
