@@ -45,6 +45,7 @@ from virtirq.model import (
 )
 from virtirq.policy.config import Config
 from virtirq.policy.deal import Deal, Seat
+from virtirq.policy.device import _SAID
 from virtirq.policy.plan import Desired, plan
 from virtirq.policy.target import Taken, target_of
 
@@ -170,6 +171,18 @@ def test_the_guest_changes_its_mind() -> None:
         made.follow(NIC, aimed)
         assert places(list(made.plan(found).actions)) == [there]
     made.follow(GPU, {0: Aimed(0)})  # nobody's: no matter
+
+
+def test_whatever_a_guest_writes_nothing_grows_by_it() -> None:
+    """The address that it writes is in what is said."""
+    vector = msix(40, 0, on="7")
+    desired = Desired.of_snapshot(snapshot(interrupts=[vector]), Config())
+    device = desired.of(NIC)
+    assert device is not None
+    for address in range(3 * _SAID):
+        desired.follow(NIC, {0: Aimed(None, f"its address {address:#x} is no interrupt's")})
+        assert f"its address {address:#x} is" in device.decide(vector).reason.text
+        assert len(device._told) <= _SAID
 
 
 def test_a_vector_that_appears_is_followed_at_once() -> None:

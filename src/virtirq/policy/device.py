@@ -35,6 +35,7 @@ from virtirq.values import replace
 _NO_CHOICE: Final = Aimed(None)
 # A host may have a hundred thousand interrupts, of which much the same is said.
 _reason: Final = lru_cache(1024)(Reason)
+_SAID: Final = 512
 
 
 @lru_cache(8192)
@@ -86,7 +87,7 @@ class DesiredDevice:
         self.dealt, self._beside = dealt, beside
         self.aimed: Mapping[int, Aimed] = {}
         self._told: dict[tuple[CpuSet, int | None, int, str], _Place] = {}
-        """Of many vectors much the same is said."""
+        """Of many vectors much the same is said; `_SAID` at most, for a guest may choose words."""
 
     @property
     def follows(self) -> bool:
@@ -256,6 +257,8 @@ class DesiredDevice:
         known = seat.cpus, seat.vcpu, cpu, why
         place = self._told.get(known)
         if place is None:
+            if len(self._told) == _SAID:
+                self._told.clear()
             place = self._told[known] = self._at(seat, cpu, why, chosen=own is not None)
         return place
 
