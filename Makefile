@@ -13,8 +13,8 @@
 #             beside a floor and under attack, what it costs when idle, and what reading a guest's
 #             choices costs, in the lab
 # make effect what pinning does to a guest's interrupts, by policy and by what happens to the guest:
-#             a quarter of an hour in the lab, into the README's table and picture; EFFECT=--go-on goes on with a run
-#             that ended early (docs/effect.md)
+#             a quarter of an hour in the lab, into the README's table and picture; EFFECT=--go-on goes
+#             on with a run that ended early (docs/effect.md)
 # make fuzz   ten minutes of made-up inputs for everything that reads what others control
 #             (FUZZ_SECONDS=); what is found is kept in .fuzz/ and the beginning of the next run
 # make golden writes the tests' golden outputs again; look at the difference before you commit

@@ -148,8 +148,8 @@ class Interrupt:
     def own_action(self) -> str | None:
         """The action that VFIO registered for this interrupt's device, None if there is none."""
         for name in self.actions or ():
-            kind, _, device = name.partition("(")
-            if _vfio_kind(kind) is not None and _vfio_device(device) == self.device:
+            action = VfioAction.parse(name)
+            if action is not None and action.device == self.device:
                 return name
         return None
 

@@ -38,7 +38,7 @@ from virtirq.model import (
 )
 from virtirq.policy.config import Config
 from virtirq.policy.plan import plan
-from virtirq.policy.room import counted, crowding
+from virtirq.policy.room import crowding, with_counts
 from virtirq.values import dataclass, replace
 
 if TYPE_CHECKING:
@@ -105,18 +105,19 @@ def planned(fs: HostFs, snapshot: Snapshot, config: Config) -> tuple[Snapshot, P
     """
     made = plan(snapshot, config)
     devices = crowding(made, snapshot.vectors_on)
-    lacking = {
-        each.irq for each in snapshot.interrupts if each.device in devices and each.counts is None
-    }
-    if not lacking:
+
+    def lacks(each: Interrupt) -> bool:
+        return each.device in devices and each.counts is None
+
+    if not any(map(lacks, snapshot.interrupts)):
         return snapshot, made
     reader, cpus = Reader(fs), tuple(snapshot.topology.possible)
     interrupts = tuple(
-        replace(each, counts=read_counts(reader, each.irq, cpus)) if each.irq in lacking else each
+        replace(each, counts=read_counts(reader, each.irq, cpus)) if lacks(each) else each
         for each in snapshot.interrupts
     )
     snapshot = replace(snapshot, interrupts=interrupts, gaps=(*snapshot.gaps, *reader.gaps))
-    return snapshot, counted(made, (each for each in interrupts if each.irq in lacking))
+    return snapshot, with_counts(made, interrupts)
 
 
 def _unclaimed(fs: HostFs, known: Collection[PciAddress]) -> dict[PciAddress, int]:

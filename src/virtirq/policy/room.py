@@ -52,7 +52,7 @@ def crowding(plan: Plan, load: Mapping[int, int]) -> set[PciAddress]:
     }
 
 
-def counted(plan: Plan, interrupts: Iterable[Interrupt]) -> Plan:
+def with_counts(plan: Plan, interrupts: Iterable[Interrupt]) -> Plan:
     """The plan, made without these counts, as it is with them."""
     idle = {(each.irq, each.key) for each in interrupts if each.idle}
 
