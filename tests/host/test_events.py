@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtirq.host.events import ENDS, EventKind, KernelEvent, Pairing, parse, vectors
+from virtirq.host.events import (
+    ENDS,
+    EventKind,
+    KernelEvent,
+    Pairing,
+    lasting,
+    parse,
+    vectors,
+)
 
 HEAD = "           <...>-1234    [002]   123.456789: "
 BY_SHELL = {"comm": "sh", "pid": 1234}
@@ -388,3 +396,42 @@ def test_nothing_is_lost_and_nothing_told_twice(events: list[KernelEvent]) -> No
     told += pairing.flush()
     kept = [each for each in events if each.kind not in ENDS]
     assert sorted(map(repr, told)) == sorted(map(repr, kept))
+
+
+def told(kind: EventKind, irq: int, action: str = "") -> KernelEvent:
+    return KernelEvent(kind, 0.0, irq, action)
+
+
+NAMES = [
+    "vfio-msix[0](0000:01:00.0)",
+    "vfio-msi[0](0000:02:00.0)",
+    "vfio-intx(0000:03:00.0)",
+    "eth0",
+]
+
+
+@pytest.mark.parametrize(("name", "kept"), [*zip(NAMES, [False, False, True, True], strict=True)])
+def test_a_vector_that_is_given_up_again_is_not_acted_on(name: str, kept: bool) -> None:
+    """Where several may be on a line, whoever lets go is not told."""
+    request, free = told(EventKind.REQUESTED, 45, name), told(EventKind.FREED, 45)
+    again = told(EventKind.REQUESTED, 45, name)
+    assert lasting([request, free]) == ([request] if kept else []) + [free]
+    assert lasting([request, free, again]) == ([request] if kept else []) + [free, again]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(EventKind), st.sampled_from((44, 45)), st.sampled_from(NAMES))
+    )
+)
+def test_only_requests_of_what_is_gone_by_the_end_do_not_last(
+    made: list[tuple[EventKind, int, str]],
+) -> None:
+    events = [told(*each) for each in made]
+
+    def lasts(at: int) -> bool:
+        event = events[at]
+        gone = any(e.kind is EventKind.FREED and e.irq == event.irq for e in events[at:])
+        return not (gone and event.kind is EventKind.REQUESTED and event.name in NAMES[:2])
+
+    assert lasting(events) == [event for at, event in enumerate(events) if lasts(at)]

@@ -47,7 +47,7 @@ from virtirq.guests.processes.find import SOURCE as PROCESS
 from virtirq.guests.vectors.by_kvm_routes import by_bpftrace, by_probes
 from virtirq.guests.vectors.by_peek import PeekReader, VectorReader
 from virtirq.guests.vectors.by_qmp import QmpReader
-from virtirq.host.events import EventKind, KernelEvent
+from virtirq.host.events import EventKind, KernelEvent, lasting
 from virtirq.host.fs import HostFs, LiveFs
 from virtirq.host.uevents import Uevents
 from virtirq.model import Guest, VfioAction, counted
@@ -599,7 +599,7 @@ class Daemon:
     def _act_on(self, events: Sequence[KernelEvent]) -> None:
         requested: list[KernelEvent] = []
         heeded: list[KernelEvent] = []
-        for event in events:
+        for event in lasting(events):
             if event.kind is EventKind.REQUESTED:
                 requested.append(event)  # a device's vectors come in one go
                 continue

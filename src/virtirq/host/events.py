@@ -6,9 +6,11 @@ The events and their arguments are those that `virtirq.daemon.kernel_events` ask
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import Enum
 from typing import Final, NamedTuple
 
+from virtirq.model import VfioAction
 from virtirq.values import pattern
 
 
@@ -99,6 +101,29 @@ def vectors(text: bytes, at: int = 0) -> tuple[list[KernelEvent], int]:
             found.append(KernelEvent(_REQUESTED, float(when), int(irq), action, -1, "", int(pid)))
         at = told.end()
     return found, at
+
+
+def lasting(events: Sequence[KernelEvent]) -> list[KernelEvent]:
+    """`events` without the requests of vectors that are given up again among them.
+
+    A driver that finds its way sets its vectors up several times in a row, and who hears of that
+    late has only the last of them to act on. A line may be shared: who lets go of it is not told.
+    """
+    freed: set[int] = set()
+    found = []
+    for event in reversed(events):
+        if event.kind is _FREED:
+            freed.add(event.irq)
+        elif event.kind is _REQUESTED and event.irq in freed and _is_vector(event.name):
+            continue
+        found.append(event)
+    found.reverse()
+    return found
+
+
+def _is_vector(name: str) -> bool:
+    action = VfioAction.parse(name)
+    return action is not None and action.vector is not None
 
 
 def parse(line: bytes) -> KernelEvent | None:
