@@ -640,5 +640,8 @@ class RootedFs(LiveFs):
     def open(self, path: str) -> OpenFile:
         return super().open(self.root + path)
 
+    def look(self, path: str, sysfs: str, handler: str) -> tuple[OpenFile, int | None, bool]:
+        return super().look(self.root + path, self.root + sysfs, self.root + handler)
+
     def incarnation(self, path: str) -> int | None:
         return super().incarnation(self.root + path)

@@ -40,7 +40,7 @@ from tests.hostmaker import (
 from virtirq.control import cycle
 from virtirq.control import journal as journal_module
 from virtirq.control.counters import Counters, Trigger
-from virtirq.control.journal import Held, SharedJournal, locked_journal
+from virtirq.control.journal import Journal, SharedJournal, locked_journal
 from virtirq.cpuset import CpuSet
 from virtirq.daemon.attempts import _CALM, _UNTOLD
 from virtirq.daemon.log import Log
@@ -267,8 +267,8 @@ class Lines(logging.Handler):
 class Impatient(SharedJournal):
     """Does not wait for the lock, so that tests need not either."""
 
-    def held(self, wait: float = 0.0) -> Held:
-        return super().held(0.0)
+    def take(self, wait: float = 0.0) -> Journal:
+        return super().take(0.0)
 
 
 class Scene:

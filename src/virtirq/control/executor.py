@@ -24,7 +24,7 @@ from virtirq.cpuset import CpuSet
 from virtirq.errors import CpuSetError, JournalError, VirtirqError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, OpenFile
-from virtirq.host.interrupts import handlers, has_handler, has_interrupt
+from virtirq.host.interrupts import handler_directory, handlers, has_interrupt
 from virtirq.model import InterruptKind, Outcome, Pin, Remembered, Status
 from virtirq.policy.restoring import SOMEONE
 from virtirq.values import dataclass
@@ -84,13 +84,15 @@ _NO_FILE: Final = _NoFile()
 class _Step:
     """One pin on its way, which has come to its end once it has a `status`.
 
-    `file` is its affinity. `incarnation` and `before` are what was found, `known` is what the
-    journal knew of it, `written` what the kernel has taken. `announced`: the journal says that
+    `file` is its affinity, `handler` the directory of its handler (see `handler_directory`).
+    `incarnation` and `before` are what was found, `known` is what the journal knew of it, `written`
+    what the kernel has taken. `announced`: the journal says that
     it is about to be moved. `stays`: it is not over, and the journal must not forget it.
     """
 
     pin: Pin
     file: OpenFile = _NO_FILE
+    handler: str = ""
     incarnation: int | None = None
     before: CpuSet = CpuSet()
     known: Remembered | None = None
@@ -115,10 +117,14 @@ class _Step:
 
     def read(self) -> CpuSet:
         """Raises OSError, and CpuSetError for what no affinity can be."""
-        found = CpuSet.parse(self.file.read())
-        if not found:
-            raise CpuSetError("its affinity names no CPU, so nobody could put it back")
-        return found
+        return _affinity(self.file.read())
+
+
+def _affinity(text: str) -> CpuSet:
+    found = CpuSet.parse(text)
+    if not found:
+        raise CpuSetError("its affinity names no CPU, so nobody could put it back")
+    return found
 
 
 class Executor:
@@ -185,13 +191,14 @@ class Executor:
         try:
             for step in steps:
                 self._attempt(step, self._look)
-            if not self._restoring:
-                self._announce([step for step in steps if step.status is None])
-            for step in steps:
-                if step.status is None:
+            wanting = [step for step in steps if step.status is None]
+            if wanting and not self._restoring:
+                self._announce(wanting)
+            for step in wanting:
+                if self._interrupted is not None:
                     self._heed_interruption()
-                    self._attempt(step, self._write)
-            for step in steps:
+                self._attempt(step, self._write)
+            for step in wanting:
                 self._attempt(step, self._verify)
             self._settle(steps)
             return [self._outcome(step) for step in steps]
@@ -241,14 +248,16 @@ class Executor:
     def _look(self, step: _Step) -> None:
         """Look at the interrupt once more, for the plan may be old by now."""
         pin = step.pin
-        step.file = self._fs.open(paths.IRQ_AFFINITY.at(pin.irq))
-        step.incarnation = self._fs.incarnation(f"{paths.IRQ_SYSFS_DIR}/{pin.irq}")
-        there = self._is_there(pin)
+        irq, key = pin.irq, pin.key
+        step.handler = handler = handler_directory(irq, key.action)
+        affinity, sysfs = paths.IRQ_AFFINITY.at(irq), f"{paths.IRQ_SYSFS_DIR}/{irq}"
+        step.file, step.incarnation, there = self._fs.look(affinity, sysfs, handler)
+        there = there or self._is_there(pin)
         # Last: that it still can be read says that it was this interrupt that was looked at.
-        step.before = before = step.read()
-        step.known = known = self._journal.known(pin.key)
+        step.before = before = _affinity(step.file.read())
+        step.known = known = self._journal.known(key)
         if self._restoring and known and self._found(step, pin.after).again(known) is False:
-            self._note([step], self._journal.forget, pin.key)
+            self._note([step], self._journal.forget, key)
             text = "the guest has set it up anew: what it has now is not from virtirq"
             step.end(Status.VANISHED, text)
         elif not there:
@@ -276,12 +285,14 @@ class Executor:
     def _is_there(self, pin: Pin) -> bool:
         """Whether the IRQ number still is the interrupt that the plan means.
 
-        One that is put back may be without an action (see `restore_plan`): then the number must
-        still be the device's.
+        Where its handler has no directory, sysfs's list of names has the last word. One that is
+        put back may be without an action (see `restore_plan`): then the number must still be the
+        device's.
         """
-        if has_handler(self._fs, pin.irq, pin.key.action):
+        others = handlers(self._fs, pin.irq)
+        if pin.key.action in others:
             return True
-        if not self._restoring or handlers(self._fs, pin.irq):
+        if not self._restoring or others:
             return False
         return has_interrupt(self._fs, pin.key.device, pin.irq, pin.kind)
 
@@ -291,7 +302,7 @@ class Executor:
 
     def _announce(self, steps: Sequence[_Step]) -> None:
         """Have the journal remember, on stable storage, what is about to be moved."""
-        if not steps or self._stopped is not None:
+        if self._stopped is not None:
             return
         try:
             self._journal.move(*[self._found(step, step.pin.after) for step in steps])
@@ -303,34 +314,55 @@ class Executor:
 
     def _write(self, step: _Step) -> None:
         """Write what the plan says, or for want of vectors something else."""
-        pin, last = step.pin, None
-        for wanted in self._choices(pin):
+        wanted = step.pin.after
+        try:
+            step.file.write(str(wanted))
+        except OSError as error:
+            if self._is_full(step, wanted, error):
+                self._write_another(step, error)
+        else:
+            step.written = wanted
+
+    def _write_another(self, step: _Step, error: OSError) -> None:
+        """Write what the kernel may have a vector for, after it had none: `error`."""
+        pin = step.pin
+        for wanted in self._others(pin):
             if wanted == step.before:
                 text = f"on CPU {wanted}: no interrupt vector left on CPU {pin.after}"
                 step.end(Status.UNCHANGED, text, wanted)
                 return
-            if last is not None and not self._restoring:
+            if not self._restoring:
                 self._note([step], self._journal.refused, pin.key)
                 step.announced = False
                 self._journal.move(self._found(step, wanted))
                 step.announced = True
             try:
                 step.file.write(str(wanted))
-            except OSError as error:
-                if self._took(step, wanted):
-                    step.written = wanted
+            except OSError as again:
+                if not self._is_full(step, wanted, again):
                     return
-                if _gone(step, error):
-                    raise
-                last = error
-                if error.errno != errno.ENOSPC:
-                    break
-                if len(wanted) == 1:
-                    self._full.add(wanted.first())
+                error = again
             else:
                 step.written = wanted
                 return
-        self._refused(step, last)
+        self._refused(step, error)
+
+    def _is_full(self, step: _Step, wanted: CpuSet, error: OSError) -> bool:
+        """Whether a write has failed for want of a vector; whatever else it was is seen to.
+
+        Raises the error where the interrupt is gone.
+        """
+        if self._took(step, wanted):
+            step.written = wanted
+            return False
+        if _gone(step, error):
+            raise error
+        if error.errno != errno.ENOSPC:
+            self._refused(step, error)
+            return False
+        if len(wanted) == 1:
+            self._full.add(wanted.first())
+        return True
 
     def _took(self, step: _Step, wanted: CpuSet) -> bool:
         """Whether a write that has failed was done all the same.
@@ -342,9 +374,8 @@ class Executor:
         step.stays = False
         return affinity == wanted
 
-    def _choices(self, pin: Pin) -> Iterator[CpuSet]:
-        """What to write: the plan's choice, then for want of vectors other single CPUs."""
-        yield pin.after
+    def _others(self, pin: Pin) -> Iterator[CpuSet]:
+        """What to write instead for want of vectors: other single CPUs."""
         tried = set(self._full) | set(pin.after)
         budget = _MOST_ALTERNATIVES
         for cpus in pin.alternatives:
@@ -354,9 +385,8 @@ class Executor:
                     budget -= 1
                     yield CpuSet([cpu])
 
-    def _refused(self, step: _Step, error: OSError | None) -> None:
-        pin = step.pin
-        number = (error and error.errno) or errno.EIO
+    def _refused(self, step: _Step, error: OSError) -> None:
+        pin, number = step.pin, error.errno or errno.EIO
         affinity = step.read()
         if number in _DEPLOYMENT:
             self._stopped = _DEPLOYMENT[number]
@@ -378,9 +408,9 @@ class Executor:
         """Read back, and see that the interrupt has not become another's meanwhile."""
         pin, wanted = step.pin, step.written
         affinity = step.read()
-        if not has_handler(self._fs, pin.irq, pin.key.action):
+        if not step.handler or not self._fs.isdir(step.handler):
             others = handlers(self._fs, pin.irq)
-            if others:
+            if others and pin.key.action not in others:
                 self._give_back(step, affinity, ", ".join(others))
                 return
         if affinity == step.before != wanted and self._is_unused(pin):

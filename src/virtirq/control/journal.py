@@ -128,7 +128,11 @@ class Journal:
         affinity now, its one `written` value the one to come. Returns when all of that is on
         stable storage. Raises JournalError: then none of it counts.
         """
-        lines = self._written("move", ((each.key, _move(each)) for each in found))
+        head, lines = self._head("move"), []
+        for each in found:
+            (after,) = each.written
+            values = f', "before": "{each.original}", "after": "{after}"'
+            lines.append(_line(f"{head}{_subject(each.key)}{values}{_more(each)}"))
         try:
             self._append(lines)
         except _FullError:
@@ -143,13 +147,15 @@ class Journal:
 
     def moved(self, *taken: tuple[InterruptKey, CpuSet]) -> None:
         """The kernel has taken these values. Raises JournalError; those before stay ours too."""
-        self._append(self._written("moved", ((key, f', "after": "{cpus}"') for key, cpus in taken)))
+        head = self._head("moved")
+        self._append([_line(f'{head}{_subject(key)}, "after": "{cpus}"') for key, cpus in taken])
         for key, after in taken:
             self._moved(key, after)
 
     def refused(self, *keys: InterruptKey) -> None:
         """The kernel has not taken what the last `move` announced. Raises JournalError."""
-        self._append(self._written("refused", ((key, "") for key in keys)))
+        head = self._head("refused")
+        self._append([_line(f"{head}{_subject(key)}") for key in keys])
         for key in keys:
             self._take_back(key)
 
@@ -158,8 +164,9 @@ class Journal:
         over = {key: self._known[key] for key in keys if key in self._known}
         if not over:
             return
+        head = self._head("forget")
         try:
-            self._append(self._written("forget", ((key, "") for key in over)))
+            self._append([_line(f"{head}{_subject(key)}") for key in over])
         except _FullError:
             before = self._known
             self._known = _Known()
@@ -190,11 +197,9 @@ class Journal:
         else:
             self._known.discard(key)
 
-    def _written(self, op: str, told: Iterable[tuple[InterruptKey, str]]) -> list[bytes]:
-        """Whole lines; of each interrupt the fields, each with a comma before it."""
-        head = f'{{"op": "{op}{self._of_boot}{time.time():.3f}, '
-        bodies = [f"{head}{_subject(key)}{fields}".encode() for key, fields in told]
-        return [b"%b%b\n" % (body, _seal(body)) for body in bodies]
+    def _head(self, op: str) -> str:
+        """What a line begins with; what it tells of an interrupt follows."""
+        return f'{{"op": "{op}{self._of_boot}{time.time():.3f}, '
 
     def _append(self, lines: Sequence[bytes]) -> None:
         if self._reading:
@@ -301,9 +306,9 @@ class Journal:
         self._size = self._lines = 0
         directory = self._directory.descriptor
         try:
-            self._append(
-                self._written("known", ((each.key, _known(each)) for each in self._known.values()))
-            )
+            head = self._head("known")
+            known = self._known.values()
+            self._append([_line(f"{head}{_subject(each.key)}{_known(each)}") for each in known])
             os.fsync(fresh)
             os.replace(_FRESH, _NAME, src_dir_fd=directory, dst_dir_fd=directory)
         except (JournalError, OSError):
@@ -403,52 +408,47 @@ class SharedJournal:
         os.close(self._lock)
         self._state.close()
 
-    def held(self, wait: float = 10.0) -> Held:
-        """For a `with`: the journal, held by this process alone, with what others wrote to it.
+    @contextmanager
+    def held(self, wait: float = 10.0) -> Iterator[Journal]:
+        """For a `with`: `take`, and `release` at its end."""
+        journal = self.take(wait)
+        try:
+            yield journal
+        finally:
+            self.release()
+
+    def take(self, wait: float = 10.0) -> Journal:
+        """The journal, held by this process alone until `release`, with what others wrote to it.
 
         Waits for `wait` seconds. Raises BusyError when another virtirq keeps it, JournalError when
         it cannot be understood. The kernel drops the lock when the process ends, however it ends
         (flock(2)).
         """
-        return Held(self, wait)
-
-    def _take(self, wait: float) -> Journal:
-        _take(self._lock, self._path, wait)
         try:
-            return self._current()
+            fcntl.flock(self._lock, _AT_ONCE)
+        except BlockingIOError:
+            _wait_for(self._lock, self._path, wait)
+        try:
+            journal = self._journal
+            return journal if journal is not None and journal.is_current() else self._read_anew()
         except BaseException:
-            self._release()
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             raise
 
-    def _release(self) -> None:
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
+    def release(self) -> None:
+        """Let others have it."""
+        try:
+            if self._journal is not None:
+                self._journal.tidy()  # now, and not while somebody waits for what is to be done
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
-    def _current(self) -> Journal:
-        if self._journal is not None and not self._journal.is_current():
+    def _read_anew(self) -> Journal:
+        if self._journal is not None:
             self._journal.close()
             self._journal = None
-        if self._journal is None:
-            self._journal = Journal(self._state, self._boot_id, reading=self._reading)
-        self._journal.tidy()
+        self._journal = Journal(self._state, self._boot_id, reading=self._reading)
         return self._journal
-
-
-class Held:
-    """The time for which a journal is held: see `SharedJournal.held`.
-
-    Not by contextlib: somebody waits for a vector to be moved, and that is a third of taking it.
-    """
-
-    __slots__ = ("_shared", "_wait")
-
-    def __init__(self, shared: SharedJournal, wait: float) -> None:
-        self._shared, self._wait = shared, wait
-
-    def __enter__(self) -> Journal:
-        return self._shared._take(self._wait)
-
-    def __exit__(self, *_: object) -> None:
-        self._shared._release()
 
 
 @contextmanager
@@ -464,7 +464,7 @@ def locked_journal(
         shared.close()
 
 
-def _take(lock: int, directory: Path, wait: float) -> None:
+def _wait_for(lock: int, directory: Path, wait: float) -> None:
     deadline = None
     while True:
         try:
@@ -489,8 +489,9 @@ class _Known(dict[InterruptKey, Remembered]):
         return [self[key] for key in self._keys.get(device, ())]
 
     def __setitem__(self, key: InterruptKey, value: Remembered) -> None:
+        if key not in self:
+            self._keys.setdefault(key.device, {})[key] = None
         super().__setitem__(key, value)
-        self._keys.setdefault(key.device, {})[key] = None
 
     def discard(self, key: InterruptKey) -> None:
         """Forget it, if it is known."""
@@ -525,6 +526,12 @@ def _subject(key: InterruptKey) -> str:
     return f'"device": "{_named(key.device)}", "action": {_quoted(key.action)}'
 
 
+def _line(text: str) -> bytes:
+    """A whole one, of all that it tells."""
+    body = text.encode()
+    return b"%b%b\n" % (body, _seal(body))
+
+
 def _seal(body: bytes) -> bytes:
     """What a line ends in."""
     return b', "crc": "%08x"}' % zlib.crc32(body)
@@ -553,11 +560,6 @@ def _check_torn(tail: bytes) -> None:
         return
     if end != len(tail):
         raise ValueError("more than a line")  # whose line feed has become something else
-
-
-def _move(found: Remembered) -> str:
-    (after,) = found.written
-    return f', "before": "{found.original}", "after": "{after}"{_more(found)}'
 
 
 def _known(entry: Remembered) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -48,12 +48,19 @@ class Floods:
         self._counts: Counter[EventKind] = Counter()
         self._out: set[EventKind] = set()
 
-    def admit(self, events: Iterable[KernelEvent], mute: Mute) -> list[KernelEvent]:
+    def admit(self, events: Sequence[KernelEvent], mute: Mute) -> Sequence[KernelEvent]:
         """Those of `events` to act on: of each kind watched over, `FLOOD` within a second at most.
 
         What the kernel had told before it was asked not to, or tells nonetheless, costs no more
         than to be read.
         """
+        looks = self._looks
+        for event in events:
+            if event.kind in looks:
+                return self._admit(events, mute)
+        return events
+
+    def _admit(self, events: Iterable[KernelEvent], mute: Mute) -> list[KernelEvent]:
         if self._clock() >= self._since + _WINDOW:
             self._since = self._clock()
             self._counts.clear()

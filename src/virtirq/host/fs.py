@@ -25,6 +25,7 @@ _PIECE: Final = 16384  # read(2) of more costs as much as the open: its buffer i
 _PAGE: Final = 4096
 """What is shorter is whole: seq_file hands out a page or more at a time."""
 _READING: Final = os.O_RDONLY | os.O_CLOEXEC
+_BOTH: Final = os.O_RDWR | os.O_CLOEXEC
 _WHITE: Final = "\0 \t\n"
 _MOST: Final = 64 << 20
 """Bytes of a file that is read whole: ``/proc/kallsyms``, the largest of them, has some 10 MB."""
@@ -112,6 +113,14 @@ class HostFs(ABC):
         """
         return None
 
+    def look(self, path: str, sysfs: str, handler: str) -> tuple[OpenFile, int | None, bool]:
+        """What an interrupt is, in this order.
+
+        Its file `path`, opened as by `open`; the `incarnation` of what is at `sysfs`; whether there
+        is a directory `handler`, which is empty for none.
+        """
+        return self.open(path), self.incarnation(sysfs), bool(handler) and self.isdir(handler)
+
     def refresh(self) -> None:  # noqa: B027 - only a scratch host has anything to do
         """Take note of what other processes did to the host since it was opened."""
 
@@ -160,13 +169,16 @@ class LiveFs(HostFs):
         return content
 
     def open(self, path: str) -> OpenFile:
+        return _opened(path)
+
+    def look(self, path: str, sysfs: str, handler: str) -> tuple[OpenFile, int | None, bool]:
+        # The same system calls without our own between them: a vector waits for it.
+        file = _opened(path)
         try:
-            return _LiveFile(os.open(path, os.O_RDWR | os.O_CLOEXEC), path)
-        except OSError as error:
-            if error.errno not in _NO_WRITING:
-                raise
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            return _LiveFile(descriptor, path, refusal=error.errno)
+            incarnation = os.stat(sysfs).st_ino
+        except OSError:
+            incarnation = None
+        return file, incarnation, bool(handler) and os.access(f"{handler}/", os.F_OK)
 
     def listdir(self, path: str) -> list[str]:
         return os.listdir(path)
@@ -213,6 +225,15 @@ def _rest(descriptor: int, content: bytes, most: int) -> bytes:
     return b"".join(pieces)
 
 
+def _opened(path: str) -> _LiveFile:
+    try:
+        return _LiveFile(os.open(path, _BOTH), path)
+    except OSError as error:
+        if error.errno not in _NO_WRITING:
+            raise
+        return _LiveFile(os.open(path, _READING), path, refusal=error.errno)
+
+
 class _LiveFile(OpenFile):
     """`refusal` is the errno with which the kernel would not open it for writing."""
 
@@ -228,7 +249,7 @@ class _LiveFile(OpenFile):
         if len(content) >= _PAGE:
             while more := os.pread(self._descriptor, _PIECE, len(content)):
                 content += more
-        return decode(content)
+        return content.decode("utf-8", "replace").strip(_WHITE)
 
     def write(self, text: str) -> None:
         if self._refusal is not None:

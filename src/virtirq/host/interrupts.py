@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import stat
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -14,9 +15,11 @@ from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.pci import read_intx_line, read_vectors
 from virtirq.model import Interrupt, InterruptKind, PciAddress, VfioAction
+from virtirq.values import pattern
 
 _DIGITS: Final = bytes(each if each in b"0," else ord("1") for each in range(256))
 """Makes 1 of whatever is neither zero nor a comma."""
+_VFIO: Final = pattern(r"vfio-[a-z]+(?:\[\d+\])?\([0-9a-f:.]+\)", re.ASCII)
 
 
 def read_interrupts(
@@ -95,16 +98,13 @@ def read_vector_load(reader: Reader, known: Iterable[Interrupt] = ()) -> Counter
     return load
 
 
-def has_handler(fs: HostFs, irq: int, action: str) -> bool:
-    """Whether a handler of this name is on the interrupt. Raises OSError when nobody can tell.
+def handler_directory(irq: int, action: str) -> str:
+    """procfs's directory of the handler, which is there while that is; empty for not known.
 
-    procfs has a directory for each (kernel/irq/proc.c, register_handler_proc()), which one
-    stat(2) finds; of VFIO's names we know that they make no other path. Where there is none,
-    sysfs's list of names has the last word.
+    Every handler has one (kernel/irq/proc.c, register_handler_proc()), which one access(2) finds;
+    of VFIO's names alone we know that they make no other path.
     """
-    if VfioAction.parse(action) is not None and fs.isdir(f"{paths.IRQ_DIR}/{irq}/{action}"):
-        return True
-    return action in handlers(fs, irq)
+    return f"{paths.IRQ_DIR}/{irq}/{action}" if _VFIO.fullmatch(action) else ""
 
 
 def handlers(fs: HostFs, irq: int) -> tuple[str, ...]:

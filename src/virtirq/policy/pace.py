@@ -119,8 +119,9 @@ class SetUps(Generic[Key]):
         if known is None or known.over(now):
             known = self._devices[device] = _Device(now, now, {})
         known.last = now
-        vectors = min(len(known.counts) + (vector not in known.counts), _GROWING)
-        count = known.counts[vector] = known.counts.get(vector, vectors) + 1
+        counts = known.counts
+        vectors = min(len(counts) + (vector not in counts), _GROWING)
+        count = counts[vector] = counts.get(vector, vectors) + 1
         if now < known.until:
             return known.until - now
         if known.wait or count - vectors > AT_ONCE:
