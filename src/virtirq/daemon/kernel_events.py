@@ -44,6 +44,8 @@ _PIECE: Final = 1 << 13
 """As much as the kernel prints at a time, where a page has 4 KiB (kernel/trace/trace_seq.c)."""
 _FIRST: Final = 512
 """Two vectors: they are moved before the others of their device are looked at."""
+_TOGETHER: Final = 256
+"""Events that are acted on together, after the first: a device has as many vectors, or fewer."""
 _MOST_READ: Final = 64
 """Pieces that one `read` takes; the rest comes with the next, and the loop gets its turn."""
 
@@ -205,30 +207,40 @@ class KernelEvents:
     def read(self) -> Iterator[list[KernelEvent]]:
         """The events since the last call, oldest first, in pieces; does not block.
 
-        In pieces, so that the first is acted on before the next is read. All of them have to be
-        taken: of what the kernel has printed and not handed out yet, epoll(7) does not tell
-        (kernel/trace/trace.c, tracing_read_pipe()).
+        In pieces, so that the first is acted on before the next is read; then some hundred
+        together, for what has to be done after a write waits for the last of a piece. All of them
+        have to be taken: of what the kernel has printed and not handed out yet, epoll(7) does not
+        tell (kernel/trace/trace.c, tracing_read_pipe()).
 
         Sets `lost` when some were missed: the buffer was full, or a line made no sense. Raises
         UnavailableError when there are no more to come, ever.
         """
+        found: list[KernelEvent] = []
+        ended: OSError | None = None
         for number in range(_MOST_READ):
             try:
                 data = os.read(self._pipe, _PIECE if number else _FIRST)
             except BlockingIOError:
-                return
-            except OSError as error:  # the instance was taken from us: nothing more will come
-                raise UnavailableError(
-                    f"{self._instance}: the kernel's events have ended: {error.strerror}",
-                    hint="somebody has removed the instance; start virtirq again",
-                ) from error
+                break
+            except OSError as error:
+                ended = error
+                break
             if not data:
-                return
-            data = self._rest + data
-            if found := self._understood(data):
+                break
+            found += self._understood(self._rest + data)
+            short = not number and len(data) < _FIRST  # all that was printed
+            if found and (not number or len(found) >= _TOGETHER):
                 yield found
-            if not number and len(data) < _FIRST:
-                return  # all that was printed; of what comes epoll(7) tells
+                found = []
+            if short:
+                return  # of what comes epoll(7) tells
+        if found:
+            yield found
+        if ended is not None:  # the instance was taken from us: nothing more will come
+            raise UnavailableError(
+                f"{self._instance}: the kernel's events have ended: {ended.strerror}",
+                hint="somebody has removed the instance; start virtirq again",
+            ) from ended
 
     def _understood(self, data: bytes) -> list[KernelEvent]:
         """What is done by what these lines tell; the last may be a piece of one.
