@@ -289,6 +289,7 @@ class Scene:
         self.sources = Sources()
         self.set_up: list[KernelEvent] = []
         """What it was told of when a device's wait was over."""
+        self.urgent = False
         self.start()
 
     def start(self) -> None:
@@ -304,6 +305,7 @@ class Scene:
             self.time,
             sources=lambda: self.sources,
             set_up=self.set_up.append,
+            urgent=lambda: self.urgent,
         )
 
     def timers(self) -> Timers:
@@ -755,6 +757,21 @@ class TestRequested:
         assert seen == [0, 16, 32, 48, 60]
         assert scene.time.waiting == []
 
+    def test_what_the_kernel_tells_meanwhile_comes_before_the_rest_of_it(
+        self, scene: Scene
+    ) -> None:
+        scene.quiet()
+        scene.reconciler.requested(
+            [scene.fs.allocate(130 + vector, 4 + vector) for vector in range(20)]
+        )
+        scene.urgent = True
+        for number in range(1, 4):
+            scene.time.pass_(_CALM)
+            assert len(scene.lines.records) == number
+        scene.urgent = False
+        scene.time.settle()
+        assert len(scene.lines.records) == 20
+
     def test_without_a_calm_moment_it_is_told_all_the_same(self, scene: Scene) -> None:
         scene.quiet()
         scene.reconciler.requested(
@@ -792,6 +809,7 @@ class TestRequested:
         assert LINE not in scene.reconciler.ledger.kept
         scene.fs.set(paths.IRQ_ACTIONS.at(LINE), f"vfio-intx({DISK})")
         scene.reconciler.requested([requested(LINE, f"vfio-intx({DISK})")])
+        scene.time.settle()
         assert scene.fs.where(LINE) == "4"
         assert LINE in scene.reconciler.ledger.kept
 

@@ -441,6 +441,29 @@ def test_of_set_ups_that_come_in_one_piece_the_last_is_acted_on(stage: Stage) ->
     asyncio.run(live())
 
 
+def test_vectors_come_before_whatever_else_was_told(stage: Stage) -> None:
+    """Their guest waits for them, and for nothing of the rest."""
+
+    async def live() -> None:
+        async with stage.at_work() as daemon:
+            stage.fs.other_moves(101, "0")
+            line = stage.fs.allocate(302, 6)._replace(name=f"vfio-intx({NIC})")
+            events = [
+                line,
+                KernelEvent(EventKind.MOVED, 0.0, 101, comm="tuner", pid=4711),
+                stage.fs.allocate(300, 4),
+                KernelEvent(EventKind.ROUTED, 0.0, pid=WEB.pid or 0),
+                stage.fs.allocate(301, 5),
+            ]
+            stage.fs.calls.clear()
+            daemon._act_on(events)
+            written = [path for operation, path in stage.fs.calls if operation == "write"]
+            assert written == [paths.IRQ_AFFINITY.at(irq) for irq in (300, 301, 101)]
+            assert daemon._timers.is_due(("look", NIC)), "for the line: once nothing else waits"
+
+    asyncio.run(live())
+
+
 @pytest.mark.parametrize("kind", [EventKind.REQUESTED, EventKind.ALLOCATED])
 def test_irqbalance_is_told_of_what_is_ours_however_that_was_learned(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, kind: EventKind

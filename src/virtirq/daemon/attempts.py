@@ -36,8 +36,8 @@ _WAIT: Final = 0.05
 """Seconds to wait for the lock: everything else waits meanwhile, so rather try again later."""
 _LAST_WAIT: Final = 5.0
 """The same when there is no later."""
-_BATCH: Final = 64
-"""Pins taken together: a device's vectors come at once, and each waits for those before it."""
+_BATCH: Final = 256
+"""Pins taken together: what comes after a write, most of it, waits for the last of them."""
 _TELL: Final[Key] = ("tell",)
 _CALM: Final = 0.02
 """Seconds without another attempt until it is told what came of them: a line takes as long as a
@@ -50,16 +50,26 @@ _PIECE: Final = 16
 
 
 class Attempts:
-    """Carries out what is decided and tells what came of it."""
+    """Carries out what is decided and tells what came of it.
+
+    `urgent`: whether something waits for the loop that comes before telling.
+    """
 
     def __init__(
-        self, fs: HostFs, journal: SharedJournal, log: Log, counters: Counters, timers: Timers
+        self,
+        fs: HostFs,
+        journal: SharedJournal,
+        log: Log,
+        counters: Counters,
+        timers: Timers,
+        urgent: Callable[[], bool] = lambda: False,
     ) -> None:
         self._fs = fs
         self._journal = journal
         self._log = log
         self._counters = counters
         self._timers = timers
+        self._urgent = urgent
         self._untold: deque[tuple[Outcome, Trigger, str, str]] = deque()
         self._said: dict[InterruptKey, str] = {}
         self._complaint = ""
@@ -77,13 +87,19 @@ class Attempts:
         `guests` are those that are known, by key; `mover` is who has moved the interrupts; `room`
         is the Executor's.
         """
-        names = {pin.guest: guests[pin.guest].name for pin in pins if pin.guest in guests}
+        names: dict[str, str] = {}
+        for pin in pins:
+            if pin.guest in guests:
+                names[pin.guest] = guests[pin.guest].name
         try:
-            with self._journal.held(_WAIT) as journal:
+            journal = self._journal.take(_WAIT)
+            try:
                 executor = Executor(
                     self._fs, journal, names=names, batch=_BATCH, mover=mover, room=room
                 )
                 outcomes = executor.run(tuple(pins))
+            finally:
+                self._journal.release()
         except VirtirqError as error:
             self._complain(str(error), error.hint)
             return None
@@ -145,6 +161,9 @@ class Attempts:
         """Tell a piece of it, so that whatever happens meanwhile need not wait for all."""
         for _ in range(min(len(self._untold), max(_PIECE, len(self._untold) // _PIECE))):
             self._tell_one(*self._untold.popleft())
+            if len(self._untold) <= _UNTOLD and self._urgent():
+                self._timers.soon(_TELL, _CALM, self._tell_some)
+                return
         if self._untold:
             self._timers.soon(_TELL, 0.0, self._tell_some)
 

@@ -68,6 +68,15 @@ class _Noted(NamedTuple):
     pins: tuple[Pin, ...]
 
 
+class _Appearing(NamedTuple):
+    """What to do when an interrupt appears; IRQ 0 stands for its number."""
+
+    todo: Action
+    pin: Pin | None
+    kept: bool
+    is_line: bool
+
+
 class Reconciler:
     """The guests, what is wanted for their devices, and which interrupts those have.
 
@@ -75,7 +84,7 @@ class Reconciler:
     kernel events do. `changed` is told of each guest that came, went or is another; `sources` says
     how much of the guests was told. `set_up` is told of the last vector of a device that was set up
     while that had to wait, when the wait is over; `kept` is called when the interrupts are others
-    of which we say where they go.
+    of which we say where they go. `urgent`: whether something waits that comes before telling.
     """
 
     def __init__(
@@ -91,6 +100,7 @@ class Reconciler:
         sources: Callable[[], Sources] = Sources,
         set_up: Callable[[KernelEvent], object] = lambda _: None,
         kept: Callable[[], object] = lambda: None,
+        urgent: Callable[[], bool] = lambda: False,
     ) -> None:
         self._fs = fs
         self._tell_changed = changed
@@ -101,7 +111,7 @@ class Reconciler:
         self._counters = counters
         self._timers = timers
         self._clock = clock
-        self._attempts = Attempts(fs, journal, log, counters, timers)
+        self._attempts = Attempts(fs, journal, log, counters, timers, urgent)
         self.registry = Registry()
         self.ledger = Ledger(kept)
         self._topology = read_topology(Reader(fs))
@@ -109,8 +119,10 @@ class Reconciler:
         self._desired = Desired(self._topology, config)
         self._noted: dict[PciAddress, _Noted | None] = {}
         """Devices that are not acted on yet; None where what was read may be so no more."""
-        self._appearing: dict[PciAddress, dict[str, Action]] = {}
-        """What to do when an interrupt of this name appears, once that was asked; by device."""
+        self._appearing: dict[str, _Appearing] = {}
+        """What to do when an interrupt of this name appears, once that was asked."""
+        self._names: dict[PciAddress, list[str]] = {}
+        """By device, whose vectors they are: the names in `_appearing`."""
         self._contentions: Contentions[InterruptKey] = Contentions(clock)
         self._set_ups: SetUps[PciAddress] = SetUps(clock)
         """How often guests set their vectors up."""
@@ -318,7 +330,7 @@ class Reconciler:
         native = {address for address in concerned if self._is_native(address)}
         let_go = native - self._native
         for address in concerned:
-            self._appearing.pop(address, None)
+            self._expect_anew(address)
             self._read_anew(address)
         shared = self.ledger.on_lines_with(let_go)
         for address in departed:
@@ -408,44 +420,46 @@ class Reconciler:
 
         First the writes: what is only noted can wait until then.
         """
-        pins, at, lines = [], {}, set()
-        vectors: list[tuple[int, Action]] = []
+        pins, at = [], {}
+        lines: dict[PciAddress, None] = {}
+        vectors: list[tuple[int, _Appearing]] = []
         heeded: list[KernelEvent] = []
         for event in events:
-            todo = self._expected(event.name)
-            if todo is not None:
-                device = todo.key.device
-                self._read_anew(device)
-                if self._has_to_wait(device, event.name):
+            expected = self._appearing.get(event.name) or self._expect(event.name)
+            if expected is not None:
+                key, pin = expected.todo.key, expected.pin
+                device = key.device
+                if self._noted:
+                    self._read_anew(device)
+                delay = self._set_ups.appeared(device, event.name)
+                if delay:
+                    self._tell_of_wait(device, delay)
                     self._passed_over[device] = event
                     continue
-                if is_line(todo.key):
-                    lines.add(device)  # others may be on the line
+                if expected.is_line:
+                    lines[device] = None  # others may be on the line
                 else:
-                    vectors.append((event.irq, todo))
-                    if isinstance(todo, Pin) and not self._contentions.wait(todo.key):
-                        pins.append(_at(event.irq, todo))
-                        at[todo.key] = event.at
+                    vectors.append((event.irq, expected))
+                    if pin is not None and not self._contentions.wait(key):
+                        pins.append(_at(event.irq, pin))
+                        at[key] = event.at
             heeded.append(event)
         if pins:
             self._set_up(pins, at)
-        for irq, todo in vectors:
-            self.ledger.appeared(irq, todo.key, kept=_is_kept(todo))
-        if lines:
-            self.look(lines, Trigger.NEW)
+        for irq, expected in vectors:
+            self.ledger.appeared(irq, expected.todo.key, kept=expected.kept)
+        self._look_soon(lines, 0.0)  # after the vectors that the kernel has told of meanwhile
         return heeded
 
-    def _has_to_wait(self, address: PciAddress, name: str) -> bool:
-        """Whether what was set up may not be looked at now: the device is, as soon as it may."""
-        delay = self._set_ups.appeared(address, name)
-        if delay and self._look_later(address, delay):
+    def _tell_of_wait(self, address: PciAddress, delay: float) -> None:
+        """What was set up may not be looked at now: the device is, as soon as it may."""
+        if self._look_later(address, delay):
             self._log.info(
                 f"{address}: its guest sets its interrupts up again and again: looked at in"
                 f" {delay:.0f} seconds",
                 guest=self._name_of(address),
                 device=address,
             )
-        return bool(delay)
 
     def _look_later(self, address: PciAddress, delay: float) -> bool:
         """Look at the device when its guest may set it up again; whether that was not due yet."""
@@ -474,25 +488,31 @@ class Reconciler:
         early = {each.pin.key.device for each in outcomes if each.status in gone}
         self._look_soon(early)  # asked for, and not in place yet; or gone again
 
-    def _look_soon(self, addresses: Iterable[PciAddress]) -> None:
+    def _look_soon(self, addresses: Iterable[PciAddress], delay: float = _SOON[0]) -> None:
         for address in addresses:
-            self._timers.soon(("look", address), _SOON[0], partial(self._look_now, address))
+            self._timers.soon(("look", address), delay, partial(self._look_now, address))
 
     def _look_now(self, address: PciAddress) -> None:
         self.look([address], Trigger.NEW)
 
-    def _expected(self, name: str) -> Action | None:
-        """What to do when an interrupt with this action appears; IRQ 0 stands for its number."""
+    def _expect(self, name: str) -> _Appearing | None:
+        """What to do when an interrupt with this action appears, from now on; None: not ours."""
         action = VfioAction.parse(name)
         desired = None if action is None else self._desired.of(action.device)
         if action is None or desired is None:
             return None
-        known = self._appearing.setdefault(action.device, {})
-        todo = known.get(name)
-        if todo is None:
-            interrupt = Interrupt(0, action.device, action.kind, action.vector, (name,))
-            todo = known[name] = desired.appeared(interrupt)
-        return todo
+        interrupt = Interrupt(0, action.device, action.kind, action.vector, (name,))
+        todo = desired.appeared(interrupt)
+        pin = todo if isinstance(todo, Pin) else None
+        found = _Appearing(todo, pin, _is_kept(todo), is_line(todo.key))
+        self._appearing[name] = found
+        self._names.setdefault(action.device, []).append(name)
+        return found
+
+    def _expect_anew(self, address: PciAddress) -> None:
+        """What appears of the device may have to go elsewhere from now on."""
+        for name in self._names.pop(address, ()):
+            del self._appearing[name]
 
     def freed(self, irq: int) -> None:
         """A driver gives the interrupt up."""
@@ -513,7 +533,7 @@ class Reconciler:
         if self._desired.of(address) is None or self.aimed.get(address, {}) == aimed:
             return
         self._desired.follow(address, aimed)
-        self._appearing.pop(address, None)
+        self._expect_anew(address)
         noted = self._noted.pop(address, None)
         if noted is None:
             self.look([address], Trigger.GUEST)
@@ -567,7 +587,11 @@ class Reconciler:
         actions = (VfioAction.parse(name) for name in names.split(","))
         found = {each.device for each in actions if each is not None}
         ours = {each for each in found if self._desired.of(each) is not None}
-        self.look([each for each in ours if not self._has_to_wait(each, names)], Trigger.NEW)
+        waits = {each: self._set_ups.appeared(each, names) for each in ours}
+        for address, delay in waits.items():
+            if delay:
+                self._tell_of_wait(address, delay)
+        self.look([each for each, delay in waits.items() if not delay], Trigger.NEW)
 
     def look(self, addresses: Iterable[PciAddress], trigger: Trigger) -> int:
         """Read the interrupts of these devices and put right what is not; how many were."""

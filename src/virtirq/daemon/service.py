@@ -169,6 +169,7 @@ class Daemon:
             sources=self._sources,
             set_up=lambda event: self._set_up([event]),
             kept=self._kept_others,
+            urgent=self._events_wait,
         )
         self._guard = IrqbalanceGuard(IrqbalanceClient(setup.state, self._fs), log, self._timers)
         peek = [] if setup.uri is None else [PeekReader(setup.uri)]
@@ -597,22 +598,30 @@ class Daemon:
             self._libvirt.look_at_all()
 
     def _act_on(self, events: Sequence[KernelEvent]) -> None:
+        """First what was given up, so that the rest is of what is there; then what was set up.
+
+        In whatever order it was told: each looks at what is there by now.
+        """
         requested: list[KernelEvent] = []
-        heeded: list[KernelEvent] = []
+        others: list[KernelEvent] = []
         for event in lasting(events):
             if event.kind is EventKind.REQUESTED:
                 requested.append(event)  # a device's vectors come in one go
-                continue
-            if requested:
-                heeded += self._reconciler.requested(requested)
-                requested = []
-            self._act_on_one(event)
+            elif event.kind is EventKind.FREED:
+                self._freed(event.irq)
+            else:
+                others.append(event)
         if requested:
-            heeded += self._reconciler.requested(requested)
-        self._set_up(heeded)
-        threads = {event.pid for event in events if event.kind is EventKind.ROUTED}
+            self._set_up(self._reconciler.requested(requested))
+        for event in others:
+            self._act_on_one(event)
+        threads = {event.pid for event in others if event.kind is EventKind.ROUTED}
         for guest in filter(None, map(self._reconciler.registry.of_thread, threads)):
             self._follower.look(guest.key)
+
+    def _freed(self, irq: int) -> None:
+        self._reconciler.freed(irq)
+        self._unclaimed.freed(irq)
 
     def _set_up(self, events: Sequence[KernelEvent]) -> None:
         """Guests have set vectors up: see where they aim them, and who has the device."""
@@ -625,9 +634,8 @@ class Daemon:
 
     def _act_on_one(self, event: KernelEvent) -> None:
         match event.kind:
-            case EventKind.FREED | EventKind.TORN_DOWN:
-                self._reconciler.freed(event.irq)
-                self._unclaimed.freed(event.irq)
+            case EventKind.TORN_DOWN:
+                self._freed(event.irq)
             case EventKind.MOVED:
                 self._reconciler.moved(event.irq, event.comm, event.pid)
                 if event.comm == _IRQBALANCE and self._reconciler.ledger.keeps(event.irq):
