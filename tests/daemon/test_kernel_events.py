@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,36 @@ def test_a_piece_is_given_before_the_next_is_read() -> None:
         assert 0 < len(first) < 200
         assert left > 8000
         assert list(pieces) == []
+
+
+def test_what_waits_is_given_some_hundred_at_a_time() -> None:
+    """Not as little as the kernel prints at once: what comes after a write waits for all of it."""
+    together = kernel_events._TOGETHER
+    lines = 3 * together
+    with told(lines) as events:
+        first, *rest = (len(piece) for piece in events.read())
+        assert first < 20
+        assert all(together <= size < 2 * together for size in rest[:-1])
+        assert first + sum(rest) == lines
+
+
+def test_what_was_told_before_the_end_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, calls = SimpleNamespace(**vars(os)), iter(range(3))
+
+    def read(descriptor: int, size: int) -> bytes:
+        if next(calls) == 2:
+            raise OSError(errno.ENODEV, "gone")
+        return os.read(descriptor, size)
+
+    mine.read = read
+    monkeypatch.setattr(kernel_events, "os", mine)
+    with told(100) as events:
+        events._instance = Path("/here")
+        pieces = events.read()
+        assert len(next(pieces)) > 1
+        assert len(next(pieces)) > 50
+        with pytest.raises(UnavailableError):
+            next(pieces)
 
 
 @pytest.mark.parametrize(("lines", "reads"), [(1, 1), (5, 1), (15, 3)])
