@@ -44,7 +44,7 @@ def _startup(rounds: int) -> str:
 
 def _sizes(rounds: int) -> str:
     text = "Of each interrupt, by the number of them: CPU time, and memory at its most."
-    told = sizes.measured(max(1, rounds // 4))
+    told = sizes.measured(max(2, rounds // 3))
     return "\n\n".join(_section(name, text, rows) for name, rows in told.items())
 
 
@@ -71,8 +71,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--write", action="store_true", help=f"into {PAGE.name}")
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all for none")
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all for none")
     options = parser.parse_args()
+    unknown = [each for each in options.parts if each not in PARTS]
+    if unknown:
+        parser.error(f"no part is called {unknown[0]}: there are {', '.join(PARTS)}")
     tree.go_inside()
     for name in options.parts or PARTS:
         began = measure.load()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,13 +25,20 @@ _CODES = (0, 3)
 
 
 def measured(rounds: int) -> dict[str, list[Row]]:
-    """Rows by the number of interrupts; what a host with next to none takes is taken off."""
-    none = _measured(1, 16, rounds)
+    """Rows by the number of interrupts; what a host with next to none takes is taken off.
+
+    Each round goes through all sizes: what the machine is in the mood for now, it is not for all of
+    a quarter of an hour, and the spread is to say so.
+    """
+    small, sizes = (1, 16), [(guests, VECTORS) for guests in SIZES]
+    passes = [{size: _measured(*size) for size in (small, *sizes)} for _ in range(rounds)]
+    all_of = {size: _together([each[size] for each in passes]) for size in passes[0]}
+    none = all_of[small]
     found: dict[str, list[Row]] = {}
     took: dict[str, list[float]] = {verb: [] for verb in VERBS}
     for guests in SIZES:
         rows, more = [], guests * VECTORS - 16
-        for verb, size in _measured(guests, VECTORS, rounds).items():
+        for verb, size in all_of[guests, VECTORS].items():
             memory = (size.memory - none[verb].memory) / more
             start = statistics.median(none[verb].cpu)
             each = Spread.of([(one - start) / more * 1e6 for one in size.cpu])
@@ -85,21 +93,27 @@ class _Size(NamedTuple):
     calls: int
 
 
-def _measured(guests: int, vectors: int, rounds: int) -> dict[str, _Size]:
+def _together(rounds: Sequence[dict[str, _Size]]) -> dict[str, _Size]:
+    """What came of several, by verb."""
+    found = {}
+    for verb in VERBS:
+        them = [each[verb] for each in rounds]
+        used = [one for each in them for one in each.cpu]
+        found[verb] = _Size(used, max(each.memory for each in them), them[0].calls)
+    return found
+
+
+def _measured(guests: int, vectors: int) -> dict[str, _Size]:
     inside = tree.Tree(guests, vectors)
     found = {}
     for verb in VERBS:
         command = [sys.executable, "-m", "virtirq", *inside.domains, verb]
-        used, memory = [], 0
-        for _ in range(rounds):
-            inside.reset()
-            ran = child(*command, codes=_CODES)
-            used.append(ran.cpu)
-            memory = max(memory, ran.memory)
-            if verb == "apply":
-                assert inside.moved() == inside.count, ran.output[-500:]
+        inside.reset()
+        ran = child(*command, codes=_CODES)
+        if verb == "apply":
+            assert inside.moved() == inside.count, ran.output[-500:]
         inside.reset()
         calls = system_calls(*command, codes=_CODES) if guests < 20 else 0
-        found[verb] = _Size(used, memory, calls)
+        found[verb] = _Size([ran.cpu], ran.memory, calls)
     inside.close()
     return found
