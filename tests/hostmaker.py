@@ -641,7 +641,7 @@ class RootedFs(LiveFs):
         return super().open(self.root + path)
 
     def look(self, path: str, sysfs: str, handler: str) -> tuple[OpenFile, int | None, bool]:
-        return super().look(self.root + path, self.root + sysfs, self.root + handler)
+        return super().look(self.root + path, self.root + sysfs, handler and self.root + handler)
 
     def incarnation(self, path: str) -> int | None:
         return super().incarnation(self.root + path)

@@ -235,6 +235,22 @@ def test_everything_about_an_interrupt_is_kept(
     assert reopened(tmp_path) == (entry,)
 
 
+def test_what_is_refused_after_the_file_was_made_short_stays_ours(tmp_path: Path) -> None:
+    """Of a batch: another of it needed room. Both values may be there, as after a crash."""
+    with locked_journal(tmp_path, BOOT) as journal:
+        journal.move(found(KEY, "0-3", "5"))
+        journal.moved((KEY, cpus("5")))
+        journal.move(found(KEY, "5", "6"))
+        assert journal._compact()
+        journal.refused(KEY)
+        journal.refused(OTHER)
+        kept = journal.remembered()
+    (entry,) = kept
+    assert (str(entry.original), list(map(str, entry.written))) == ("0-3", ["5", "6"])
+    with locked_journal(tmp_path, BOOT) as journal:
+        assert journal.remembered() == kept
+
+
 def test_a_refused_move_is_taken_back(tmp_path: Path) -> None:
     with locked_journal(tmp_path, BOOT) as journal:
         journal.move(found(KEY, "0-3", "5"))

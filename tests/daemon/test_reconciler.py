@@ -742,6 +742,20 @@ class TestRequested:
         assert scene.fs.where(130) == "4"
         assert 130 in scene.reconciler.ledger.kept
 
+    def test_a_line_that_is_let_go_of_at_once_is_looked_at_once_more(self, scene: Scene) -> None:
+        """The kernel tells of that before it is done (free_irq())."""
+        scene.fs.set(paths.IRQ_ACTIONS.at(LINE), f"vfio-intx({DISK})")
+        line = requested(LINE, f"vfio-intx({DISK})")
+        scene.reconciler.requested([line])
+        scene.time.settle()
+        scene.reconciler.freed(LINE)
+        scene.reconciler.requested([line])
+        scene.time.step()
+        assert scene.reconciler.ledger.at(LINE)
+        scene.fs.set(paths.IRQ_ACTIONS.at(LINE), "")
+        scene.time.settle()
+        assert not scene.reconciler.ledger.at(LINE)
+
     def test_what_came_of_a_burst_is_told_when_it_is_over_and_in_pieces(self, scene: Scene) -> None:
         """The kernel tells of a device's vectors in pieces; a line takes as long as a vector."""
         scene.quiet()

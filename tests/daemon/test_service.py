@@ -459,7 +459,7 @@ def test_vectors_come_before_whatever_else_was_told(stage: Stage) -> None:
             daemon._act_on(events)
             written = [path for operation, path in stage.fs.calls if operation == "write"]
             assert written == [paths.IRQ_AFFINITY.at(irq) for irq in (300, 301, 101)]
-            assert daemon._timers.is_due(("look", NIC)), "for the line: once nothing else waits"
+            assert daemon._timers.is_due(("line", NIC)), "it is looked at after them"
 
     asyncio.run(live())
 

@@ -302,8 +302,6 @@ class Executor:
 
     def _announce(self, steps: Sequence[_Step]) -> None:
         """Have the journal remember, on stable storage, what is about to be moved."""
-        if self._stopped is not None:
-            return
         try:
             self._journal.move(*[self._found(step, step.pin.after) for step in steps])
         except JournalError as error:

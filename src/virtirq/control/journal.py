@@ -191,7 +191,9 @@ class Journal:
             self._known[key] = replace(known, written=(after,))
 
     def _take_back(self, key: InterruptKey) -> None:
-        earlier = self._earlier.pop(key, None)
+        if key not in self._earlier:
+            return  # the file was made short since its move: both values stay ours
+        earlier = self._earlier.pop(key)
         if earlier is not None:
             self._known[key] = earlier
         else:

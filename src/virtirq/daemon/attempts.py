@@ -36,8 +36,10 @@ _WAIT: Final = 0.05
 """Seconds to wait for the lock: everything else waits meanwhile, so rather try again later."""
 _LAST_WAIT: Final = 5.0
 """The same when there is no later."""
-_BATCH: Final = 256
-"""Pins taken together: what comes after a write, most of it, waits for the last of them."""
+_BATCH: Final = 128
+"""Pins taken together, each with a descriptor: most of what is to be done about one comes after its
+write, and waits for the last of them.
+"""
 _TELL: Final[Key] = ("tell",)
 _CALM: Final = 0.02
 """Seconds without another attempt until it is told what came of them: a line takes as long as a

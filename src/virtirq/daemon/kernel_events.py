@@ -44,8 +44,8 @@ _PIECE: Final = 1 << 13
 """As much as the kernel prints at a time, where a page has 4 KiB (kernel/trace/trace_seq.c)."""
 _FIRST: Final = 512
 """Two vectors: they are moved before the others of their device are looked at."""
-_TOGETHER: Final = 256
-"""Events that are acted on together, after the first: a device has as many vectors, or fewer."""
+_TOGETHER: Final = 128
+"""Events that are acted on together, after the first; more may be told meanwhile than fit."""
 _MOST_READ: Final = 64
 """Pieces that one `read` takes; the rest comes with the next, and the loop gets its turn."""
 

@@ -393,6 +393,7 @@ class Reconciler:
         self._set_ups.forget(address)
         self._noted.pop(address, None)
         self._timers.cancel("look", address)
+        self._timers.cancel("line", address)
         self._timers.cancel("set up", address)
         self.ledger.remember(address, {})
         self._tell_passed_over(address)  # somebody may have it by now of whom nobody knows
@@ -448,7 +449,8 @@ class Reconciler:
             self._set_up(pins, at)
         for irq, expected in vectors:
             self.ledger.appeared(irq, expected.todo.key, kept=expected.kept)
-        self._look_soon(lines, 0.0)  # after the vectors that the kernel has told of meanwhile
+        for device in lines:  # after the vectors that the kernel has told of meanwhile
+            self._timers.soon(("line", device), 0.0, partial(self._look_now, device))
         return heeded
 
     def _tell_of_wait(self, address: PciAddress, delay: float) -> None:
@@ -488,9 +490,9 @@ class Reconciler:
         early = {each.pin.key.device for each in outcomes if each.status in gone}
         self._look_soon(early)  # asked for, and not in place yet; or gone again
 
-    def _look_soon(self, addresses: Iterable[PciAddress], delay: float = _SOON[0]) -> None:
+    def _look_soon(self, addresses: Iterable[PciAddress]) -> None:
         for address in addresses:
-            self._timers.soon(("look", address), delay, partial(self._look_now, address))
+            self._timers.soon(("look", address), _SOON[0], partial(self._look_now, address))
 
     def _look_now(self, address: PciAddress) -> None:
         self.look([address], Trigger.NEW)

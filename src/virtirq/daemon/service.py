@@ -600,7 +600,7 @@ class Daemon:
     def _act_on(self, events: Sequence[KernelEvent]) -> None:
         """First what was given up, so that the rest is of what is there; then what was set up.
 
-        In whatever order it was told: each looks at what is there by now.
+        In whatever order the kernel told it: each looks at what is there by now.
         """
         requested: list[KernelEvent] = []
         others: list[KernelEvent] = []

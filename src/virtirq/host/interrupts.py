@@ -101,8 +101,9 @@ def read_vector_load(reader: Reader, known: Iterable[Interrupt] = ()) -> Counter
 def handler_directory(irq: int, action: str) -> str:
     """procfs's directory of the handler, which is there while that is; empty for not known.
 
-    Every handler has one (kernel/irq/proc.c, register_handler_proc()), which one access(2) finds;
-    of VFIO's names alone we know that they make no other path.
+    A handler has one as long as no other of its name is there (kernel/irq/proc.c,
+    register_handler_proc()), which one access(2) finds; of VFIO's names alone we know that they
+    make no other path.
     """
     return f"{paths.IRQ_DIR}/{irq}/{action}" if _VFIO.fullmatch(action) else ""
 
