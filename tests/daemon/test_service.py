@@ -220,7 +220,7 @@ def test_a_configuration_that_is_wrong_is_not_taken(stage: Stage) -> None:
             stage.config = ConfigError("no such key")
             os.kill(os.getpid(), signal.SIGHUP)
             assert await stage.until_ready(work) == ["RELOADING=1", "READY=1"]
-            assert any("not taken" in each for each in stage.said)
+            assert ["not taken" in each for each in stage.said].count(True) == 1
             stage.config = Config(default=NATIVE, guest_vectors=UNFOLLOWED.guest_vectors)
             os.kill(os.getpid(), signal.SIGHUP)
             assert await stage.until_ready(work) == ["RELOADING=1", "READY=1"]

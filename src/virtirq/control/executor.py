@@ -86,8 +86,8 @@ class _Step:
 
     `file` is its affinity, `handler` the directory of its handler (see `handler_directory`).
     `incarnation` and `before` are what was found, `known` is what the journal knew of it, `written`
-    what the kernel has taken. `announced`: the journal says that
-    it is about to be moved. `stays`: it is not over, and the journal must not forget it.
+    what the kernel has taken. `announced`: the journal says that it is about to be moved. `stays`:
+    it is not over, and the journal must not forget it.
     """
 
     pin: Pin
@@ -117,14 +117,10 @@ class _Step:
 
     def read(self) -> CpuSet:
         """Raises OSError, and CpuSetError for what no affinity can be."""
-        return _affinity(self.file.read())
-
-
-def _affinity(text: str) -> CpuSet:
-    found = CpuSet.parse(text)
-    if not found:
-        raise CpuSetError("its affinity names no CPU, so nobody could put it back")
-    return found
+        found = CpuSet.parse(self.file.read())
+        if not found:
+            raise CpuSetError("its affinity names no CPU, so nobody could put it back")
+        return found
 
 
 class Executor:
@@ -195,8 +191,7 @@ class Executor:
             if wanting and not self._restoring:
                 self._announce(wanting)
             for step in wanting:
-                if self._interrupted is not None:
-                    self._heed_interruption()
+                self._heed_interruption()
                 self._attempt(step, self._write)
             for step in wanting:
                 self._attempt(step, self._verify)
@@ -254,7 +249,7 @@ class Executor:
         step.file, step.incarnation, there = self._fs.look(affinity, sysfs, handler)
         there = there or self._is_there(pin)
         # Last: that it still can be read says that it was this interrupt that was looked at.
-        step.before = before = _affinity(step.file.read())
+        step.before = before = step.read()
         step.known = known = self._journal.known(key)
         if self._restoring and known and self._found(step, pin.after).again(known) is False:
             self._note([step], self._journal.forget, key)

@@ -426,10 +426,7 @@ class SharedJournal:
         it cannot be understood. The kernel drops the lock when the process ends, however it ends
         (flock(2)).
         """
-        try:
-            fcntl.flock(self._lock, _AT_ONCE)
-        except BlockingIOError:
-            _wait_for(self._lock, self._path, wait)
+        _wait_for(self._lock, self._path, wait)
         try:
             journal = self._journal
             return journal if journal is not None and journal.is_current() else self._read_anew()

@@ -89,12 +89,9 @@ class Attempts:
         `guests` are those that are known, by key; `mover` is who has moved the interrupts; `room`
         is the Executor's.
         """
-        names: dict[str, str] = {}
-        for pin in pins:
-            if pin.guest in guests:
-                names[pin.guest] = guests[pin.guest].name
+        names = {pin.guest: guests[pin.guest].name for pin in pins if pin.guest in guests}
         try:
-            journal = self._journal.take(_WAIT)
+            journal = self._journal.take(_WAIT)  # not by contextlib: somebody waits for a vector
             try:
                 executor = Executor(
                     self._fs, journal, names=names, batch=_BATCH, mover=mover, room=room

@@ -72,7 +72,6 @@ class _Appearing(NamedTuple):
     """What to do when an interrupt appears; IRQ 0 stands for its number."""
 
     todo: Action
-    pin: Pin | None
     kept: bool
     is_line: bool
 
@@ -428,21 +427,19 @@ class Reconciler:
         for event in events:
             expected = self._appearing.get(event.name) or self._expect(event.name)
             if expected is not None:
-                key, pin = expected.todo.key, expected.pin
+                todo, key = expected.todo, expected.todo.key
                 device = key.device
                 if self._noted:
                     self._read_anew(device)
-                delay = self._set_ups.appeared(device, event.name)
-                if delay:
-                    self._tell_of_wait(device, delay)
+                if self._has_to_wait(device, event.name):
                     self._passed_over[device] = event
                     continue
                 if expected.is_line:
                     lines[device] = None  # others may be on the line
                 else:
                     vectors.append((event.irq, expected))
-                    if pin is not None and not self._contentions.wait(key):
-                        pins.append(_at(event.irq, pin))
+                    if isinstance(todo, Pin) and not self._contentions.wait(key):
+                        pins.append(_at(event.irq, todo))
                         at[key] = event.at
             heeded.append(event)
         if pins:
@@ -453,15 +450,17 @@ class Reconciler:
             self._timers.soon(("line", device), 0.0, partial(self._look_now, device))
         return heeded
 
-    def _tell_of_wait(self, address: PciAddress, delay: float) -> None:
-        """What was set up may not be looked at now: the device is, as soon as it may."""
-        if self._look_later(address, delay):
+    def _has_to_wait(self, address: PciAddress, name: str) -> bool:
+        """Whether what was set up may not be looked at now: the device is, as soon as it may."""
+        delay = self._set_ups.appeared(address, name)
+        if delay and self._look_later(address, delay):
             self._log.info(
                 f"{address}: its guest sets its interrupts up again and again: looked at in"
                 f" {delay:.0f} seconds",
                 guest=self._name_of(address),
                 device=address,
             )
+        return bool(delay)
 
     def _look_later(self, address: PciAddress, delay: float) -> bool:
         """Look at the device when its guest may set it up again; whether that was not due yet."""
@@ -505,8 +504,7 @@ class Reconciler:
             return None
         interrupt = Interrupt(0, action.device, action.kind, action.vector, (name,))
         todo = desired.appeared(interrupt)
-        pin = todo if isinstance(todo, Pin) else None
-        found = _Appearing(todo, pin, _is_kept(todo), is_line(todo.key))
+        found = _Appearing(todo, _is_kept(todo), is_line(todo.key))
         self._appearing[name] = found
         self._names.setdefault(action.device, []).append(name)
         return found
@@ -589,11 +587,7 @@ class Reconciler:
         actions = (VfioAction.parse(name) for name in names.split(","))
         found = {each.device for each in actions if each is not None}
         ours = {each for each in found if self._desired.of(each) is not None}
-        waits = {each: self._set_ups.appeared(each, names) for each in ours}
-        for address, delay in waits.items():
-            if delay:
-                self._tell_of_wait(address, delay)
-        self.look([each for each, delay in waits.items() if not delay], Trigger.NEW)
+        self.look([each for each in ours if not self._has_to_wait(each, names)], Trigger.NEW)
 
     def look(self, addresses: Iterable[PciAddress], trigger: Trigger) -> int:
         """Read the interrupts of these devices and put right what is not; how many were."""

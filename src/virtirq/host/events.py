@@ -103,16 +103,13 @@ def vectors(text: bytes, at: int = 0) -> tuple[list[KernelEvent], int]:
     return found, at
 
 
-def lasting(events: Sequence[KernelEvent]) -> Sequence[KernelEvent]:
+def lasting(events: Sequence[KernelEvent]) -> list[KernelEvent]:
     """`events` without the requests of vectors that are given up again among them.
 
     A driver that finds its way sets its vectors up several times in a row, and who hears of that
     late has only the last of them to act on. A line may be shared: who lets go of it is not told.
     """
-    freed = {event.irq for event in events if event.kind is _FREED}
-    if not freed:
-        return events
-    freed.clear()
+    freed: set[int] = set()
     found = []
     for event in reversed(events):
         if event.kind is _FREED:

@@ -249,7 +249,7 @@ class _LiveFile(OpenFile):
         if len(content) >= _PAGE:
             while more := os.pread(self._descriptor, _PIECE, len(content)):
                 content += more
-        return content.decode("utf-8", "replace").strip(_WHITE)
+        return decode(content)
 
     def write(self, text: str) -> None:
         if self._refusal is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 import stat
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -15,11 +14,9 @@ from virtirq.host import paths
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.pci import read_intx_line, read_vectors
 from virtirq.model import Interrupt, InterruptKind, PciAddress, VfioAction
-from virtirq.values import pattern
 
 _DIGITS: Final = bytes(each if each in b"0," else ord("1") for each in range(256))
 """Makes 1 of whatever is neither zero nor a comma."""
-_VFIO: Final = pattern(r"vfio-[a-z]+(?:\[\d+\])?\([0-9a-f:.]+\)", re.ASCII)
 
 
 def read_interrupts(
@@ -105,7 +102,7 @@ def handler_directory(irq: int, action: str) -> str:
     register_handler_proc()), which one access(2) finds; of VFIO's names alone we know that they
     make no other path.
     """
-    return f"{paths.IRQ_DIR}/{irq}/{action}" if _VFIO.fullmatch(action) else ""
+    return f"{paths.IRQ_DIR}/{irq}/{action}" if VfioAction.parse(action) else ""
 
 
 def handlers(fs: HostFs, irq: int) -> tuple[str, ...]:
