@@ -15,7 +15,7 @@ from typing import Final
 
 from lab.patience import Patience
 
-from .client import Agent
+from .client import Agent, Reply
 from .errors import AgentError, CommandError, LabError
 from .guest import LIVE_GUEST, Guest, GuestSpec
 from .machine import NVME
@@ -150,7 +150,7 @@ class Host:
             line = f"export {settings}; {line}"
         data = stdin.encode() if isinstance(stdin, str) else stdin
         patience = self.patience(timeout)
-        reply = self.agent.run(line, patience=patience, stdin=data)
+        reply = self._ask(line, patience, data)
         stdout, stderr = (text.decode(errors="replace") for text in (reply.stdout, reply.stderr))
         if reply.timed_out:
             told = _quoted(stdout + stderr) + _quoted(self._stuck())
@@ -160,6 +160,14 @@ class Host:
                 f"status {reply.returncode}: {line}{_quoted(stderr)}{_quoted(stdout)}"
             )
         return Result(reply.returncode, stdout, stderr)
+
+    def _ask(self, line: str, patience: Patience, stdin: bytes = b"") -> Reply:
+        try:
+            return self.agent.run(line, patience=patience, stdin=stdin)
+        except AgentError as error:
+            if self._qemu is None:
+                raise
+            raise AgentError(f"{error}: {line}{_quoted(self._qemu.last_words())}") from error
 
     def _stuck(self) -> str:
         """What the kernel waits for, and where its processors are, as far as it can still tell."""
@@ -189,7 +197,7 @@ class Host:
 
     def read(self, remote: str) -> bytes:
         """What a file of the machine holds."""
-        reply = self.agent.run(f"cat {shlex.quote(remote)}", patience=self.patience())
+        reply = self._ask(f"cat {shlex.quote(remote)}", self.patience())
         if reply.returncode != 0:
             raise CommandError(f"cannot read {remote}: {reply.stderr.decode(errors='replace')}")
         return reply.stdout

@@ -43,6 +43,7 @@ class Qemu:
             )
         theirs.close()
         self._log = log
+        self.console = log.parent / "console.log"
         self._socket = ours
         self._socket.settimeout(timeout)
         self._reader = ours.makefile("r")
@@ -112,6 +113,12 @@ class Qemu:
 
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    def last_words(self) -> str:
+        """How the machine is, and the end of what it said on its console."""
+        how = "QEMU runs still" if self.alive() else f"QEMU ended{self._tail()}"
+        said = self.console.read_text(errors="replace")[-3000:]
+        return f"{how}; its console ends with:\n{said}"
 
     def close(self) -> None:
         """End this QEMU and no other."""
