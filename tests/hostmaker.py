@@ -51,7 +51,7 @@ from typing import Final
 
 from virtirq.cpuset import CpuSet
 from virtirq.host import paths
-from virtirq.host.fs import LiveFs, OpenFile
+from virtirq.host.fs import LiveFs, Look, OpenFile
 from virtirq.host.paths import KernelPath
 from virtirq.host.scratch import LOG, ScratchFs
 from virtirq.host.statx import FileId
@@ -640,7 +640,7 @@ class RootedFs(LiveFs):
     def open(self, path: str) -> OpenFile:
         return super().open(self.root + path)
 
-    def look(self, path: str, sysfs: str, handler: str) -> tuple[OpenFile, int | None, bool]:
+    def look(self, path: str, sysfs: str, handler: str) -> Look:
         return super().look(self.root + path, self.root + sysfs, handler and self.root + handler)
 
     def incarnation(self, path: str) -> int | None:

@@ -8,6 +8,7 @@ import heapq
 import itertools
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,6 +108,9 @@ PLANNED = {LINE: "4", 100: "4", 101: "5", 102: "6", 103: "7", 120: "0", 121: "1"
 FOUND = {LINE: "0-3", **dict.fromkeys(range(100, 104), "4-7"), 120: "0-7", 121: "0-7"}
 
 
+_HANDLER = re.compile(r"/proc/irq/(\d+)/(vfio-.*)")
+
+
 def action_of(vector: int, device: PciAddress = NIC) -> str:
     return f"vfio-msix[{vector}]({device})"
 
@@ -126,6 +130,17 @@ class Kernel(MadeFs):
         if path not in self._born:
             self._born[path] = next(self._births)
         return self._born[path]
+
+    def isdir(self, path: str) -> bool:
+        """Each handler has a directory in procfs."""
+        handler = _HANDLER.fullmatch(path)
+        if handler is None:
+            return super().isdir(path)
+        self._access("isdir", path)
+        try:
+            return handler[2] in self.actions(int(handler[1])).split(",")
+        except OSError:
+            return False
 
     def allocate(
         self, irq: int, vector: int, device: PciAddress = NIC, affinity: str = "0-7"

@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -28,7 +29,9 @@ from tests.daemon.test_reconciler import (
 )
 from virtirq.daemon import blocking, service, unclaimed
 from virtirq.daemon.irqbalance_guard import IrqbalanceGuard
+from virtirq.daemon.kernel_events import KernelEvents
 from virtirq.daemon.log import Log
+from virtirq.daemon.loop import run
 from virtirq.daemon.process_source import ProcessSource
 from virtirq.daemon.service import Daemon, Setup
 from virtirq.daemon.vector_follower import VectorFollower
@@ -170,7 +173,7 @@ def test_a_life(stage: Stage) -> None:
         assert stage.said[-1] == "stopped"
         assert stage.places() == IN_PLACE
 
-    asyncio.run(live())
+    run(live())
     assert not any(each for each in stage.lines.records if each.levelno >= logging.ERROR)
 
 
@@ -188,7 +191,7 @@ def test_what_it_finds_agrees_with_check(stage: Stage, monkeypatch: pytest.Monke
             assert set(strangers) < set(told.findings)
             assert sorted(map(str, both)) == sorted(map(str, {*alone, *told.findings}))
 
-    asyncio.run(live())
+    run(live())
 
 
 def test_a_reload_during_the_start_waits_for_its_end(
@@ -209,7 +212,7 @@ def test_a_reload_during_the_start_waits_for_its_end(
             os.kill(os.getpid(), signal.SIGTERM)
             await work
 
-    asyncio.run(live())
+    run(live())
 
 
 def test_a_configuration_that_is_wrong_is_not_taken(stage: Stage) -> None:
@@ -228,7 +231,7 @@ def test_a_configuration_that_is_wrong_is_not_taken(stage: Stage) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             await work
 
-    asyncio.run(live())
+    run(live())
 
 
 def test_who_is_told_to_stop_during_the_start_moves_nothing(
@@ -241,7 +244,7 @@ def test_who_is_told_to_stop_during_the_start_moves_nothing(
         assert stage.told() == ["STOPPING=1"]
         assert stage.places() == NOWHERE
 
-    asyncio.run(live())
+    run(live())
 
 
 @pytest.mark.parametrize("part", ["prepare", "begin"])
@@ -263,7 +266,7 @@ def test_a_start_that_fails_ends_the_daemon(
             await asyncio.wait_for(daemon.work(), 30)
 
     with pytest.raises(RuntimeError, match="a fault of ours"):
-        asyncio.run(live())
+        run(live())
     assert stage.places() == NOWHERE
     assert "READY=1" not in stage.told()
 
@@ -277,6 +280,14 @@ def when_read(daemon: Daemon) -> None:
     daemon._hear(os.eventfd(1), fail)
 
 
+def when_told(daemon: Daemon) -> None:
+    """What the kernel tells is served before the loop itself knows of it."""
+    descriptor = os.eventfd(1)
+    events = SimpleNamespace(read=fail, fileno=lambda: descriptor, close=lambda: None)
+    daemon._events = cast(KernelEvents, events)
+    daemon._loop.serve_first(descriptor, daemon._hear_events)
+
+
 async def failing() -> None:
     fail()
 
@@ -285,12 +296,13 @@ async def failing() -> None:
     "begin",
     [
         when_read,
+        when_told,
         lambda daemon: daemon._loop.call_soon(fail),
         lambda daemon: daemon._loop.add_reader(os.eventfd(1), fail),
         lambda daemon: daemon._timers.soon(("test",), 0.0, fail),
         lambda daemon: daemon._timers.soon(("test",), 0.0, failing),
     ],
-    ids=["heard", "callback", "reader", "timer", "timer's task"],
+    ids=["heard", "told", "callback", "reader", "timer", "timer's task"],
 )
 def test_whatever_fails_in_the_loop_ends_the_daemon_once(
     stage: Stage, begin: Callable[[Daemon], object], caplog: pytest.LogCaptureFixture
@@ -303,7 +315,7 @@ def test_whatever_fails_in_the_loop_ends_the_daemon_once(
             await asyncio.wait_for(work, 30)
 
     with pytest.raises(RuntimeError, match="a fault of ours"):
-        asyncio.run(live())
+        run(live())
     assert stage.said[-1] == "stopped", "in order"
     assert caplog.records == [], "asyncio itself tells nothing"
 
@@ -316,7 +328,7 @@ def test_a_hangup_on_the_way_out_kills_nobody(stage: Stage) -> None:
         await kill(signal.SIGHUP)()
         assert stage.loads == 0
 
-    asyncio.run(live())
+    run(live())
 
 
 def test_nothing_is_asked_for_the_devices_of_a_guest_twice(stage: Stage) -> None:
@@ -332,7 +344,7 @@ def test_nothing_is_asked_for_the_devices_of_a_guest_twice(stage: Stage) -> None
             os.kill(os.getpid(), signal.SIGTERM)
             await work
 
-    asyncio.run(live())
+    run(live())
 
 
 def test_who_moves_cpusets_again_and_again_has_threads_looked_at_in_a_tenth_of_the_time(
@@ -355,7 +367,7 @@ def test_who_moves_cpusets_again_and_again_has_threads_looked_at_in_a_tenth_of_t
                 await asyncio.sleep(0.003)
             assert len(looked) <= 2, "and one that was asked for during the other"
 
-    asyncio.run(live())
+    run(live())
 
 
 def test_where_uevents_are_lost_again_and_again_everything_is_looked_at_now_and_then(
@@ -382,7 +394,7 @@ def test_where_uevents_are_lost_again_and_again_everything_is_looked_at_now_and_
                 await asyncio.sleep(0.003)
             assert 1 <= looked < 20, "a second later, then two, then four"
 
-    asyncio.run(live())
+    run(live())
 
 
 def test_of_a_device_that_has_to_wait_nobody_is_asked_anything_until_then(
@@ -415,7 +427,7 @@ def test_of_a_device_that_has_to_wait_nobody_is_asked_anything_until_then(
                 await asyncio.sleep(0.001)
             assert (looks, holders) == ([WEB.key], [100])
 
-    asyncio.run(live())
+    run(live())
 
 
 def test_of_set_ups_that_come_in_one_piece_the_last_is_acted_on(stage: Stage) -> None:
@@ -438,7 +450,7 @@ def test_of_set_ups_that_come_in_one_piece_the_last_is_acted_on(stage: Stage) ->
             assert calls_for(daemon, 3) == once
             assert stage.places() == IN_PLACE
 
-    asyncio.run(live())
+    run(live())
 
 
 def test_vectors_come_before_whatever_else_was_told(stage: Stage) -> None:
@@ -461,7 +473,7 @@ def test_vectors_come_before_whatever_else_was_told(stage: Stage) -> None:
             assert written == [paths.IRQ_AFFINITY.at(irq) for irq in (300, 301, 101)]
             assert daemon._timers.is_due(("line", NIC)), "it is looked at after them"
 
-    asyncio.run(live())
+    run(live())
 
 
 @pytest.mark.parametrize("kind", [EventKind.REQUESTED, EventKind.ALLOCATED])
@@ -485,7 +497,7 @@ def test_irqbalance_is_told_of_what_is_ours_however_that_was_learned(
             while not kept or 300 not in kept[-1]:
                 await asyncio.sleep(0.001)
 
-    asyncio.run(live())
+    run(live())
 
 
 def test_a_thread_that_was_moved_is_followed_whoever_is_asked_of_its_guest(stage: Stage) -> None:
@@ -508,7 +520,7 @@ def test_a_thread_that_was_moved_is_followed_whoever_is_asked_of_its_guest(stage
             await work
         assert stage.places() == ["4", "6", "7", "4"]  # CPU 3 is far from the device
 
-    asyncio.run(live())
+    run(live())
 
 
 def test_who_moves_threads_again_and_again_has_them_read_in_a_tenth_of_the_time(
@@ -532,4 +544,4 @@ def test_who_moves_threads_again_and_again_has_them_read_in_a_tenth_of_the_time(
                 await asyncio.sleep(0.003)
             assert len(read) <= 2, "and one that was asked for during the other"
 
-    asyncio.run(live())
+    run(live())

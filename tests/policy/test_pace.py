@@ -251,3 +251,20 @@ def test_whatever_a_guest_does_its_waits_are_bounded(
         for first in times:
             within = sum(first <= each <= first + WINDOW for each in times)
             assert within <= 2 * (AT_ONCE + 6), "in two windows, and once more for each vector"
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from([0.0, 0.5, 2.0, 40.0])), max_size=150))
+def test_what_is_free_need_not_wait(happens: list[tuple[int, float]]) -> None:
+    clock = Clock()
+    made = SetUps[str](clock)
+    for vector, later in happens:
+        clock.now += later
+        free = made.is_free("a", vector)
+        assert made.appeared("a", vector) == 0 or not free
+
+
+def test_a_guest_that_boots_is_free(set_ups: SetUps[str]) -> None:
+    for _ in range(4):
+        for vector in range(300):
+            assert set_ups.is_free("a", vector)
+            set_ups.appeared("a", vector)

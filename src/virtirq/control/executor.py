@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
+from virtirq.control.at_once import Begun
 from virtirq.control.journal import Journal
 from virtirq.cpuset import CpuSet
 from virtirq.errors import CpuSetError, JournalError, VirtirqError
@@ -115,12 +116,16 @@ class _Step:
     def done(self) -> bool:
         return self.status in (Status.APPLIED, Status.UNCHANGED, Status.PENDING)
 
+    def take(self, begun: Begun, known: Remembered | None) -> None:
+        """It was begun already, as if by `_look`, `_announce` and `_write`."""
+        self.file, self.handler = begun.file, begun.handler
+        self.incarnation, self.before, self.known = begun.incarnation, begun.before, known
+        self.announced = True
+        self.written = self.pin.after if begun.written else None
+
     def read(self) -> CpuSet:
         """Raises OSError, and CpuSetError for what no affinity can be."""
-        found = CpuSet.parse(self.file.read())
-        if not found:
-            raise CpuSetError("its affinity names no CPU, so nobody could put it back")
-        return found
+        return _affinity(self.file.read())
 
 
 class Executor:
@@ -160,13 +165,14 @@ class Executor:
         self.journal_fault = False
         """Whether the journal took no more, so that nothing could be moved."""
 
-    def run(self, pins: tuple[Pin, ...]) -> tuple[Outcome, ...]:
+    def run(self, pins: tuple[Pin, ...], begun: Begun | None = None) -> tuple[Outcome, ...]:
         """Carry out the pins in order; one outcome each. Never raises for what the kernel says.
 
-        When /proc/irq or the journal cannot be written at all, or on an interruption, the rest
-        is not tried. What is moved to make room for pins comes after all of them.
+        `begun` is how the first was begun, where it was (see `virtirq.control.at_once`). When
+        /proc/irq or the journal cannot be written at all, or on an interruption, the rest is not
+        tried. What is moved to make room for pins comes after all of them.
         """
-        outcomes = self._run_all(pins)
+        outcomes = self._run_all(pins, begun)
         lacking = [each.pin for each in outcomes if each.crowded and not each.pin.idle]
         moved = tuple(self._room(lacking)) if lacking and self._stopped is None else ()
         if not moved:
@@ -176,23 +182,32 @@ class Executor:
         again = {each.pin.key: each for each in self._run_all(tuple(lacking))}
         return (*(again.get(each.pin.key, each) for each in outcomes), *made)
 
-    def _run_all(self, pins: tuple[Pin, ...]) -> list[Outcome]:
+    def _run_all(self, pins: tuple[Pin, ...], begun: Begun | None = None) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for first in range(0, len(pins), self._batch):
-            outcomes += self._run(list(map(_Step, pins[first : first + self._batch])))
+            steps = list(map(_Step, pins[first : first + self._batch]))
+            if begun is not None and not first:
+                self._go_on(steps[0], begun)
+            outcomes += self._run(steps)
         return outcomes
+
+    def _go_on(self, step: _Step, begun: Begun) -> None:
+        step.take(begun, self._journal.known(step.pin.key))
+        self._journal.announced(self._found(step, step.pin.after))
 
     def _run(self, steps: Sequence[_Step]) -> list[Outcome]:
         self._heed_interruption()
         try:
             for step in steps:
-                self._attempt(step, self._look)
+                if not step.announced:
+                    self._attempt(step, self._look)
             wanting = [step for step in steps if step.status is None]
             if wanting and not self._restoring:
-                self._announce(wanting)
+                self._announce([step for step in wanting if not step.announced])
             for step in wanting:
-                self._heed_interruption()
-                self._attempt(step, self._write)
+                if step.written is None:
+                    self._heed_interruption()
+                    self._attempt(step, self._write)
             for step in wanting:
                 self._attempt(step, self._verify)
             self._settle(steps)
@@ -246,10 +261,11 @@ class Executor:
         irq, key = pin.irq, pin.key
         step.handler = handler = handler_directory(irq, key.action)
         affinity, sysfs = paths.IRQ_AFFINITY.at(irq), f"{paths.IRQ_SYSFS_DIR}/{irq}"
-        step.file, step.incarnation, there = self._fs.look(affinity, sysfs, handler)
-        there = there or self._is_there(pin)
-        # Last: that it still can be read says that it was this interrupt that was looked at.
-        step.before = before = step.read()
+        step.file, step.incarnation, there, text = self._fs.look(affinity, sysfs, handler)
+        if text is None or not there:
+            there = there or self._is_there(pin)
+            text = step.file.read()  # last: see HostFs.look
+        step.before = before = _affinity(text)
         step.known = known = self._journal.known(key)
         if self._restoring and known and self._found(step, pin.after).again(known) is False:
             self._note([step], self._journal.forget, key)
@@ -297,6 +313,8 @@ class Executor:
 
     def _announce(self, steps: Sequence[_Step]) -> None:
         """Have the journal remember, on stable storage, what is about to be moved."""
+        if not steps:
+            return
         try:
             self._journal.move(*[self._found(step, step.pin.after) for step in steps])
         except JournalError as error:
@@ -496,6 +514,14 @@ class Executor:
             return CpuSet.parse(self._fs.read(paths.IRQ_EFFECTIVE.at(pin.irq)))
         except OSError:
             return CpuSet()  # not every kernel and interrupt chip has the file
+
+
+def _affinity(text: str) -> CpuSet:
+    """Of the file. Raises CpuSetError for what no affinity can be."""
+    found = CpuSet.parse(text)
+    if not found:
+        raise CpuSetError("its affinity names no CPU, so nobody could put it back")
+    return found
 
 
 def _gone(step: _Step, error: OSError) -> bool:

@@ -35,7 +35,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from virtirq.control.state import ReadOnlyStateError, StateDirectory
 from virtirq.cpuset import CpuSet
@@ -144,6 +144,25 @@ class Journal:
             raise JournalError(f"{self._path}: {error.strerror}") from error
         for each in found:
             self._move(each)
+
+    def announce(self, form: MoveForm, before: CpuSet, irq: int, incarnation: int | None) -> None:
+        """As `move`, by a prepared form: one interrupt, and where it is now.
+
+        It has to be `announced` next, whatever came of it: that can wait until it was moved.
+        """
+        body = (
+            f'{{"op": "move{self._of_boot}{time.time():.3f}, {form.subject}, "before": "{before}"'
+            f"{form.values}{irq}{form.kind}{'null' if incarnation is None else incarnation}"
+        ).encode()
+        self._append([b'%b, "crc": "%08x"}\n' % (body, zlib.crc32(body))])
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise JournalError(f"{self._path}: {error.strerror}") from error
+
+    def announced(self, found: Remembered) -> None:
+        """This is what `announce` was told of, as `move` is given it."""
+        self._move(found)
 
     def moved(self, *taken: tuple[InterruptKey, CpuSet]) -> None:
         """The kernel has taken these values. Raises JournalError; those before stay ours too."""
@@ -426,13 +445,23 @@ class SharedJournal:
         it cannot be understood. The kernel drops the lock when the process ends, however it ends
         (flock(2)).
         """
-        _wait_for(self._lock, self._path, wait)
+        try:
+            fcntl.flock(self._lock, _AT_ONCE)
+        except BlockingIOError:
+            _wait_for(self._lock, self._path, wait)
         try:
             journal = self._journal
             return journal if journal is not None and journal.is_current() else self._read_anew()
         except BaseException:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
             raise
+
+    @property
+    def taken(self) -> Journal:
+        """What the last `take` has given: between that and `release`."""
+        if self._journal is None:
+            raise AssertionError("it was not taken")
+        return self._journal
 
     def release(self) -> None:
         """Let others have it."""
@@ -517,6 +546,26 @@ _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # A journal has many lines of few devices.
 _address = lru_cache(1024)(PciAddress.parse)
 _named = lru_cache(1024)(str)
+
+
+class MoveForm(NamedTuple):
+    """A line of `Journal.move`, as far as it can be written before the interrupt is there."""
+
+    subject: str
+    values: str
+    kind: str
+
+    @classmethod
+    def of(
+        cls, key: InterruptKey, after: CpuSet, guest: str, name: str, kind: InterruptKind
+    ) -> MoveForm:
+        """Of this interrupt, going there, of the guest of this key and name."""
+        guests = f'"guest": {_quoted(guest)}, "name": {_quoted(name)}'
+        return cls(
+            _subject(key),
+            f', "after": "{after}", {guests}, "irq": ',
+            f', "kind": "{kind.value}", "incarnation": ',
+        )
 
 
 @lru_cache(2048)

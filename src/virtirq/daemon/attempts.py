@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
+from virtirq.control.at_once import Begun, Ready, begin
 from virtirq.control.counters import Counters, Trigger
 from virtirq.control.cycle import observe_devices, put_back
 from virtirq.control.executor import NOT_TRIED, Executor
@@ -76,6 +77,23 @@ class Attempts:
         self._said: dict[InterruptKey, str] = {}
         self._complaint = ""
 
+    def begin(self, ready: Ready, irq: int) -> Begun | None:
+        """Write at once, where it goes without saying (see `virtirq.control.at_once`).
+
+        What was begun is to be carried out next, and the journal is held until then.
+        """
+        try:
+            journal = self._journal.take(0.0)
+        except VirtirqError:
+            return None
+        begun = None
+        try:
+            begun = begin(self._fs, journal, ready, irq)
+        finally:
+            if begun is None:
+                self._journal.release()
+        return begun
+
     def carry_out(
         self,
         pins: Sequence[Pin],
@@ -83,20 +101,22 @@ class Attempts:
         guests: Mapping[str, Guest],
         mover: str = SOMEONE,
         room: Callable[[Sequence[Pin]], Sequence[Pin]] = lambda _: (),
+        begun: Begun | None = None,
     ) -> tuple[Outcome, ...] | None:
         """What became of each; None when nothing could be tried: then try again later.
 
         `guests` are those that are known, by key; `mover` is who has moved the interrupts; `room`
-        is the Executor's.
+        and `begun` are the Executor's.
         """
         names = {pin.guest: guests[pin.guest].name for pin in pins if pin.guest in guests}
         try:
-            journal = self._journal.take(_WAIT)  # not by contextlib: somebody waits for a vector
+            # Not by contextlib: somebody waits for a vector
+            journal = self._journal.take(_WAIT) if begun is None else self._journal.taken
             try:
                 executor = Executor(
                     self._fs, journal, names=names, batch=_BATCH, mover=mover, room=room
                 )
-                outcomes = executor.run(tuple(pins))
+                outcomes = executor.run(tuple(pins), begun)
             finally:
                 self._journal.release()
         except VirtirqError as error:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 from functools import cache, partial
 from typing import Final, NamedTuple
 
+from virtirq.control.at_once import Begun, Ready, ready
 from virtirq.control.counters import Counters, Trigger
 from virtirq.control.journal import SharedJournal
 from virtirq.cpuset import CpuSet
@@ -22,7 +23,7 @@ from virtirq.daemon.retries import Postponed, Retries
 from virtirq.daemon.source_state import Sources, holder_is_gone
 from virtirq.daemon.timers import Key, Timers
 from virtirq.host import paths
-from virtirq.host.events import KernelEvent
+from virtirq.host.events import EventKind, KernelEvent
 from virtirq.host.fs import HostFs, Reader
 from virtirq.host.interrupts import read_interrupt, read_interrupts
 from virtirq.host.pci import read_devices
@@ -53,6 +54,7 @@ from virtirq.policy.plan import Desired
 from virtirq.policy.restoring import SOMEONE
 from virtirq.policy.room import making_room
 
+_REQUESTED: Final = EventKind.REQUESTED
 SOMEBODY: Final = "someone unknown"
 _SOON: Final = (0.01, 0.2)
 """Seconds until a look at what was announced and is not there yet."""
@@ -74,6 +76,8 @@ class _Appearing(NamedTuple):
     todo: Action
     kept: bool
     is_line: bool
+    ready: Ready | None
+    """What of a pin can be said beforehand."""
 
 
 class Reconciler:
@@ -411,12 +415,34 @@ class Reconciler:
 
     # Something happened to interrupts.
 
-    def requested(self, events: Iterable[KernelEvent]) -> list[KernelEvent]:
+    def begin(self, events: Sequence[KernelEvent]) -> Begun | None:
+        """Move the first of these vectors at once, if there is nothing to be considered.
+
+        Next `requested` has to be told of the same events, and of how the first was begun.
+        """
+        for event in events:
+            if event.kind is not _REQUESTED:
+                return None
+        event = events[0]
+        expected = self._appearing.get(event.name)
+        if expected is None or expected.ready is None:
+            return None
+        device = expected.todo.key.device
+        if self._held or self._retries.waiting or device in self._contested:
+            return None
+        if not self._set_ups.is_free(device, event.name):
+            return None
+        return self._attempts.begin(expected.ready, event.irq)
+
+    def requested(
+        self, events: Iterable[KernelEvent], begun: Begun | None = None
+    ) -> list[KernelEvent]:
         """Guests have set interrupts up; each event has IRQ, action and time.
 
-        Gives those to act on further. Not among them are those of a device whose guest sets it up
-        again and again: they are passed over, which is what takes least of the loop's time, and
-        when its wait is over the device is looked at and `set_up` told of the last of them.
+        `begun`: how the first of them was begun, where it was (`begin`). Gives those to act on
+        further. Not among them are those of a device whose guest sets it up again and again: they
+        are passed over, which is what takes least of the loop's time, and when its wait is over the
+        device is looked at and `set_up` told of the last of them.
 
         First the writes: what is only noted can wait until then.
         """
@@ -443,7 +469,7 @@ class Reconciler:
                         at[key] = event.at
             heeded.append(event)
         if pins:
-            self._set_up(pins, at)
+            self._set_up(pins, at, begun)
         for irq, expected in vectors:
             self.ledger.appeared(irq, expected.todo.key, kept=expected.kept)
         for device in lines:  # after the vectors that the kernel has told of meanwhile
@@ -479,9 +505,11 @@ class Reconciler:
         if event is not None:
             self._tell_set_up(event)
 
-    def _set_up(self, pins: Sequence[Pin], at: Mapping[InterruptKey, float]) -> None:
+    def _set_up(
+        self, pins: Sequence[Pin], at: Mapping[InterruptKey, float], begun: Begun | None
+    ) -> None:
         """Guests have set these up, at these times."""
-        outcomes = self._carry_out(pins, Trigger.NEW)
+        outcomes = self._carry_out(pins, Trigger.NEW, begun=begun)
         now = self._clock()
         for outcome in outcomes:
             self._counters.reactions.observe(max(0.0, now - at[outcome.pin.key]))
@@ -504,7 +532,9 @@ class Reconciler:
             return None
         interrupt = Interrupt(0, action.device, action.kind, action.vector, (name,))
         todo = desired.appeared(interrupt)
-        found = _Appearing(todo, _is_kept(todo), is_line(todo.key))
+        line = is_line(todo.key)
+        pin = ready(todo, desired.guest.name) if isinstance(todo, Pin) and not line else None
+        found = _Appearing(todo, _is_kept(todo), line, pin)
         self._appearing[name] = found
         self._names.setdefault(action.device, []).append(name)
         return found
@@ -763,6 +793,7 @@ class Reconciler:
         trigger: Trigger,
         mover: str = SOMEONE,
         room: Callable[[Sequence[Pin]], Sequence[Pin]] = lambda _: (),
+        begun: Begun | None = None,
     ) -> tuple[Outcome, ...]:
         if self._held:
             pins = [pin for pin in pins if pin.guest not in self._held]
@@ -771,7 +802,8 @@ class Reconciler:
         if self._retries.waiting:
             self._retries.postpone(look={pin.key.device for pin in pins})
             return ()
-        outcomes = self._attempts.carry_out(pins, trigger, self.registry.by_key, mover, room)
+        known = self.registry.by_key
+        outcomes = self._attempts.carry_out(pins, trigger, known, mover, room, begun)
         self._retries.tried(blocked=outcomes is None)
         if outcomes is None:
             self._retries.postpone(look={pin.key.device for pin in pins})

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from virtirq import __version__
+from virtirq.control.at_once import Begun
 from virtirq.control.counters import Counters
 from virtirq.control.daemon_status import DaemonStatus, Lock
 from virtirq.control.irqbalance import IrqbalanceClient
@@ -31,6 +32,8 @@ from virtirq.daemon.irqbalance_guard import IrqbalanceGuard
 from virtirq.daemon.kernel_events import KernelEvents, open_kernel_events
 from virtirq.daemon.libvirt_source import LibvirtSource
 from virtirq.daemon.log import Log
+from virtirq.daemon.loop import run as run_in_loop
+from virtirq.daemon.loop import running
 from virtirq.daemon.process_source import ProcessSource
 from virtirq.daemon.recent import Recent
 from virtirq.daemon.reconciler import Reconciler
@@ -67,6 +70,8 @@ _CONFINED: Final = 0.5
 """The same for cpusets: a look is at all guests' threads, and containers come and go."""
 _ENDED: Final = 1.0
 """Seconds until a guest is read again of which a thread has ended: its VMM is to know of it."""
+_FEW: Final = 2
+"""Vectors of which the first is moved before anything else: it pays where the daemon was asleep."""
 _POLL: Final = (1.0, 30.0)
 """Seconds between looks without events: after a change, and when nothing changes."""
 _POLLING: Final[Key] = ("poll",)
@@ -136,7 +141,7 @@ def run(setup: Setup, log: Log) -> int:
         finally:
             await daemon.close()
 
-    asyncio.run(main())
+    run_in_loop(main())
     return 0
 
 
@@ -150,7 +155,7 @@ class Daemon:
         self._recent = Recent()
         log.tell(self._recent)
         self._fs = LiveFs()
-        self._loop = asyncio.get_running_loop()
+        self._loop = running()
         self._since = time.time()
         self._manager = ServiceManager()
         self._stop: asyncio.Future[None] = self._loop.create_future()
@@ -314,10 +319,12 @@ class Daemon:
         self._timers.close()
         self._processes.close()
         self._follower.stop()
-        for each in (self._events, self._uevents):
-            if each is not None:
-                self._loop.remove_reader(each.fileno())
-                each.close()
+        if self._events is not None:
+            self._loop.serve_no_more(self._events.fileno())
+            self._events.close()
+        if self._uevents is not None:
+            self._loop.remove_reader(self._uevents.fileno())
+            self._uevents.close()
         undo = self._reconciler.config.restore_on_stop
         if undo:
             self._reconciler.restore_all()
@@ -546,7 +553,7 @@ class Daemon:
             self._log.warning(f"no events of the kernel, looking now and then: {error}{hint}")
         else:
             self._follower.told = self._events.tells_routes
-            self._hear(self._events.fileno(), partial(self._kernel_events, self._events))
+            self._loop.serve_first(self._events.fileno(), self._hear_events)
 
     def _hear_uevents(self) -> None:
         try:
@@ -559,22 +566,25 @@ class Daemon:
     def _events_wait(self) -> bool:
         return self._events is not None and self._events.waiting
 
-    def _kernel_events(self, events: KernelEvents) -> None:
+    def _hear_events(self) -> None:
+        events = self._events
+        if events is None:
+            return
         try:
             for heard in events.read():
-                self._act_on(self._floods.admit(heard, events.mute))
+                begun = self._reconciler.begin(heard) if len(heard) <= _FEW else None
+                self._act_on(self._floods.admit(heard, events.mute), begun)
                 self._count(heard)
-        except UnavailableError as error:  # better no daemon than one that hears nothing
-            self._loop.remove_reader(events.fileno())
+            if events.unsettled:
+                self._timers.soon(("overdue",), _SETTLES, partial(self._overdue, events))
+            if events.lost:
+                events.lost = False
+                self._counters.lost += 1
+                delay = max(_BURST, self._losses.wait("lost"))
+                self._timers.soon(("lost",), delay, self._after_loss)
+        except Exception as error:  # better no daemon than one that hears nothing
+            self._loop.serve_no_more(events.fileno())
             self._fail(error)
-            return
-        if events.unsettled:
-            self._timers.soon(("overdue",), _SETTLES, partial(self._overdue, events))
-        if events.lost:
-            events.lost = False
-            self._counters.lost += 1
-            delay = max(_BURST, self._losses.wait("lost"))
-            self._timers.soon(("lost",), delay, self._after_loss)
 
     def _count(self, events: Iterable[KernelEvent]) -> None:
         for event in events:
@@ -597,10 +607,11 @@ class Daemon:
         if self._libvirt is not None:
             self._libvirt.look_at_all()
 
-    def _act_on(self, events: Sequence[KernelEvent]) -> None:
+    def _act_on(self, events: Sequence[KernelEvent], begun: Begun | None = None) -> None:
         """First what was given up, so that the rest is of what is there; then what was set up.
 
-        In whatever order the kernel told it: each looks at what is there by now.
+        Of that, the first may have `begun` already. In whatever order the kernel told it: each
+        looks at what is there by now.
         """
         requested: list[KernelEvent] = []
         others: list[KernelEvent] = []
@@ -612,7 +623,7 @@ class Daemon:
             else:
                 others.append(event)
         if requested:
-            self._set_up(self._reconciler.requested(requested))
+            self._set_up(self._reconciler.requested(requested, begun))
         for event in others:
             self._act_on_one(event)
         threads = {event.pid for event in others if event.kind is EventKind.ROUTED}

@@ -79,9 +79,9 @@ _MOST_NAME: Final = 300
 # somebody waits for.
 _VECTOR: Final = pattern(
     rb"[^\n]{16}-(\d{1,9}) +\[\d{1,5}\] +(\d{1,12}\.\d{1,9}): "
-    rb"(?:freed: (?:\([^)\n]*\) )?irq=(\d{1,9})\n"
-    rb'|requested: (?:\([^)\n]*\) )?irq=(\d{1,9}) name="([^"\n]{1,300})"\n'
-    rb"[^\n]{16}-\1 +\[\d{1,5}\] +\d{1,12}\.\d{1,9}: in_place: [^\n]*\n)",
+    rb'(?:requested: (?:\([^)\n]*\) )?irq=(\d{1,9}) name="([^"\n]{1,300})"\n'
+    rb"[^\n]{16}-\1 +\[\d{1,5}\] +\d{1,12}\.\d{1,9}: in_place: [^\n]*\n"
+    rb"|freed: (?:\([^)\n]*\) )?irq=(\d{1,9})\n)",
     re.ASCII,
 )
 
@@ -93,7 +93,7 @@ def vectors(text: bytes, at: int = 0) -> tuple[list[KernelEvent], int]:
     """
     found = []
     while told := _VECTOR.match(text, at):
-        pid, when, freed, irq, name = told.groups()
+        pid, when, irq, name, freed = told.groups()
         if freed is not None:
             found.append(KernelEvent(_FREED, float(when), int(freed), "", -1, "", int(pid)))
         else:

@@ -56,6 +56,10 @@ class OpenFile(ABC):
         """Let go of it."""
 
 
+Look = tuple[OpenFile, int | None, bool, str | None]
+"""What `HostFs.look` has found."""
+
+
 class HostFs(ABC):
     """A host's files by absolute path. Every method raises OSError as the kernel would."""
 
@@ -113,13 +117,19 @@ class HostFs(ABC):
         """
         return None
 
-    def look(self, path: str, sysfs: str, handler: str) -> tuple[OpenFile, int | None, bool]:
+    def look(self, path: str, sysfs: str, handler: str) -> Look:
         """What an interrupt is, in this order.
 
         Its file `path`, opened as by `open`; the `incarnation` of what is at `sysfs`; whether there
-        is a directory `handler`, which is empty for none.
+        is a directory `handler`, which is empty for none; what the file has, None where that cannot
+        be read. That it can says that it was this interrupt that was looked at (see `OpenFile`).
         """
-        return self.open(path), self.incarnation(sysfs), bool(handler) and self.isdir(handler)
+        file = self.open(path)
+        incarnation, there = self.incarnation(sysfs), bool(handler) and self.isdir(handler)
+        try:
+            return file, incarnation, there, file.read()
+        except OSError:
+            return file, incarnation, there, None
 
     def refresh(self) -> None:  # noqa: B027 - only a scratch host has anything to do
         """Take note of what other processes did to the host since it was opened."""
@@ -171,14 +181,25 @@ class LiveFs(HostFs):
     def open(self, path: str) -> OpenFile:
         return _opened(path)
 
-    def look(self, path: str, sysfs: str, handler: str) -> tuple[OpenFile, int | None, bool]:
+    def look(self, path: str, sysfs: str, handler: str) -> Look:
         # The same system calls without our own between them: a vector waits for it.
-        file = _opened(path)
+        try:
+            descriptor = os.open(path, _BOTH)
+        except OSError:
+            return super().look(path, sysfs, handler)
+        file = _LiveFile(descriptor, path)
         try:
             incarnation = os.stat(sysfs).st_ino
         except OSError:
             incarnation = None
-        return file, incarnation, bool(handler) and os.access(f"{handler}/", os.F_OK)
+        there = bool(handler) and os.access(f"{handler}/", os.F_OK)
+        try:
+            content = os.pread(descriptor, _PIECE, 0)
+            if len(content) < _PAGE:
+                return file, incarnation, there, content.decode("utf-8", "replace").strip(_WHITE)
+            return file, incarnation, there, file.read()
+        except OSError:
+            return file, incarnation, there, None
 
     def listdir(self, path: str) -> list[str]:
         return os.listdir(path)

@@ -130,6 +130,15 @@ class SetUps(Generic[Key]):
             return known.wait
         return 0.0
 
+    def is_free(self, device: Key, vector: Hashable) -> bool:
+        """Whether `appeared` would say 0: for certain, if it is."""
+        known = self._devices.get(device)
+        if known is None:
+            return True
+        counts = known.counts
+        count = counts.get(vector)
+        return not known.wait and (count is None or count < AT_ONCE + min(len(counts), _GROWING))
+
     def wait(self, device: Key) -> float:
         """Seconds until anything of it may be looked at that its guest has set up; 0: now."""
         known = self._devices.get(device)
