@@ -478,6 +478,11 @@ def test_what_all_have_counted_takes_a_read_each() -> None:
     fs = host.fs()
     assert dict(count_all(fs, CpuSet.parse("0-9"))) == {0: {}, 1: {1: 8}, 2: {2: 9}, 3: {3: 10}}
     assert [each for each, path in fs.calls if path.endswith("/per_cpu_count")] == ["read"] * 4
+    seen: dict[int, int] = {}
+    assert dict(count_all(fs, CpuSet.parse("0-9"), seen)).keys() == {0, 1, 2, 3}
+    fs.set(paths.IRQ_COUNTS.at(2), "0,0,10,0,0,0,0,0,0,0")
+    assert dict(count_all(fs, CpuSet.parse("0-9"), seen)) == {2: {2: 10}}
+    assert dict(count_all(fs, CpuSet.parse("0-9"), seen)) == {}
     fs = host.live()
     fs.free(2)
     fs.faults["/sys/kernel/irq/3/per_cpu_count"] = errno.EACCES

@@ -310,6 +310,8 @@ def test_another_target_is_another_series() -> None:
 
 @given(name=st.text(max_size=6), count=st.integers(0, 2**63))
 @example(name='a "name"\\\n\x1b[2J\udc80', count=10**7)
+@example(name="web", count=999_999)
+@example(name="web", count=1_000_000)
 def test_vectors_are_written_as_the_library_writes_all_else(name: str, count: int) -> None:
     seen = of_host(HOST, guest(name, "4", "6"))
     (first, *others) = seen.snapshot.interrupts

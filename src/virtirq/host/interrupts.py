@@ -230,8 +230,10 @@ def read_counts(reader: Reader, irq: int, cpus: tuple[int, ...]) -> dict[int, in
     # One number for each *possible* CPU (kernel/irq/irqdesc.c, per_cpu_count_show()), where
     # /proc/interrupts has a column for each online one.
     text = reader.text(paths.IRQ_COUNTS, irq)
-    if text is None:
-        return None
+    return None if text is None else _counts_of(reader, irq, text, cpus)
+
+
+def _counts_of(reader: Reader, irq: int, text: str, cpus: tuple[int, ...]) -> dict[int, int] | None:
     try:
         return _counts(text, cpus)
     except ValueError as error:
@@ -239,17 +241,30 @@ def read_counts(reader: Reader, irq: int, cpus: tuple[int, ...]) -> dict[int, in
         return None
 
 
-def count_all(fs: HostFs, possible: CpuSet) -> Iterator[tuple[int, dict[int, int]]]:
+def count_all(
+    fs: HostFs, possible: CpuSet, seen: dict[int, int] | None = None
+) -> Iterator[tuple[int, dict[int, int]]]:
     """IRQ numbers, and what each interrupt of the host has counted, by CPU.
 
-    Left out is what cannot be read: most often it was freed between the listing and here.
+    Left out is what cannot be read: most often it was freed between the listing and here. With
+    `seen`, by which one look knows of the other, so is what has counted nothing since that.
     """
     reader, cpus = Reader(fs), tuple(possible)
     for name in reader.names(paths.IRQ_SYSFS_DIR, paths.IRQ_COUNTS):
-        if name.isdecimal():
-            counts = read_counts(reader, int(name), cpus)
-            if counts is not None:
-                yield int(name), counts
+        if not name.isdecimal():
+            continue
+        irq = int(name)
+        text = reader.text(paths.IRQ_COUNTS, irq)
+        if text is None:
+            continue
+        if seen is not None:
+            mark = hash(text)
+            if seen.get(irq) == mark:
+                continue
+            seen[irq] = mark
+        counts = _counts_of(reader, irq, text, cpus)
+        if counts is not None:
+            yield irq, counts
 
 
 def _counts(text: str, cpus: tuple[int, ...]) -> dict[int, int]:

@@ -113,6 +113,8 @@ def _of_host(plan: Plan) -> Iterator[Metric]:
     )
 
 
+_EXPONENT: Final = 1_000_000
+"""Numbers below this the library writes as they are, larger ones with an exponent."""
 _VECTORS: Final = """\
 # HELP virtirq_vector_interrupts_total Interrupts taken, by the kernel's counts: on the CPUs of the\
  vector's target, on others of the target's or the device's node, and elsewhere.
@@ -123,13 +125,14 @@ _VECTORS: Final = """\
 def _of_vectors(snapshot: Snapshot, plan: Plan) -> Iterator[str]:
     """By guest, device, vector, target and place, as the library would write it.
 
-    This family is as large as the host, and the library has a page in memory several times over.
+    This family is as large as the host, and the library has a page in memory several times over:
+    of a device at a time.
     Only of those interrupts on which a guest's device has its handler, and once where two guests
     name the same device.
     """
     from prometheus_client import utils
 
-    number: Callable[[int], str] = utils.floatToGoString
+    goes: Callable[[int], str] = utils.floatToGoString
     interrupts = by_device(snapshot.interrupts)
     yield _VECTORS
     for guest in plan.guests:
@@ -138,7 +141,7 @@ def _of_vectors(snapshot: Snapshot, plan: Plan) -> Iterator[str]:
             if device.code == "claimed":
                 continue
             address = device.device.address
-            taken: Counter[tuple[str, str, str]] = Counter()
+            taken: dict[tuple[str, str, str], int] = {}
             close = cache(partial(near, snapshot, device))
             numbered = {each.irq: each for each in interrupts.get(address, ())}
             for action in device.actions:
@@ -148,14 +151,16 @@ def _of_vectors(snapshot: Snapshot, plan: Plan) -> Iterator[str]:
                 if not action.key.action and interrupt.actions is not None:
                     continue
                 target, vector = wanted_of(action), _vector(interrupt)
+                where = str(target or "")
                 for place, count in _places(target, close(target), interrupt.counts):
-                    taken[vector, str(target or ""), place] += count
-            for (vector, where, place), count in taken.items():
-                yield (
-                    f'virtirq_vector_interrupts_total{{device="{address}",guest={name},'
-                    f'place="{place}",target="{where}",vector="{vector}"}}'
-                    f" {number(count)}\n"
-                )
+                    key = vector, where, place
+                    taken[key] = taken.get(key, 0) + count
+            head = f'virtirq_vector_interrupts_total{{device="{address}",guest={name},place="'
+            yield "".join(
+                f'{head}{place}",target="{where}",vector="{vector}"}}'
+                f" {f'{count}.0' if count < _EXPONENT else goes(count)}\n"
+                for (vector, where, place), count in taken.items()
+            )
 
 
 def _quoted(text: str) -> str:
