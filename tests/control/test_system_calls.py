@@ -75,11 +75,35 @@ os.access("/end", os.F_OK)
 assert len(snapshot.interrupts) == {VECTORS} and snapshot.gaps == ()
 assert all(each.settable and each.affinity and each.effective for each in snapshot.interrupts)
 """
+STARTER = f"""
+import os, sys
+from pathlib import Path
+from tests.hostmaker import RootedFs
+from virtirq.control.at_once import begin, ready
+from virtirq.control.journal import SharedJournal
+from virtirq.cpuset import CpuSet
+from virtirq.model import InterruptKey, PciAddress, Pin, Reason
+
+root = Path(sys.argv[1])
+device, after = PciAddress.parse({DEVICE!r}), CpuSet.parse("5-6")
+made = [
+    ready(Pin(0, InterruptKey(device, f"vfio-msix[{{v}}]({DEVICE})"), "web", None, after,
+        Reason("new", "to where it belongs")), "web")
+    for v in range(2)
+]
+shared = SharedJournal(root / "state", "b")
+begin(RootedFs(root), shared.take(), made[0], 100)
+shared.release()
+os.access("/begin", os.F_OK)
+begun = begin(RootedFs(root), shared.take(), made[1], 101)
+os.access("/end", os.F_OK)
+assert begun.written
+"""
 # What an interpreter does for itself.
 OWN = {"brk", "mmap", "munmap", "madvise", "futex"}
 
 
-def traced(log: Path, *command: str) -> Counter[str]:
+def traced(log: Path, *command: str) -> list[str]:
     """The system calls of a Python program between its marks, which are calls of access(2)."""
     done = subprocess.run(
         ["strace", "-qq", "-o", str(log), sys.executable, "-c", *command],
@@ -87,14 +111,13 @@ def traced(log: Path, *command: str) -> Counter[str]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     between = re.split(r'access\("/(?:begin|end)"', log.read_text())[1]
-    calls = Counter(re.findall(r"^(\w+)\(", between, re.MULTILINE))
-    return Counter({name: count for name, count in calls.items() if name not in OWN})
+    return [name for name in re.findall(r"^(\w+)\(", between, re.MULTILINE) if name not in OWN]
 
 
 def test_moving_an_interrupt_takes_few_of_them(tmp_path: Path) -> None:
     need_program("strace")
     root = HOST.write(tmp_path / "host")
-    calls = traced(tmp_path / "log", MOVER, str(root))
+    calls = Counter(traced(tmp_path / "log", MOVER, str(root)))
     moved = VECTORS - 1
     assert calls["fsync"] == -(-moved // 64), "one for a batch"
     assert calls["write"] == moved + 2 * calls["fsync"], "one each; two pieces of journal a batch"
@@ -102,11 +125,23 @@ def test_moving_an_interrupt_takes_few_of_them(tmp_path: Path) -> None:
     assert calls.total() <= LIMIT * moved, calls
 
 
+def test_the_first_of_a_device_takes_no_more_than_it_must(tmp_path: Path) -> None:
+    """The lock, whose journal it is, the look; the journal's line on stable storage; the write."""
+    need_program("strace")
+    root = HOST.write(tmp_path / "host")
+    lock, journal, *look, line, sync, write = traced(tmp_path / "log", STARTER, str(root))
+    assert (lock, line, sync, write) == ("flock", "write", "fsync", "write")
+    assert "stat" in journal
+    assert len(look) == 4, look
+    kinds = ("open", "stat", "access", "pread")
+    assert all(kind in each for kind, each in zip(kinds, look, strict=True)), look
+
+
 @pytest.mark.parametrize(("counts", "files"), [("counts", 4), ("", 3)])
 def test_reading_an_interrupt_takes_few_of_them(tmp_path: Path, counts: str, files: int) -> None:
     """What it takes to read the device and the host's CPUs is counted, too."""
     need_program("strace")
     root = HOST.write(tmp_path / "host")
-    calls = traced(tmp_path / "log", READER, str(root), counts)
+    calls = Counter(traced(tmp_path / "log", READER, str(root), counts))
     assert files * VECTORS < calls["read"] <= files * VECTORS + 40, "no file twice"
     assert calls.total() <= (COUNTING if counts else READING) * VECTORS, calls

@@ -214,6 +214,26 @@ def test_what_is_not_usual_is_left_to_the_general_way(
         pass  # nobody has it
 
 
+@pytest.mark.parametrize("when", ["open", "read", "write"])
+def test_a_number_that_another_got_is_never_written(scene: Scene, when: str) -> None:
+    """Freed and given to another, which has the name that we look for, even: still not ours."""
+    (event,) = set_up(scene, 1)
+    where = paths.IRQ_AFFINITY.at(101)
+
+    def reuse(operation: str, path: str) -> None:
+        if (operation, path) == (when, where):
+            scene.fs.before = None
+            scene.fs.free(101)
+            scene.fs.allocate(101, 1)
+            if when == "open":
+                scene.fs.set(paths.IRQ_ACTIONS.at(101), "eth0-rx-0")
+
+    scene.fs.before = reuse
+    begun = scene.reconciler.begin([event])
+    assert begun is None or not begun.written
+    assert scene.fs.where(101) == "0-7"
+
+
 def test_a_lock_that_another_has_is_not_waited_for(scene: Scene) -> None:
     (event,) = set_up(scene, 1)
     with lock_held(scene.state):
