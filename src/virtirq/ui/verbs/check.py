@@ -59,7 +59,9 @@ def _at_stake(given: Inputs, view: View, args: argparse.Namespace) -> stakes.Sta
     progress.step(f"counting for {seconds:g} seconds")
     topology = view.snapshot.topology
     seen: dict[int, int] = {}
-    begun, before = time.monotonic(), dict(count_all(given.fs, topology.possible, seen))
+    begun = time.monotonic()
+    counts = count_all(given.fs, topology.possible, seen)
+    before = {irq: tuple(by_cpu.items()) for irq, by_cpu in counts}
     time.sleep(seconds)
     given.fs.refresh()
     passed = time.monotonic() - begun
