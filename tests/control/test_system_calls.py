@@ -79,25 +79,28 @@ STARTER = f"""
 import os, sys
 from pathlib import Path
 from tests.hostmaker import RootedFs
-from virtirq.control.at_once import begin, ready
+from virtirq.control.at_once import begin, prepare
+from virtirq.control.executor import Executor
 from virtirq.control.journal import SharedJournal
 from virtirq.cpuset import CpuSet
 from virtirq.model import InterruptKey, PciAddress, Pin, Reason
 
 root = Path(sys.argv[1])
 device, after = PciAddress.parse({DEVICE!r}), CpuSet.parse("5-6")
-made = [
-    ready(Pin(0, InterruptKey(device, f"vfio-msix[{{v}}]({DEVICE})"), "web", None, after,
-        Reason("new", "to where it belongs")), "web")
+fs, pins = RootedFs(root), [
+    Pin(100 + v, InterruptKey(device, f"vfio-msix[{{v}}]({DEVICE})"), "web", None, after,
+        Reason("new", "to where it belongs"))
     for v in range(2)
 ]
+made = [prepare(pin, "web") for pin in pins]
 shared = SharedJournal(root / "state", "b")
-begin(RootedFs(root), shared.take(), made[0], 100)
-shared.release()
-os.access("/begin", os.F_OK)
-begun = begin(RootedFs(root), shared.take(), made[1], 101)
-os.access("/end", os.F_OK)
-assert begun.written
+for pin, prepared in zip(pins, made):
+    os.access("/begin", os.F_OK)
+    begun = begin(fs, shared.take(), prepared, pin.irq)
+    os.access("/end", os.F_OK)
+    (outcome,) = Executor(fs, shared.taken).run((pin,), begun)
+    assert begun.written and outcome.status.value == "applied"
+    shared.release()
 """
 # What an interpreter does for itself.
 OWN = {"brk", "mmap", "munmap", "madvise", "futex"}
@@ -110,7 +113,7 @@ def traced(log: Path, *command: str) -> list[str]:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    between = re.split(r'access\("/(?:begin|end)"', log.read_text())[1]
+    between = re.split(r'access\("/(?:begin|end)"', log.read_text())[-2]
     return [name for name in re.findall(r"^(\w+)\(", between, re.MULTILINE) if name not in OWN]
 
 

@@ -15,14 +15,15 @@ from virtirq.cpuset import CpuSet
 from virtirq.errors import VirtirqError
 from virtirq.host import paths
 from virtirq.host.fs import HostFs, OpenFile
-from virtirq.model import Pin, VfioAction
+from virtirq.model import Pin
 from virtirq.values import dataclass
 
+# As `paths` and `handler_directory` make them, without a function each.
 _AFFINITY: Final = f"{paths.IRQ_DIR}/%d/smp_affinity_list"
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class Prepared:
     """A pin of an interrupt that is to come, with all that can be said of it beforehand.
 
     `pin` has IRQ 0 for its number; `value` is what to write, `form` the journal's line.
@@ -33,11 +34,10 @@ class Ready:
     form: MoveForm
 
 
-def ready(pin: Pin, name: str) -> Ready | None:
-    """For a pin of the guest of this name; None where no handler's directory is known for it."""
-    if VfioAction.parse(pin.key.action) is None:
-        return None
-    return Ready(pin, str(pin.after), MoveForm.of(pin.key, pin.after, pin.guest, name, pin.kind))
+def prepare(pin: Pin, name: str) -> Prepared:
+    """For a pin of a vector of the guest of this name; the action has to be one of VFIO's."""
+    form = MoveForm.of(pin.key, pin.after, pin.guest, name, pin.kind)
+    return Prepared(pin, str(pin.after), form)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Begun:
     `written`: whether the kernel has taken it.
     """
 
-    ready: Ready
+    prepared: Prepared
     irq: int
     file: OpenFile
     handler: str
@@ -56,12 +56,12 @@ class Begun:
     written: bool
 
 
-def begin(fs: HostFs, journal: Journal, ready: Ready, irq: int) -> Begun | None:
-    """Look at the interrupt, announce its move and write; None: nothing was done.
+def begin(fs: HostFs, journal: Journal, prepared: Prepared, irq: int) -> Begun | None:
+    """Look at the interrupt, announce its move and write; None: nothing was moved.
 
     The journal has to be told of it (`Executor.run`) before anything else is.
     """
-    handler = f"{paths.IRQ_DIR}/{irq}/{ready.pin.key.action}"
+    handler = f"{paths.IRQ_DIR}/{irq}/{prepared.pin.key.action}"
     try:
         found = fs.look(_AFFINITY % irq, f"{paths.IRQ_SYSFS_DIR}/{irq}", handler)
     except OSError:
@@ -70,9 +70,9 @@ def begin(fs: HostFs, journal: Journal, ready: Ready, irq: int) -> Begun | None:
     announced = False
     try:
         before = CpuSet.parse(text) if there and text else None
-        if not before or before == ready.pin.after:
+        if not before or before == prepared.pin.after:
             return None
-        journal.announce(ready.form, before, irq, incarnation)
+        journal.announce(prepared.form, before, irq, incarnation)
         announced = True
     except VirtirqError:  # no affinity, or a journal that takes no more
         return None
@@ -80,9 +80,9 @@ def begin(fs: HostFs, journal: Journal, ready: Ready, irq: int) -> Begun | None:
         if not announced:
             file.close()
     try:
-        file.write(ready.value)
+        file.write(prepared.value)
     except OSError:  # the Executor tries it once more, and finds out
         written = False
     else:
         written = True
-    return Begun(ready, irq, file, handler, incarnation, before, written)
+    return Begun(prepared, irq, file, handler, incarnation, before, written)

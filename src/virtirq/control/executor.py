@@ -1,5 +1,7 @@
 """The one place that writes an affinity: journal, write, read back, say what happened.
 
+Of what is usual alone, `virtirq.control.at_once` does the beginning.
+
 Each interrupt is read, written and read back through one descriptor, opened before anybody looks
 whose interrupt it is. It dies with the kernel's own descriptor of the interrupt (`OpenFile`): that
 it could be read after the look says that the look was at this very interrupt, and nothing that is
@@ -116,12 +118,15 @@ class _Step:
     def done(self) -> bool:
         return self.status in (Status.APPLIED, Status.UNCHANGED, Status.PENDING)
 
-    def take(self, begun: Begun, known: Remembered | None) -> None:
+    def resume(self, begun: Begun, known: Remembered | None) -> None:
         """It was begun already, as if by `_look`, `_announce` and `_write`."""
+        if (begun.irq, begun.prepared.pin.key) != (self.pin.irq, self.pin.key):
+            raise AssertionError("another pin was begun")
         self.file, self.handler = begun.file, begun.handler
         self.incarnation, self.before, self.known = begun.incarnation, begun.before, known
         self.announced = True
         self.written = self.pin.after if begun.written else None
+        self.stays = not begun.written  # until the next write tells what came of this one
 
     def read(self) -> CpuSet:
         """Raises OSError, and CpuSetError for what no affinity can be."""
@@ -186,18 +191,16 @@ class Executor:
         outcomes: list[Outcome] = []
         for first in range(0, len(pins), self._batch):
             steps = list(map(_Step, pins[first : first + self._batch]))
-            if begun is not None and not first:
-                self._go_on(steps[0], begun)
-            outcomes += self._run(steps)
+            outcomes += self._run(steps, None if first else begun)
         return outcomes
 
-    def _go_on(self, step: _Step, begun: Begun) -> None:
-        step.take(begun, self._journal.known(step.pin.key))
-        self._journal.announced(self._found(step, step.pin.after))
-
-    def _run(self, steps: Sequence[_Step]) -> list[Outcome]:
+    def _run(self, steps: Sequence[_Step], begun: Begun | None = None) -> list[Outcome]:
         self._heed_interruption()
         try:
+            if begun is not None:
+                first = steps[0]
+                first.resume(begun, self._journal.known(first.pin.key))
+                self._journal.announced(self._found(first, first.pin.after))
             for step in steps:
                 if not step.announced:
                     self._attempt(step, self._look)
@@ -332,7 +335,7 @@ class Executor:
             if self._is_full(step, wanted, error):
                 self._write_another(step, error)
         else:
-            step.written = wanted
+            step.written, step.stays = wanted, False
 
     def _write_another(self, step: _Step, error: OSError) -> None:
         """Write what the kernel may have a vector for, after it had none: `error`."""

@@ -55,7 +55,9 @@ _MOST_LINES: Final = 3
 _MAX_BYTES: Final = 1 << 28
 """Some 16 lines for each of the 2^20 interrupts that nobody has."""
 _START: Final = b'{"op": "'
-_SEAL: Final = len(b', "crc": "01234567"}')
+_SEALING: Final = b', "crc": "%08x"}'
+_SEALED_LINE: Final = b"%b" + _SEALING + b"\n"
+_SEAL: Final = len(_SEALING % 0)
 _decoded: Final = json.JSONDecoder().raw_decode
 _quoted: Final = json.encoder.encode_basestring_ascii
 _MAX_LINE: Final = 1 << 17
@@ -79,6 +81,8 @@ class Journal:
         self._known = _Known()
         self._earlier: dict[InterruptKey, Remembered | None] = {}
         """What was known before the last move, for when the kernel refuses it."""
+        self._untold = False
+        """Whether the file tells of more than is known here: see `announce`."""
         self._reading = reading
         self._broken = False
         self._size = 0
@@ -102,7 +106,7 @@ class Journal:
         except OSError:
             return False
         mine = (there.st_ino, there.st_dev, there.st_size) == (*self._file, self._size)
-        return mine and not self._broken
+        return mine and not self._broken and not self._untold
 
     def tidy(self) -> None:
         """Make the file short again when most of it tells of what is over."""
@@ -150,11 +154,13 @@ class Journal:
 
         It has to be `announced` next, whatever came of it: that can wait until it was moved.
         """
-        body = (
+        which = "null" if incarnation is None else incarnation
+        line = _line(
             f'{{"op": "move{self._of_boot}{time.time():.3f}, {form.subject}, "before": "{before}"'
-            f"{form.values}{irq}{form.kind}{'null' if incarnation is None else incarnation}"
-        ).encode()
-        self._append([b'%b, "crc": "%08x"}\n' % (body, zlib.crc32(body))])
+            f"{form.values}{irq}{form.kind}{which}"
+        )
+        self._untold = True
+        self._append([line])
         try:
             os.fsync(self._descriptor)
         except OSError as error:
@@ -163,6 +169,7 @@ class Journal:
     def announced(self, found: Remembered) -> None:
         """This is what `announce` was told of, as `move` is given it."""
         self._move(found)
+        self._untold = False
 
     def moved(self, *taken: tuple[InterruptKey, CpuSet]) -> None:
         """The kernel has taken these values. Raises JournalError; those before stay ours too."""
@@ -305,10 +312,10 @@ class Journal:
         """Replace the file by one that says the same in as few lines as possible.
 
         Whether that could be done: of a full /run nothing is needed if there is nothing to say.
-        Where it cannot be, the long file does as well. Not between a move and its end: what was
-        known before the move is not in the short file.
+        Where it cannot be, the long file does as well. Of what is between a move and its end, what
+        was known before is not in the short file: then both values stay ours.
         """
-        if self._reading or self._broken:
+        if self._reading or self._broken or self._untold:
             return False
         if not self._known:
             try:
@@ -460,7 +467,7 @@ class SharedJournal:
     def taken(self) -> Journal:
         """What the last `take` has given: between that and `release`."""
         if self._journal is None:
-            raise AssertionError("it was not taken")
+            raise AssertionError("nobody has taken it")
         return self._journal
 
     def release(self) -> None:
@@ -577,12 +584,12 @@ def _subject(key: InterruptKey) -> str:
 def _line(text: str) -> bytes:
     """A whole one, of all that it tells."""
     body = text.encode()
-    return b"%b%b\n" % (body, _seal(body))
+    return _SEALED_LINE % (body, zlib.crc32(body))
 
 
 def _seal(body: bytes) -> bytes:
     """What a line ends in."""
-    return b', "crc": "%08x"}' % zlib.crc32(body)
+    return _SEALING % zlib.crc32(body)
 
 
 def _opened(line: bytes) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
-from virtirq.control.at_once import Begun, Ready, begin
+from virtirq.control.at_once import Begun, Prepared, begin
 from virtirq.control.counters import Counters, Trigger
 from virtirq.control.cycle import observe_devices, put_back
 from virtirq.control.executor import NOT_TRIED, Executor
@@ -77,7 +77,7 @@ class Attempts:
         self._said: dict[InterruptKey, str] = {}
         self._complaint = ""
 
-    def begin(self, ready: Ready, irq: int) -> Begun | None:
+    def begin(self, prepared: Prepared, irq: int) -> Begun | None:
         """Write at once, where it goes without saying (see `virtirq.control.at_once`).
 
         What was begun is to be carried out next, and the journal is held until then.
@@ -88,7 +88,7 @@ class Attempts:
             return None
         begun = None
         try:
-            begun = begin(self._fs, journal, ready, irq)
+            begun = begin(self._fs, journal, prepared, irq)
         finally:
             if begun is None:
                 self._journal.release()

@@ -12,13 +12,13 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-_Ready = list[tuple[selectors.SelectorKey, int]]
+_Events = list[tuple[selectors.SelectorKey, int]]
 
 
 class _Selector(selectors.EpollSelector):
     """Calls what stands beside a file as its data; the others it hands out, as asyncio wants it."""
 
-    def select(self, timeout: float | None = None) -> _Ready:
+    def select(self, timeout: float | None = None) -> _Events:
         ready = super().select(timeout)
         for key, _ in ready:
             if callable(key.data):
@@ -26,7 +26,7 @@ class _Selector(selectors.EpollSelector):
         return ready
 
 
-def _served(ready: _Ready) -> _Ready:
+def _served(ready: _Events) -> _Events:
     others = []
     for each in ready:
         call = each[0].data

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 from functools import cache, partial
 from typing import Final, NamedTuple
 
-from virtirq.control.at_once import Begun, Ready, ready
+from virtirq.control.at_once import Begun, Prepared, prepare
 from virtirq.control.counters import Counters, Trigger
 from virtirq.control.journal import SharedJournal
 from virtirq.cpuset import CpuSet
@@ -76,7 +76,7 @@ class _Appearing(NamedTuple):
     todo: Action
     kept: bool
     is_line: bool
-    ready: Ready | None
+    prepared: Prepared | None
     """What of a pin can be said beforehand."""
 
 
@@ -424,15 +424,15 @@ class Reconciler:
             if event.kind is not _REQUESTED:
                 return None
         event = events[0]
-        expected = self._appearing.get(event.name)
-        if expected is None or expected.ready is None:
+        expected = self._appearing.get(event.name) or self._expect(event.name)
+        if expected is None or expected.prepared is None:
             return None
         device = expected.todo.key.device
         if self._held or self._retries.waiting or device in self._contested:
             return None
         if not self._set_ups.is_free(device, event.name):
             return None
-        return self._attempts.begin(expected.ready, event.irq)
+        return self._attempts.begin(expected.prepared, event.irq)
 
     def requested(
         self, events: Iterable[KernelEvent], begun: Begun | None = None
@@ -533,7 +533,8 @@ class Reconciler:
         interrupt = Interrupt(0, action.device, action.kind, action.vector, (name,))
         todo = desired.appeared(interrupt)
         line = is_line(todo.key)
-        pin = ready(todo, desired.guest.name) if isinstance(todo, Pin) and not line else None
+        guest = desired.guest.name
+        pin = prepare(todo, guest) if isinstance(todo, Pin) and not line else None
         found = _Appearing(todo, _is_kept(todo), line, pin)
         self._appearing[name] = found
         self._names.setdefault(action.device, []).append(name)

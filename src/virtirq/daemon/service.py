@@ -71,7 +71,7 @@ _CONFINED: Final = 0.5
 _ENDED: Final = 1.0
 """Seconds until a guest is read again of which a thread has ended: its VMM is to know of it."""
 _FEW: Final = 2
-"""Vectors of which the first is moved before anything else: it pays where the daemon was asleep."""
+"""Of so many events the first is acted on before all else: it pays where the daemon was asleep."""
 _POLL: Final = (1.0, 30.0)
 """Seconds between looks without events: after a change, and when nothing changes."""
 _POLLING: Final[Key] = ("poll",)

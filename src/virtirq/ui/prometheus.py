@@ -125,14 +125,14 @@ _VECTORS: Final = """\
 def _of_vectors(snapshot: Snapshot, plan: Plan) -> Iterator[str]:
     """By guest, device, vector, target and place, as the library would write it.
 
-    This family is as large as the host, and the library has a page in memory several times over:
-    of a device at a time.
+    A device at a time: this family is as large as the host, and the library would have the page in
+    memory several times over.
     Only of those interrupts on which a guest's device has its handler, and once where two guests
     name the same device.
     """
     from prometheus_client import utils
 
-    goes: Callable[[int], str] = utils.floatToGoString
+    number: Callable[[int], str] = utils.floatToGoString
     interrupts = by_device(snapshot.interrupts)
     yield _VECTORS
     for guest in plan.guests:
@@ -158,7 +158,7 @@ def _of_vectors(snapshot: Snapshot, plan: Plan) -> Iterator[str]:
             head = f'virtirq_vector_interrupts_total{{device="{address}",guest={name},place="'
             yield "".join(
                 f'{head}{place}",target="{where}",vector="{vector}"}}'
-                f" {f'{count}.0' if count < _EXPONENT else goes(count)}\n"
+                f" {f'{count}.0' if count < _EXPONENT else number(count)}\n"
                 for (vector, where, place), count in taken.items()
             )
 
