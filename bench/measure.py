@@ -18,6 +18,10 @@ from typing import NamedTuple
 
 HERE = Path(__file__).parent
 _WIDTH = 40
+_DRIFT = 0.05
+"""Of a time: two runs of a quarter of an hour differ by so much though each is steady in itself,
+for a program finds other memory each time, and the machine others beside it. Ratios do not.
+"""
 
 
 class Spread(NamedTuple):
@@ -32,6 +36,12 @@ class Spread(NamedTuple):
         ordered = sorted(figures)
         cut = len(ordered) // 10
         return cls(statistics.median(ordered), ordered[cut], ordered[-1 - cut])
+
+    def at_least(self, part: float) -> Spread:
+        """No narrower than that part of the median to either side."""
+        wide = part * self.median
+        low, high = min(self.low, self.median - wide), max(self.high, self.median + wide)
+        return Spread(self.median, low, high)
 
     def __str__(self) -> str:
         digits = 0 if self.median >= 100 else 1 if self.median >= 10 else 2
@@ -138,7 +148,8 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio} {row.beside}".strip()
         calls = "" if row.calls is None else f"{row.calls:,.1f}"
-        lines.append(f"| {row.name} | {row.figure} {row.unit} | {ratio} | {calls} | {row.aim} |")
+        figure = row.figure.at_least(_DRIFT)
+        lines.append(f"| {row.name} | {figure} {row.unit} | {ratio} | {calls} | {row.aim} |")
     return "\n".join(lines)
 
 

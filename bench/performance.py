@@ -44,7 +44,7 @@ def _startup(rounds: int) -> str:
 
 def _sizes(rounds: int) -> str:
     text = "Of each interrupt, by the number of them: CPU time, and memory at its most."
-    told = sizes.measured(max(2, rounds // 3))
+    told = sizes.measured(max(2, rounds // 2))
     return "\n\n".join(_section(name, text, rows) for name, rows in told.items())
 
 

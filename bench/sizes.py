@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import sys
 import tempfile
@@ -65,10 +64,8 @@ def _journal(count: int) -> Row:
                 journal.moved(*((each.key, each.written[0]) for each in moved))
 
         def read() -> None:
-            gc.disable()  # as who reads it: a command, or a daemon that starts
             with locked_journal(state, "bench") as journal:
                 assert len(journal.remembered()) == count
-            gc.enable()
 
         used = Spread.of([cpu(read) * 1e3 for _ in range(3)])
     return Row("the journal of all, read", used, "ms in all", aim="1,000 ms in all")

@@ -21,6 +21,7 @@ from virtirq.host.pci import list_addresses, read_devices
 from virtirq.host.scratch import open_host
 from virtirq.host.topology import read_topology
 from virtirq.model import Gap, Interrupt, InterruptKind, PciAddress
+from virtirq.policy.counts import by_cpu
 
 NIC = PciAddress.parse("0000:82:00.0")
 GPU = PciAddress.parse("0000:01:00.0")
@@ -476,13 +477,18 @@ def test_what_all_have_counted_takes_a_read_each() -> None:
         interrupts=[MadeInterrupt(n, counts={n: 7 + n} if n else {}) for n in range(4)],
     )
     fs = host.fs()
-    assert dict(count_all(fs, CpuSet.parse("0-9"))) == {0: {}, 1: {1: 8}, 2: {2: 9}, 3: {3: 10}}
+    before = dict(count_all(fs, CpuSet.parse("0-9")))
+    assert {irq: by_cpu(each) for irq, each in before.items()} == {
+        0: {},
+        1: {1: 8},
+        2: {2: 9},
+        3: {3: 10},
+    }
     assert [each for each, path in fs.calls if path.endswith("/per_cpu_count")] == ["read"] * 4
-    seen: dict[int, int] = {}
-    assert dict(count_all(fs, CpuSet.parse("0-9"), seen)).keys() == {0, 1, 2, 3}
+    assert dict(count_all(fs, CpuSet.parse("0-9"), before)) == {}
     fs.set(paths.IRQ_COUNTS.at(2), "0,0,10,0,0,0,0,0,0,0")
-    assert dict(count_all(fs, CpuSet.parse("0-9"), seen)) == {2: {2: 10}}
-    assert dict(count_all(fs, CpuSet.parse("0-9"), seen)) == {}
+    ((irq, now),) = count_all(fs, CpuSet.parse("0-9"), before)
+    assert (irq, by_cpu(now)) == (2, {2: 10})
     fs = host.live()
     fs.free(2)
     fs.faults["/sys/kernel/irq/3/per_cpu_count"] = errno.EACCES

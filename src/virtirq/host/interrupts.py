@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import stat
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
+from types import MappingProxyType
 from typing import Final
 
 from virtirq.cpuset import CpuSet
@@ -230,10 +233,8 @@ def read_counts(reader: Reader, irq: int, cpus: tuple[int, ...]) -> dict[int, in
     # One number for each *possible* CPU (kernel/irq/irqdesc.c, per_cpu_count_show()), where
     # /proc/interrupts has a column for each online one.
     text = reader.text(paths.IRQ_COUNTS, irq)
-    return None if text is None else _counts_of(reader, irq, text, cpus)
-
-
-def _counts_of(reader: Reader, irq: int, text: str, cpus: tuple[int, ...]) -> dict[int, int] | None:
+    if text is None:
+        return None
     try:
         return _counts(text, cpus)
     except ValueError as error:
@@ -242,12 +243,13 @@ def _counts_of(reader: Reader, irq: int, text: str, cpus: tuple[int, ...]) -> di
 
 
 def count_all(
-    fs: HostFs, possible: CpuSet, seen: dict[int, int] | None = None
-) -> Iterator[tuple[int, dict[int, int]]]:
-    """IRQ numbers, and what each interrupt of the host has counted, by CPU.
+    fs: HostFs, possible: CpuSet, before: Mapping[int, Sequence[int]] = MappingProxyType({})
+) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """IRQ numbers, and what each interrupt of the host has counted.
 
-    Left out is what cannot be read: most often it was freed between the listing and here. With
-    `seen`, by which one look knows of the other, so is what has counted nothing since that.
+    In the least memory, for a large host has as many as anything else: a mark of all that it has
+    counted, then CPUs and counts in turn. Left out is what has the same mark as `before`, and what
+    cannot be read: most often it was freed between the listing and here.
     """
     reader, cpus = Reader(fs), tuple(possible)
     for name in reader.names(paths.IRQ_SYSFS_DIR, paths.IRQ_COUNTS):
@@ -257,14 +259,11 @@ def count_all(
         text = reader.text(paths.IRQ_COUNTS, irq)
         if text is None:
             continue
-        if seen is not None:
-            mark = hash(text)
-            if seen.get(irq) == mark:
-                continue
-            seen[irq] = mark
-        counts = _counts_of(reader, irq, text, cpus)
-        if counts is not None:
-            yield irq, counts
+        mark = hash(text)
+        if irq in before and before[irq][0] == mark:
+            continue
+        with suppress(ValueError):
+            yield irq, (mark, *chain.from_iterable(_counts(text, cpus).items()))
 
 
 def _counts(text: str, cpus: tuple[int, ...]) -> dict[int, int]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 Counts = Mapping[int, int]
 """Interrupts taken, by CPU."""
+
+
+def by_cpu(counted: Sequence[int]) -> dict[int, int]:
+    """Of a mark, and CPUs and counts in turn (`virtirq.host.interrupts.count_all`)."""
+    return dict(zip(counted[1::2], counted[2::2], strict=True))
 
 
 def difference(was: Counts, now: Counts) -> dict[int, int] | None:

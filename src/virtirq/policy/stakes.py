@@ -8,7 +8,7 @@ from typing import Final
 
 from virtirq.cpuset import union
 from virtirq.model import Finding, GuestPlan, Plan, Topology
-from virtirq.policy.counts import Counts, difference
+from virtirq.policy.counts import Counts, by_cpu, difference
 from virtirq.policy.findings import taken_by_guests_cpus, taken_elsewhere
 from virtirq.policy.target import claims_of
 from virtirq.values import dataclass
@@ -16,8 +16,8 @@ from virtirq.values import dataclass
 CODES: Final = frozenset({"taken-elsewhere", "host-interrupts-on-vcpus"})
 """The findings of this: only who waits and counts has them."""
 
-Counted = Iterable[tuple[int, Counts]]
-"""IRQ numbers, and what each has counted."""
+Counted = Iterable[tuple[int, Sequence[int]]]
+"""IRQ numbers, and what each has counted (`virtirq.policy.counts.by_cpu`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,11 @@ class Stakes:
     host: OfHost
 
 
-def came(before: Mapping[int, Sequence[tuple[int, int]]], after: Counted) -> dict[int, Counts]:
-    """What was taken in between, if anything, of those that were there before and all the time.
-
-    `before` has CPUs and counts in pairs, which take a third of what a dict of one entry does.
-    """
-    both = ((irq, difference(dict(before[irq]), now)) for irq, now in after if irq in before)
+def came(before: Mapping[int, Sequence[int]], after: Counted) -> dict[int, Counts]:
+    """What was taken in between, if anything, of those that were there before and all the time."""
+    both = (
+        (irq, difference(by_cpu(before[irq]), by_cpu(now))) for irq, now in after if irq in before
+    )
     return {irq: taken for irq, taken in both if taken}
 
 

@@ -58,16 +58,12 @@ def _at_stake(given: Inputs, view: View, args: argparse.Namespace) -> stakes.Sta
         return None
     progress.step(f"counting for {seconds:g} seconds")
     topology = view.snapshot.topology
-    seen: dict[int, int] = {}
-    begun = time.monotonic()
-    counts = count_all(given.fs, topology.possible, seen)
-    before = {irq: tuple(by_cpu.items()) for irq, by_cpu in counts}
+    begun, before = time.monotonic(), dict(count_all(given.fs, topology.possible))
     time.sleep(seconds)
     given.fs.refresh()
     passed = time.monotonic() - begun
-    # The second look is not kept: a large host has as many counts as anything else, most of them
-    # of interrupts that nothing has raised meanwhile.
-    between = stakes.came(before, count_all(given.fs, topology.possible, seen))
+    # The second look is not kept, and most have counted nothing meanwhile.
+    between = stakes.came(before, count_all(given.fs, topology.possible, before))
     return stakes.stakes(view.plan, topology, between, passed)
 
 
