@@ -112,8 +112,10 @@ class Terminal:
 
 
 def _controlling() -> None:
-    """Ctrl-C typed there is the program's."""
+    """Ctrl-C typed there is the program's, though a shell that runs the tests beside ignores it."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
