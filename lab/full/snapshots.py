@@ -178,7 +178,7 @@ def _launch(parts: Parts, form: Machine, scratch: Path, disk: Path, token: str, 
         *("-drive", f"if=none,id=root,file={disk},format=qcow2,cache=unsafe"),
         *("-chardev", f"file,id=console,path={scratch / 'console.log'}"),
         *("-serial", "chardev:console"),
-        "-no-reboot",  # a kernel that panics ends the test, not in a machine that starts anew
+        "-no-reboot",  # a kernel that panics is not booted anew behind a test's back
         *more,
     ]
     return Qemu(command, scratch / "qemu.log")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -72,16 +72,6 @@ def set_up(scene: Scene, *vectors: int, affinity: str = "0-7") -> list[KernelEve
         scene.reconciler.freed(IRQ + vector)
         events.append(scene.fs.allocate(IRQ + vector, vector, affinity=affinity))
     return events
-
-
-@pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
-    """All is in place."""
-    made = Scene(tmp_path)
-    made.reconciler.know([WEB, DB])
-    made.quiet()
-    yield made
-    made.die()
 
 
 @pytest.fixture

@@ -376,16 +376,6 @@ class Scene:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
-    """Both guests are known, and all of theirs is in place."""
-    made = Scene(tmp_path)
-    made.reconciler.know([WEB, DB])
-    made.quiet()
-    yield made
-    made.die()
-
-
-@pytest.fixture
 def bare(tmp_path: Path) -> Iterator[Scene]:
     """Nobody is known yet."""
     made = Scene(tmp_path)

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -285,7 +286,7 @@ def when_told(daemon: Daemon) -> None:
     descriptor = os.eventfd(1)
     events = SimpleNamespace(read=fail, fileno=lambda: descriptor, close=lambda: None)
     daemon._events = cast(KernelEvents, events)
-    daemon._loop.serve_first(descriptor, daemon._hear_events)
+    daemon._loop.serve_first(descriptor, partial(daemon._hear_events, daemon._events))
 
 
 async def failing() -> None:

@@ -132,20 +132,17 @@ class Journal:
         affinity now, its one `written` value the one to come. Returns when all of that is on
         stable storage. Raises JournalError: then none of it counts.
         """
-        head, lines = self._head("move"), []
+        lines = []
         for each in found:
             (after,) = each.written
-            values = f', "before": "{each.original}", "after": "{after}"'
-            lines.append(_line(f"{head}{_subject(each.key)}{values}{_more(each)}"))
+            form = MoveForm.of(each.key, after, each.guest, each.name, each.kind)
+            lines.append(self._move_line(form, each.original, each.irq, each.incarnation))
         try:
             self._append(lines)
         except _FullError:
             self._compact()
             self._append(lines)
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            raise JournalError(f"{self._path}: {error.strerror}") from error
+        self._sync()
         for each in found:
             self._move(each)
 
@@ -154,17 +151,10 @@ class Journal:
 
         It has to be `announced` next, whatever came of it: that can wait until it was moved.
         """
-        which = "null" if incarnation is None else incarnation
-        line = _line(
-            f'{{"op": "move{self._of_boot}{time.time():.3f}, {form.subject}, "before": "{before}"'
-            f"{form.values}{irq}{form.kind}{which}"
-        )
+        line = self._move_line(form, before, irq, incarnation)
         self._untold = True
         self._append([line])
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            raise JournalError(f"{self._path}: {error.strerror}") from error
+        self._sync()
 
     def announced(self, found: Remembered) -> None:
         """This is what `announce` was told of, as `move` is given it."""
@@ -228,6 +218,21 @@ class Journal:
     def _head(self, op: str) -> str:
         """What a line begins with; what it tells of an interrupt follows."""
         return f'{{"op": "{op}{self._of_boot}{time.time():.3f}, '
+
+    def _move_line(
+        self, form: MoveForm, before: CpuSet, irq: int, incarnation: int | None
+    ) -> bytes:
+        which = "null" if incarnation is None else incarnation
+        return _line(
+            f'{{"op": "move{self._of_boot}{time.time():.3f}, {form.subject}, "before": "{before}"'
+            f"{form.values}{irq}{form.kind}{which}"
+        )
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise JournalError(f"{self._path}: {error.strerror}") from error
 
     def _append(self, lines: Sequence[bytes]) -> None:
         if self._reading:
@@ -571,7 +576,7 @@ class MoveForm(NamedTuple):
         return cls(
             _subject(key),
             f', "after": "{after}", {guests}, "irq": ',
-            f', "kind": "{kind.value}", "incarnation": ',
+            f', "kind": "{kind._value_}", "incarnation": ',
         )
 
 
@@ -619,15 +624,11 @@ def _check_torn(tail: bytes) -> None:
 
 def _known(entry: Remembered) -> str:
     written = ", ".join(f'"{cpus}"' for cpus in entry.written)
-    return f', "original": "{entry.original}"{_more(entry)}, "written": [{written}]'
-
-
-def _more(entry: Remembered) -> str:
-    """The fields of a line that tell of the interrupt and its guest."""
     incarnation = "null" if entry.incarnation is None else entry.incarnation
     return (
-        f', "guest": {_quoted(entry.guest)}, "name": {_quoted(entry.name)}, "irq": {entry.irq}'
-        f', "kind": "{entry.kind._value_}", "incarnation": {incarnation}'
+        f', "original": "{entry.original}", "guest": {_quoted(entry.guest)}'
+        f', "name": {_quoted(entry.name)}, "irq": {entry.irq}, "kind": "{entry.kind._value_}"'
+        f', "incarnation": {incarnation}, "written": [{written}]'
     )
 
 

@@ -20,21 +20,10 @@ class _Selector(selectors.EpollSelector):
 
     def select(self, timeout: float | None = None) -> _Events:
         ready = super().select(timeout)
-        for key, _ in ready:
-            if callable(key.data):
-                return _served(ready)
-        return ready
-
-
-def _served(ready: _Events) -> _Events:
-    others = []
-    for each in ready:
-        call = each[0].data
-        if callable(call):
+        first = [key.data for key, _ in ready if callable(key.data)]
+        for call in first:
             call()
-        else:
-            others.append(each)
-    return others
+        return [each for each in ready if not callable(each[0].data)] if first else ready
 
 
 class Loop(asyncio.SelectorEventLoop):

@@ -532,10 +532,10 @@ class Reconciler:
             return None
         interrupt = Interrupt(0, action.device, action.kind, action.vector, (name,))
         todo = desired.appeared(interrupt)
-        line = is_line(todo.key)
-        guest = desired.guest.name
-        pin = prepare(todo, guest) if isinstance(todo, Pin) and not line else None
-        found = _Appearing(todo, _is_kept(todo), line, pin)
+        line, prepared = is_line(todo.key), None
+        if isinstance(todo, Pin) and not line:
+            prepared = prepare(todo, desired.guest.name)
+        found = _Appearing(todo, _is_kept(todo), line, prepared)
         self._appearing[name] = found
         self._names.setdefault(action.device, []).append(name)
         return found

@@ -553,7 +553,8 @@ class Daemon:
             self._log.warning(f"no events of the kernel, looking now and then: {error}{hint}")
         else:
             self._follower.told = self._events.tells_routes
-            self._loop.serve_first(self._events.fileno(), self._hear_events)
+            heard = partial(self._hear_events, self._events)
+            self._loop.serve_first(self._events.fileno(), heard)
 
     def _hear_uevents(self) -> None:
         try:
@@ -566,10 +567,7 @@ class Daemon:
     def _events_wait(self) -> bool:
         return self._events is not None and self._events.waiting
 
-    def _hear_events(self) -> None:
-        events = self._events
-        if events is None:
-            return
+    def _hear_events(self, events: KernelEvents) -> None:
         try:
             for heard in events.read():
                 begun = self._reconciler.begin(heard) if len(heard) <= _FEW else None

@@ -93,6 +93,12 @@ class _Device:
     wait: float = 0.0
     until: float = 0.0
 
+    def once_more(self, vector: Hashable) -> tuple[int, int]:
+        """What `counts` has once this vector is set up again, and how often that is by then."""
+        vectors = min(len(self.counts) + (vector not in self.counts), _GROWING)
+        count = self.counts.get(vector, vectors) + 1
+        return count, count - vectors
+
     def over(self, now: float) -> bool:
         if self.wait:
             return now - self.last > max(WINDOW, 2 * self.wait)
@@ -119,12 +125,10 @@ class SetUps(Generic[Key]):
         if known is None or known.over(now):
             known = self._devices[device] = _Device(now, now, {})
         known.last = now
-        counts = known.counts
-        vectors = min(len(counts) + (vector not in counts), _GROWING)
-        count = counts[vector] = counts.get(vector, vectors) + 1
+        known.counts[vector], often = known.once_more(vector)
         if now < known.until:
             return known.until - now
-        if known.wait or count - vectors > AT_ONCE:
+        if known.wait or often > AT_ONCE:
             known.wait = min(2 * known.wait or SHORTEST, self._longest)
             known.until = now + known.wait
             return known.wait
@@ -133,11 +137,7 @@ class SetUps(Generic[Key]):
     def is_free(self, device: Key, vector: Hashable) -> bool:
         """Whether `appeared` would say 0: for certain, if it is."""
         known = self._devices.get(device)
-        if known is None:
-            return True
-        counts = known.counts
-        count = counts.get(vector)
-        return not known.wait and (count is None or count < AT_ONCE + min(len(counts), _GROWING))
+        return known is None or (not known.wait and known.once_more(vector)[1] <= AT_ONCE)
 
     def wait(self, device: Key) -> float:
         """Seconds until anything of it may be looked at that its guest has set up; 0: now."""
