@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtirq.daemon.log import FIELDS, Fields, JournalHandler, LinesHandler, Log, entry, set_up
+from virtirq.daemon.journal_socket import FIELDS, Fields
+from virtirq.daemon.log import JournalHandler, LinesHandler, Log, entry, set_up
 
 ANYTHING = st.text(st.characters(exclude_categories=()))
 LOST = "messages that could not be logged before the next one: "

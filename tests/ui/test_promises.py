@@ -21,7 +21,7 @@ from tests.conftest import REPOSITORY
 from tests.ui.schema import SCHEMA
 from tests.ui.test_prometheus import DEMO, families, page_of_demo
 from virtirq import errors
-from virtirq.daemon.log import FIELDS
+from virtirq.daemon.journal_socket import FIELDS
 from virtirq.guests.libvirt.reading import NAMESPACE
 from virtirq.guests.libvirt.settings import SELECTORS
 from virtirq.model import Word

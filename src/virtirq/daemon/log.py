@@ -3,9 +3,8 @@
 ``journalctl VIRTIRQ_GUEST=web`` then shows what was done for one guest. The fields are those of
 `FIELDS`, and a release may add some but not change them.
 
-The journal is spoken to in its own protocol (systemd's "Native Journal Protocol" page), not by
-python-systemd, which has to be built against libsystemd's headers. Only where stderr is the
-journal (``JOURNAL_STREAM``, systemd.exec(5)): whoever redirects stderr wants the lines there.
+The journal is spoken to only where stderr is the journal (``JOURNAL_STREAM``, systemd.exec(5)):
+whoever redirects stderr wants the lines there.
 
 A log that is full or gone must not hold up the work: nothing here raises or waits. What could not
 be told is counted, and the count is told when there is room again.
@@ -20,48 +19,20 @@ import socket
 import struct
 import sys
 from collections.abc import Mapping
-from typing import Final, TypedDict, Unpack
+from typing import Final, Unpack
 
-JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
+from virtirq.daemon.journal_socket import (
+    FIELDS,
+    JOURNAL_SOCKET,
+    Fields,
+    assignment,
+    cut_bytes,
+    printable,
+)
+
 _IDENTIFIER: Final = "virtirq"
-_LONGEST: Final = 1 << 14
-"""Bytes of a value; more is cut. All of a record then fits into one datagram (net.core.wmem_default
-is 208 kB), and no memfd need be sealed and passed for it."""
 _ATOMIC: Final = 4096  # PIPE_BUF: so much a pipe that is ready takes at once (pipe(7))
 _TIMEVAL: Final = struct.Struct("ll")  # struct timeval
-_CUT: Final = b"\xe2\x80\xa6"  # an ellipsis
-
-
-class Fields(TypedDict, total=False):
-    """What a record may tell beside its message; see `FIELDS`."""
-
-    guest: str | None
-    device: object
-    irq: int | None
-    vector: int | None
-    action: str | None
-    status: str | None
-    before: object
-    after: object
-    reason: str | None
-    mover: str | None
-    finding: str | None
-
-
-FIELDS: Final[Mapping[str, str]] = {
-    "guest": "VIRTIRQ_GUEST",  # its name
-    "device": "VIRTIRQ_DEVICE",  # PCI address, 0000:82:00.0
-    "irq": "VIRTIRQ_IRQ",
-    "vector": "VIRTIRQ_VECTOR",
-    "action": "VIRTIRQ_ACTION",  # what virtirq did: pin, keep, restore, …
-    "status": "VIRTIRQ_STATUS",  # what came of it: applied, refused, …
-    "before": "VIRTIRQ_BEFORE",  # CPU lists, 2-5,8
-    "after": "VIRTIRQ_AFTER",
-    "reason": "VIRTIRQ_REASON",
-    "mover": "VIRTIRQ_MOVER",  # who had moved it before: irqbalance (pid 812)
-    "finding": "VIRTIRQ_FINDING",  # a code of `virtirq check`
-}
-"""Names in `Log`'s calls to names in the journal."""
 
 
 class Log:
@@ -218,7 +189,7 @@ class LinesHandler(_Handler):
             if not any(event & select.POLLOUT for _, event in self._poll.poll(0)):
                 return False
             data = f"{head}{line}".encode()
-            os.write(self._descriptor, _cut(data, _ATOMIC - 1) + b"\n")
+            os.write(self._descriptor, cut_bytes(data, _ATOMIC - 1) + b"\n")
         return True
 
 
@@ -232,24 +203,13 @@ def entry(record: logging.LogRecord) -> bytes:
     if record.name != _IDENTIFIER:
         values["LOGGER"] = record.name
     values |= {FIELDS[name]: value for name, value in fields_of(record).items()}
-    return b"".join(_assignment(field, value) for field, value in values.items())
+    return b"".join(assignment(field, value) for field, value in values.items())
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, str]:
     """What a record tells beside its message."""
     fields = getattr(record, _EXTRA, {})
     return {name: str(value) for name in FIELDS if (value := fields.get(name)) is not None}
-
-
-def _assignment(field: str, value: str) -> bytes:
-    """One field; its name is ours, and its value cannot end before it ends.
-
-    Names may hold anything, also bytes that are no UTF-8 (surrogates here): shown as ``\\udcff``.
-    """
-    data = _cut(value.encode(errors="backslashreplace"), _LONGEST)
-    if b"\n" in data:
-        return b"%s\n%s%s\n" % (field.encode(), len(data).to_bytes(8, "little"), data)
-    return b"%s=%s\n" % (field.encode(), data)
 
 
 def priority(level: int) -> int:
@@ -276,30 +236,11 @@ def text_of(record: logging.LogRecord) -> str:
     What is not printable is replaced: it would steer a terminal, and journalctl(1) shows a
     message that has it as "blob data".
     """
-    text = _printable(record.getMessage())
+    text = printable(record.getMessage())
     if record.exc_info:
         lines = _FORMATTER.formatException(record.exc_info).split("\n")
-        text = "\n".join([text, *map(_printable, lines)])
+        text = "\n".join([text, *map(printable, lines)])
     return text
-
-
-def _printable(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
-
-
-def _cut(data: bytes, longest: int) -> bytes:
-    """At most so many bytes, whole characters of UTF-8, and a mark where something is missing."""
-    if len(data) <= longest:
-        return data
-    kept = data[: longest - len(_CUT)]
-    return kept.decode(errors="ignore").encode() + _CUT
-
-
-def cut(text: str, longest: int) -> str:
-    """At most so many characters, and a mark where something is missing."""
-    return text if len(text) <= longest else text[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _about_lost(count: int) -> logging.LogRecord:

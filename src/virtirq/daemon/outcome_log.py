@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from virtirq.daemon.log import Fields, Log
+from virtirq.daemon.journal_socket import Fields
+from virtirq.daemon.log import Log
 from virtirq.model import Outcome, Status
 
 _NOTHING = frozenset({Status.UNCHANGED, Status.VANISHED})

@@ -10,7 +10,8 @@ from collections import deque
 from typing import Final
 
 from virtirq.control.log_entry import LogEntry
-from virtirq.daemon.log import cut, fields_of, priority, text_of
+from virtirq.daemon.journal_socket import cut
+from virtirq.daemon.log import fields_of, priority, text_of
 
 MOST: Final = 500
 """Entries; the oldest go."""

@@ -6,7 +6,8 @@ import logging
 
 from tests.fuzz.engine import decoded, lines, need, pieces, target, text_of
 from virtirq.cpuset import MAX_CPUS, CpuSet
-from virtirq.daemon.log import FIELDS, entry
+from virtirq.daemon.journal_socket import FIELDS
+from virtirq.daemon.log import entry
 from virtirq.daemon.systemd import _address, _status, _watchdog
 from virtirq.errors import CpuSetError, DirectiveError, InputError
 from virtirq.guests.libvirt.values import mac_of_text, uuid_of_text

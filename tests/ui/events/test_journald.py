@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtirq.control.log_entry import NAMES, LogEntry
-from virtirq.daemon.log import FIELDS
+from virtirq.daemon.journal_socket import FIELDS
 from virtirq.ui.events.journald import parse
 
 WHOLE: dict[str, Any] = {

@@ -12,7 +12,8 @@ from typing import Final
 
 from virtirq.control.cycle import Done
 from virtirq.control.executor import NOT_TRIED
-from virtirq.daemon.log import JOURNAL_SOCKET, JournalHandler, Log
+from virtirq.daemon.journal_socket import JOURNAL_SOCKET
+from virtirq.daemon.log import JournalHandler, Log
 from virtirq.daemon.outcome_log import told
 
 _PATIENCE: Final = 1.0

@@ -1,0 +1,78 @@
+"""What journald is told, in its native protocol (systemd's "Native Journal Protocol" page).
+
+Not by python-systemd, which has to be built against libsystemd's headers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, TypedDict
+
+JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
+_LONGEST: Final = 1 << 14
+"""Bytes of a value; more is cut. All of a record then fits into one datagram (net.core.wmem_default
+is 208 kB), and no memfd need be sealed and passed for it."""
+_CUT: Final = b"\xe2\x80\xa6"  # an ellipsis
+
+
+class Fields(TypedDict, total=False):
+    """What a record may tell beside its message; see `FIELDS`."""
+
+    guest: str | None
+    device: object
+    irq: int | None
+    vector: int | None
+    action: str | None
+    status: str | None
+    before: object
+    after: object
+    reason: str | None
+    mover: str | None
+    finding: str | None
+
+
+FIELDS: Final[Mapping[str, str]] = {
+    "guest": "VIRTIRQ_GUEST",  # its name
+    "device": "VIRTIRQ_DEVICE",  # PCI address, 0000:82:00.0
+    "irq": "VIRTIRQ_IRQ",
+    "vector": "VIRTIRQ_VECTOR",
+    "action": "VIRTIRQ_ACTION",  # what virtirq did: pin, keep, restore, …
+    "status": "VIRTIRQ_STATUS",  # what came of it: applied, refused, …
+    "before": "VIRTIRQ_BEFORE",  # CPU lists, 2-5,8
+    "after": "VIRTIRQ_AFTER",
+    "reason": "VIRTIRQ_REASON",
+    "mover": "VIRTIRQ_MOVER",  # who had moved it before: irqbalance (pid 812)
+    "finding": "VIRTIRQ_FINDING",  # a code of `virtirq check`
+}
+"""Names in `Log`'s calls to names in the journal."""
+
+
+def assignment(field: str, value: str) -> bytes:
+    """One field; its name is ours, and its value cannot end before it ends.
+
+    Names may hold anything, also bytes that are no UTF-8 (surrogates here): shown as ``\\udcff``.
+    """
+    data = cut_bytes(value.encode(errors="backslashreplace"), _LONGEST)
+    if b"\n" in data:
+        return b"%s\n%s%s\n" % (field.encode(), len(data).to_bytes(8, "little"), data)
+    return b"%s=%s\n" % (field.encode(), data)
+
+
+def printable(text: str) -> str:
+    """With a sign for whatever would steer a terminal; journalctl(1) shows such as "blob data"."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def cut_bytes(data: bytes, longest: int) -> bytes:
+    """At most so many bytes, whole characters of UTF-8, and a mark where something is missing."""
+    if len(data) <= longest:
+        return data
+    kept = data[: longest - len(_CUT)]
+    return kept.decode(errors="ignore").encode() + _CUT
+
+
+def cut(text: str, longest: int) -> str:
+    """At most so many characters, and a mark where something is missing."""
+    return text if len(text) <= longest else text[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
