@@ -337,6 +337,11 @@ def test_a_look_imports_nothing_that_moves_interrupts(tmp_path: Path) -> None:
     assert not [each for each in found if each.startswith("virtirq.daemon")]
 
 
+def test_a_move_needs_nothing_of_the_daemons_log(tmp_path: Path) -> None:
+    """Which journald is told of in its own protocol, with one socket."""
+    assert "logging" not in imported("-c", "import virtirq.ui.events.own")
+
+
 @pytest.mark.parametrize("name", ["xml.dom", "dataclasses", "asyncio", "cattrs", "rich"])
 def test_an_import_would_be_seen(name: str) -> None:
     assert imported("-c", f"def f():\n  import {name}\nf()") & NOT_NEEDED

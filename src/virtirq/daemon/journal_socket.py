@@ -5,10 +5,14 @@ Not by python-systemd, which has to be built against libsystemd's headers.
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Mapping
-from typing import Final, TypedDict
+from typing import Final, Self, TypedDict
 
 JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
+IDENTIFIER: Final = "virtirq"
+_TIMEVAL: Final = struct.Struct("ll")  # struct timeval
 _LONGEST: Final = 1 << 14
 """Bytes of a value; more is cut. All of a record then fits into one datagram (net.core.wmem_default
 is 208 kB), and no memfd need be sealed and passed for it."""
@@ -47,7 +51,52 @@ FIELDS: Final[Mapping[str, str]] = {
 """Names in `Log`'s calls to names in the journal."""
 
 
-def assignment(field: str, value: str) -> bytes:
+class JournalSocket:
+    """Where journald listens."""
+
+    def __init__(self, path: str = JOURNAL_SOCKET, patience: float = 0.0) -> None:
+        """Waits so many seconds for a journal that has no room. Raises OSError."""
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.setblocking(patience > 0)
+        if patience:  # in the kernel: a socket that is not connected always polls as writable
+            limit = _TIMEVAL.pack(int(patience), int(patience % 1 * 1_000_000))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def tell(self, datagram: bytes) -> bool:
+        """Whether it could be told."""
+        try:
+            # To the address each time: journald's socket may be made anew.
+            self._socket.sendto(datagram, self._path)
+        except OSError:
+            return False
+        return True
+
+
+def datagram(message: str, priority: int, fields: Mapping[str, str], logger: str = "") -> bytes:
+    """An entry as the protocol has it. `fields` are by their `FIELDS`, `priority` syslog(3)'s."""
+    values = {"MESSAGE": message, "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": IDENTIFIER}
+    if logger:
+        values["LOGGER"] = logger
+    values |= {FIELDS[name]: value for name, value in fields.items()}
+    return b"".join(_assignment(field, value) for field, value in values.items())
+
+
+def texts(fields: Fields) -> dict[str, str]:
+    """Those that tell anything."""
+    return {name: str(value) for name in FIELDS if (value := fields.get(name)) is not None}
+
+
+def _assignment(field: str, value: str) -> bytes:
     """One field; its name is ours, and its value cannot end before it ends.
 
     Names may hold anything, also bytes that are no UTF-8 (surrogates here): shown as ``\\udcff``.

@@ -15,24 +15,23 @@ from __future__ import annotations
 import logging
 import os
 import select
-import socket
-import struct
 import sys
+import syslog
 from collections.abc import Mapping
 from typing import Final, Unpack
 
 from virtirq.daemon.journal_socket import (
-    FIELDS,
+    IDENTIFIER,
     JOURNAL_SOCKET,
     Fields,
-    assignment,
+    JournalSocket,
     cut_bytes,
+    datagram,
     printable,
+    texts,
 )
 
-_IDENTIFIER: Final = "virtirq"
 _ATOMIC: Final = 4096  # PIPE_BUF: so much a pipe that is ready takes at once (pipe(7))
-_TIMEVAL: Final = struct.Struct("ll")  # struct timeval
 
 
 class Log:
@@ -42,7 +41,7 @@ class Log:
     """
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
-        self._logger = logger or logging.getLogger(_IDENTIFIER)
+        self._logger = logger or logging.getLogger(IDENTIFIER)
 
     def debug(self, message: str, **fields: Unpack[Fields]) -> None:
         self._log(logging.DEBUG, message, fields)
@@ -135,11 +134,6 @@ class _Handler(logging.Handler):
             # A record that cannot be formatted, say; the module's own answer is to print that.
             self._lost += 1
 
-    @property
-    def lost(self) -> int:
-        """How many could not be told, and that was not told yet either."""
-        return self._lost
-
     def _tell(self, record: logging.LogRecord) -> bool:
         """Whether it could be told, at once."""
         raise NotImplementedError
@@ -148,27 +142,17 @@ class _Handler(logging.Handler):
 class JournalHandler(_Handler):
     """Records to journald in its native protocol, with their fields."""
 
-    def __init__(self, path: str = JOURNAL_SOCKET, patience: float = 0.0) -> None:
-        """Waits so many seconds for a journal that has no room. Raises OSError."""
+    def __init__(self, path: str = JOURNAL_SOCKET) -> None:
+        """Raises OSError."""
         super().__init__()
-        self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.setblocking(patience > 0)
-        if patience:  # in the kernel: a socket that is not connected always polls as writable
-            limit = _TIMEVAL.pack(int(patience), int(patience % 1 * 1_000_000))
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self._socket = JournalSocket(path)
 
     def close(self) -> None:
         self._socket.close()
         super().close()
 
     def _tell(self, record: logging.LogRecord) -> bool:
-        try:
-            # To the address each time: journald's socket may be made anew.
-            self._socket.sendto(entry(record), self._path)
-        except OSError:
-            return False
-        return True
+        return self._socket.tell(entry(record))
 
 
 class LinesHandler(_Handler):
@@ -195,21 +179,13 @@ class LinesHandler(_Handler):
 
 def entry(record: logging.LogRecord) -> bytes:
     """The record as a datagram of the native journal protocol."""
-    values = {
-        "MESSAGE": text_of(record),
-        "PRIORITY": str(priority(record.levelno)),
-        "SYSLOG_IDENTIFIER": _IDENTIFIER,
-    }
-    if record.name != _IDENTIFIER:
-        values["LOGGER"] = record.name
-    values |= {FIELDS[name]: value for name, value in fields_of(record).items()}
-    return b"".join(assignment(field, value) for field, value in values.items())
+    logger = record.name if record.name != IDENTIFIER else ""
+    return datagram(text_of(record), priority(record.levelno), fields_of(record), logger)
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, str]:
     """What a record tells beside its message."""
-    fields = getattr(record, _EXTRA, {})
-    return {name: str(value) for name in FIELDS if (value := fields.get(name)) is not None}
+    return texts(getattr(record, _EXTRA, Fields()))
 
 
 def priority(level: int) -> int:
@@ -217,14 +193,14 @@ def priority(level: int) -> int:
     for least, number in _PRIORITIES:
         if level >= least:
             return number
-    return 7
+    return syslog.LOG_DEBUG
 
 
 _PRIORITIES: Final = (
-    (logging.CRITICAL, 2),
-    (logging.ERROR, 3),
-    (logging.WARNING, 4),
-    (logging.INFO, 6),
+    (logging.CRITICAL, syslog.LOG_CRIT),
+    (logging.ERROR, syslog.LOG_ERR),
+    (logging.WARNING, syslog.LOG_WARNING),
+    (logging.INFO, syslog.LOG_INFO),
 )
 _EXTRA: Final = "virtirq_fields"
 _FORMATTER: Final = logging.Formatter()
@@ -245,4 +221,4 @@ def text_of(record: logging.LogRecord) -> str:
 
 def _about_lost(count: int) -> logging.LogRecord:
     text = f"messages that could not be logged before the next one: {count}"
-    return logging.LogRecord(_IDENTIFIER, logging.WARNING, "", 0, text, (), None)
+    return logging.LogRecord(IDENTIFIER, logging.WARNING, "", 0, text, (), None)

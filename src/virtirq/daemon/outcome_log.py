@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from virtirq.daemon.journal_socket import Fields
-from virtirq.daemon.log import Log
 from virtirq.model import Outcome, Status
+
+if TYPE_CHECKING:
+    from virtirq.daemon.log import Log
 
 _NOTHING = frozenset({Status.UNCHANGED, Status.VANISHED})
 

@@ -6,14 +6,19 @@ daemon is not told: its memory is of what it has done itself, and it may not run
 
 from __future__ import annotations
 
-import logging
 import os
+import syslog
 from typing import Final
 
 from virtirq.control.cycle import Done
 from virtirq.control.executor import NOT_TRIED
-from virtirq.daemon.journal_socket import JOURNAL_SOCKET
-from virtirq.daemon.log import JournalHandler, Log
+from virtirq.daemon.journal_socket import (
+    JOURNAL_SOCKET,
+    JournalSocket,
+    datagram,
+    printable,
+    texts,
+)
 from virtirq.daemon.outcome_log import told
 
 _PATIENCE: Final = 1.0
@@ -28,18 +33,13 @@ def tell(done: Done, action: str, verb: str, journal: str = JOURNAL_SOCKET) -> N
     if not done.outcomes or os.geteuid():
         return
     names = {each.guest.key: each.guest.name for each in done.plan.guests}
-    handler = JournalHandler(journal, patience=_PATIENCE)
-    logger = logging.Logger("virtirq", logging.INFO)
-    logger.addHandler(handler)
-    log = Log(logger)
-    try:
+    with JournalSocket(journal, patience=_PATIENCE) as journald:
         for outcome in done.outcomes:
             if outcome.reason.startswith(NOT_TRIED):
                 continue  # the person at the terminal hears of that
             entry = told(outcome, names.get(outcome.pin.guest, ""), action, verb)
-            if entry is not None:
-                entry.to(log)
-            if handler.lost:
+            if entry is None:
+                continue
+            priority = syslog.LOG_WARNING if entry.bad else syslog.LOG_INFO
+            if not journald.tell(datagram(printable(entry.message), priority, texts(entry.fields))):
                 break
-    finally:
-        handler.close()
