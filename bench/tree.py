@@ -38,7 +38,9 @@ def go_inside() -> None:
     spec = main.__spec__
     words = ["-m", spec.name.removesuffix(".__main__")] if spec else [str(main.__file__)]
     environment = os.environ | {_INSIDE: "1"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled already
+    # What is installed is compiled already, and nobody's lines are written one by one to a file.
+    for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"):
+        environment.pop(name, None)
     command = ["unshare", *user, "--mount", "--propagation", "private", sys.executable, *words]
     os.execvpe("unshare", [*command, *sys.argv[1:]], environment)
 

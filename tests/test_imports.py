@@ -298,6 +298,7 @@ def test_the_house_has_these_rooms() -> None:
 NOT_NEEDED = {
     *("rich", "cattrs", "shtab", "xml", "defusedxml", "libvirt", "hypothesis", "asyncio"),
     *("inspect", "dataclasses", "shutil", "subprocess", "socket", "tomllib", "tempfile"),
+    *("logging", "threading"),
     *("prometheus_client", "textual", "curses", "http", "socketserver", "email", "unittest"),
 }
 

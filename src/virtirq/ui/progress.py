@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,17 +23,20 @@ class Progress:
     """Tells `out` what is at work, in a thread, from `start` until `end`."""
 
     def __init__(self, out: TextIO, after: float = _AFTER, columns: int = 80) -> None:
+        from threading import Event, Lock, Thread  # most commands have no terminal to tell
+
         self._out = out
         self._columns = columns
         self._after = after
         self._what = ""
         self._told = False
-        self._over = threading.Event()
-        self._turn = threading.Lock()
+        self._over = Event()
+        self._turn = Lock()
+        self._teller = Thread(target=self._tell, name="progress", daemon=True)
         self._began = time.monotonic()
 
     def start(self) -> None:
-        threading.Thread(target=self._tell, name="progress", daemon=True).start()
+        self._teller.start()
 
     def step(self, what: str) -> None:
         self._what = what[:_WIDEST]
