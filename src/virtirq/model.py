@@ -76,7 +76,7 @@ class VfioAction(NamedTuple):
         """The parts of a name; None for what VFIO did not name."""
         kind, _, device = name.partition("(")
         found, at = _vfio_kind(kind), _vfio_device(device)
-        return None if found is None or at is None else VfioAction(at, *found)
+        return None if found is None or at is None else VfioAction(at, found[0], found[1])
 
     def __str__(self) -> str:
         index = "" if self.vector is None else f"[{self.vector}]"

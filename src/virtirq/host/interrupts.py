@@ -18,8 +18,15 @@ from virtirq.host.fs import HostFs, Reader
 from virtirq.host.pci import read_intx_line, read_vectors
 from virtirq.model import Interrupt, InterruptKind, PciAddress, VfioAction
 
-_DIGITS: Final = bytes(each if each in b"0," else ord("1") for each in range(256))
-"""Makes 1 of whatever is neither zero nor a comma."""
+_ACTIONS, _AFFINITY, _EFFECTIVE, _COUNTS = (
+    each.form
+    for each in (paths.IRQ_ACTIONS, paths.IRQ_AFFINITY, paths.IRQ_EFFECTIVE, paths.IRQ_COUNTS)
+)
+_DIGIT, _COMMA, _OTHER = b"1,x"
+_KINDS: Final = bytes(
+    each if each in b"0," else _DIGIT if each in b"123456789" else _OTHER for each in range(256)
+)
+"""Makes 1 of every digit but zero, and x of what is no digit and no comma."""
 
 
 def read_interrupts(
@@ -156,11 +163,11 @@ def read_interrupt(
     """
     read, counts = reader.fs.read, None
     try:
-        actions = _split(read(paths.IRQ_ACTIONS.at(irq)))
-        affinity = CpuSet.parse(read(paths.IRQ_AFFINITY.at(irq)))
-        effective = CpuSet.parse(read(paths.IRQ_EFFECTIVE.at(irq)))
+        actions = _split(read(_ACTIONS % irq))
+        affinity = CpuSet.parse(read(_AFFINITY % irq))
+        effective = CpuSet.parse(read(_EFFECTIVE % irq))
         if cpus:
-            counts = _counts(read(paths.IRQ_COUNTS.at(irq)), cpus)
+            counts = _counts(read(_COUNTS % irq), cpus)
     except (OSError, CpuSetError, ValueError):
         return _read_in_part(reader, irq, address, kind, cpus)
     if not affinity:
@@ -272,22 +279,22 @@ def _counts(text: str, cpus: tuple[int, ...]) -> dict[int, int]:
     They are found by their digits, and what is between them is compared with so many zeros: a look
     at each number by itself takes four times as long.
     """
-    told, none = f"{text},", "0," * len(cpus)
-    if told == none:
+    told, zeros = f"{text},", "0," * len(cpus)
+    if told == zeros:
         return {}
-    digits = told.encode("ascii", "replace").translate(_DIGITS)
+    kinds = told.encode("ascii", "replace").translate(_KINDS)
+    if _OTHER in kinds:
+        bad = next(each for each in text.split(",") if not (each.isascii() and each.isdecimal()))
+        raise ValueError(f"{bad[:40]!r} is not a number")
     found, place, at = {}, 0, 0
-    while (digit := digits.find(b"1", at)) >= 0:
-        start = digits.rfind(b",", at, digit) + 1 or at
-        end = digits.find(b",", digit)
-        number, place = told[start:end], place + (start - at) // 2
-        if not (number.isascii() and number.isdecimal()):
-            raise ValueError(f"{number[:40]!r} is not a number")
-        if told[at:start] != none[: start - at] or place == len(cpus):
+    while (digit := kinds.find(_DIGIT, at)) >= 0:
+        place += (digit - at) // 2
+        if (digit - at) % 2 or not zeros.startswith(told[at:digit]) or place >= len(cpus):
             break
-        found[cpus[place]] = int(number)
+        end = kinds.find(_COMMA, digit)
+        found[cpus[place]] = int(told[digit:end])
         place, at = place + 1, end + 1
-    if told[at:] != none[2 * place :]:
+    if told[at:] != zeros[2 * place :]:
         raise ValueError("not one number for each CPU")
     return found
 

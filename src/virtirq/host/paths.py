@@ -28,10 +28,11 @@ class KernelPath:
 
     def at(self, *names: object) -> str:
         """The path with its fields filled in, in order."""
-        return self._format % names
+        return self.form % names
 
     @cached_property
-    def _format(self) -> str:
+    def form(self) -> str:
+        """The pattern with ``%s`` for each field, for who fills in thousands."""
         return _FIELD.sub("%s", self.pattern)
 
     @cached_property
