@@ -7,6 +7,7 @@ import stat
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import chain
 from types import MappingProxyType
 from typing import Final
@@ -41,7 +42,7 @@ def read_interrupts(
     use for the device: every function names a line, most never raise it. For the devices in
     `lines` it counts always.
     """
-    cpus = tuple(possible)
+    cpus = _each(possible)
     found: list[Interrupt] = []
     for address in sorted(set(devices)):
         vectors = read_vectors(reader, address)
@@ -52,6 +53,12 @@ def read_interrupts(
             if intx is not None:
                 found.append(intx)
     return tuple(found)
+
+
+@lru_cache(1)
+def _each(possible: CpuSet) -> tuple[int, ...]:
+    """The same for all devices of a host."""
+    return tuple(possible)
 
 
 def _read_vectors(
@@ -258,7 +265,7 @@ def count_all(
     counted, then CPUs and counts in turn. Left out is what has the same mark as `before`, and what
     cannot be read: most often it was freed between the listing and here.
     """
-    reader, cpus = Reader(fs), tuple(possible)
+    reader, cpus = Reader(fs), _each(possible)
     for name in reader.names(paths.IRQ_SYSFS_DIR, paths.IRQ_COUNTS):
         if not name.isdecimal():
             continue

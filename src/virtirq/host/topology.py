@@ -162,14 +162,15 @@ def _read_distances(reader: Reader, number: int, numbers: list[int]) -> dict[int
 
 def _read_groups(reader: Reader, online: CpuSet, path: KernelPath) -> tuple[CpuSet, ...]:
     """Disjoint groups of CPUs, each named by every one of its members."""
-    groups, seen = [], CpuSet()
-    for cpu in online:
-        if cpu in seen:
-            continue
+    groups, left = [], online
+    while left:
+        cpu = left.first()
         group = reader.cpus(path, f"cpu{cpu}")
         if group is not None and cpu in group:
             groups.append(group)
-            seen |= group
+            left -= group
+        else:
+            left -= CpuSet([cpu])
     return tuple(groups)
 
 
@@ -191,10 +192,9 @@ class _Llc(NamedTuple):
 def _read_llcs(reader: Reader, online: CpuSet) -> dict[CpuSet, _Llc]:
     """The groups of CPUs that share a cache of the highest level that each has."""
     groups: dict[CpuSet, _Llc] = {}
-    seen = CpuSet()
-    for cpu in online:
-        if cpu in seen:
-            continue
+    left = online
+    while left:
+        cpu = left.first()
         best, last = 0, None
         for index in reader.names(f"{paths.CPU_DIR}/cpu{cpu}/cache", paths.CACHE_LEVEL):
             if not index.startswith("index"):
@@ -205,7 +205,9 @@ def _read_llcs(reader: Reader, online: CpuSet) -> dict[CpuSet, _Llc]:
         group = last and reader.cpus(paths.CACHE_CPUS, f"cpu{cpu}", last)
         if group and cpu in group:
             groups[group] = _Llc(best, _read_size(reader, f"cpu{cpu}", str(last)))
-            seen |= group
+            left -= group
+        else:
+            left -= CpuSet([cpu])
     return groups
 
 
