@@ -145,6 +145,11 @@ class Interrupt:
         return self.counts is not None and not self.counts
 
     @property
+    def numbered(self) -> bool:
+        """Whether it is known which of the device's it is; an INTx line is the only one."""
+        return self.vector is not None or self.kind is InterruptKind.INTX
+
+    @property
     def own_action(self) -> str | None:
         """The action that VFIO registered for this interrupt's device, None if there is none."""
         for name in self.actions or ():

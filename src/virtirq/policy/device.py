@@ -111,9 +111,11 @@ class DesiredDevice:
         }
         self.dealt.orders = frozenset(dealt)
         if dealt and self.dealt.start is None:
+            # Orders that are but guessed shift with every vector that comes or goes.
+            numbered = {order: each for order, each in dealt.items() if each.numbered}
             places = {
                 order: each.affinity
-                for order, each in dealt.items()
+                for order, each in (numbered or dealt).items()
                 if each.affinity is not None and self._choice(each)[0] is None
             }
             self.dealt.start = self.deal.found(places)
@@ -337,7 +339,4 @@ def _in_order(interrupts: Iterable[Interrupt]) -> Iterable[tuple[int, Interrupt]
     """
     ordered = sorted(interrupts, key=lambda each: (each.vector or 0, each.irq))
     for place, interrupt in enumerate(ordered):
-        if interrupt.kind is InterruptKind.INTX:
-            yield 0, interrupt
-        else:
-            yield place if interrupt.vector is None else interrupt.vector, interrupt
+        yield (interrupt.vector or 0) if interrupt.numbered else place, interrupt
