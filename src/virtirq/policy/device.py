@@ -36,6 +36,8 @@ _NO_CHOICE: Final = Aimed(None)
 # A host may have a hundred thousand interrupts, of which much the same is said.
 _reason: Final = lru_cache(1024)(Reason)
 _SAID: Final = 512
+_WHYS: Final = 32
+"""Of a device: its vectors come from few places, and go to few."""
 
 
 @lru_cache(8192)
@@ -88,6 +90,7 @@ class DesiredDevice:
         self.aimed: Mapping[int, Aimed] = {}
         self._told: dict[tuple[CpuSet, int | None, int, str], _Place] = {}
         """Of many vectors much the same is said; `_SAID` at most, for a guest may choose words."""
+        self._whys: dict[tuple[str, CpuSet | None, CpuSet | None], Reason] = {}
 
     @property
     def follows(self) -> bool:
@@ -107,7 +110,7 @@ class DesiredDevice:
         dealt = {
             order: interrupt
             for order, interrupt in _in_order(interrupts)
-            if self.deals and self._hindrance(interrupt, interrupt.key.action) is None
+            if self.deals and self._hindrance(interrupt, interrupt.own_action or "") is None
         }
         self.dealt.orders = frozenset(dealt)
         if dealt and self.dealt.start is None:
@@ -225,6 +228,8 @@ class DesiredDevice:
 
         The first by name moves it, for all devices of the guest that are on it.
         """
+        if len(actions) == 1:
+            return None
         others = {name: VfioAction.parse(name) for name in sorted(actions) if name != own}
         if not others:
             return None
@@ -289,6 +294,15 @@ class DesiredDevice:
         return seat, ", where the guest aims it"
 
     def _misplaced(self, interrupt: Interrupt, place: _Place) -> Reason:
+        known = place.said, interrupt.effective, interrupt.affinity
+        why = self._whys.get(known)
+        if why is None:
+            if len(self._whys) == _WHYS:
+                self._whys.clear()
+            why = self._whys[known] = self._why(interrupt, place)
+        return why
+
+    def _why(self, interrupt: Interrupt, place: _Place) -> Reason:
         where = f"to {place.said}"
         now = interrupt.effective or interrupt.affinity
         if now is None:
