@@ -18,8 +18,7 @@ from virtirq.host.fs import HostFs, OpenFile
 from virtirq.model import Pin
 from virtirq.values import dataclass
 
-# As `paths` and `handler_directory` make them, without a function each.
-_AFFINITY: Final = f"{paths.IRQ_DIR}/%d/smp_affinity_list"
+_AFFINITY: Final = paths.IRQ_AFFINITY.form
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +60,7 @@ def begin(fs: HostFs, journal: Journal, prepared: Prepared, irq: int) -> Begun |
 
     The journal has to be told of it (`Executor.run`) before anything else is.
     """
+    # As `handler_directory` has it, without its questions: the action is one of VFIO's.
     handler = f"{paths.IRQ_DIR}/{irq}/{prepared.pin.key.action}"
     try:
         found = fs.look(_AFFINITY % irq, f"{paths.IRQ_SYSFS_DIR}/{irq}", handler)
