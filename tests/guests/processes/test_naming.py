@@ -74,6 +74,13 @@ def test_it_keeps_its_name_when_the_other_has_gone() -> None:
     ]
 
 
+def test_it_keeps_a_name_that_it_had_to_take_twice() -> None:
+    """Another source has a guest that is really called so."""
+    (first,) = distinct([guest(5)], {"web", "web (pid 5)"}, {})
+    assert first.name == "web (pid 5) (pid 5)"
+    assert distinct([guest(5)], {"web", "web (pid 5)"}, {5: first}) == [first]
+
+
 def test_a_new_process_under_the_same_number() -> None:
     before: dict[int | None, Guest] = {5: guest(5, "db")}
     assert told(distinct([guest(5)], (), before)) == [("web", None)]

@@ -22,17 +22,18 @@ def distinct(
     # Those with a name first: else a newcomer could take it.
     for guest in sorted(guests, key=lambda each: each.pid not in before):
         earlier = before.get(guest.pid)
-        apart = f"{guest.name} (pid {guest.pid})"
+        apart = f" (pid {guest.pid})"
         if (
             earlier is not None
-            and earlier.name in (guest.name, apart)
+            and earlier.name.startswith(guest.name)
+            and not earlier.name.removeprefix(guest.name).replace(apart, "")
             and earlier.uuid in (guest.uuid, None)
         ):
             guest = replace(guest, name=earlier.name, uuid=earlier.uuid)
         if guest.uuid in used:
-            guest = replace(guest, uuid=None, name=apart)
+            guest = replace(guest, uuid=None, name=guest.name + apart)
         while guest.name in used:
-            guest = replace(guest, name=f"{guest.name} (pid {guest.pid})")
+            guest = replace(guest, name=guest.name + apart)
         used |= {guest.name, guest.key}
         found.append(guest)
     return found
