@@ -1059,6 +1059,16 @@ def test_a_mac_in_a_spelling_that_is_not_known_does_not_survive() -> None:
     )
 
 
+def test_a_setting_of_an_interface_without_a_function_yet_stays_one() -> None:
+    nic = "<interface type='network'><source network='x'/><mac address='52:54:00:0a:0b:0c'/>"
+    text = domain(
+        irqs("<v:device mac='52:54:00:0a:0b:0c' cpuset='1'/>")
+        + f"<devices>{nic}</interface></devices>"
+    )
+    assert parse_domain(text).problems == parse_domain(redact(text)).problems == ()
+    assert "52:54:00:0a:0b:0c" not in redact(text)
+
+
 # Properties.
 
 SECRET = "hunter2"

@@ -203,6 +203,12 @@ def _attribute_directive(element: Element) -> Directive | None:
         raise DomainXmlError(f"<{element.tag}> cpuset: {error}", hint=error.hint) from error
 
 
+def awaits_function(element: Element) -> bool:
+    """Whether it is an interface that gets a VF when the guest starts, if its network has any."""
+    network = element.tag == "interface" and element.get("type") == "network"
+    return network and element.find("actual") is None and not any(pci_addresses(element))
+
+
 def pci_addresses(element: Element) -> Iterator[PciAddress]:
     match element.tag:
         case "hostdev":

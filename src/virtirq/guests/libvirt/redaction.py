@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 from virtirq.cpuset import CpuSet
 from virtirq.errors import DomainXmlError
 from virtirq.guests.libvirt import nova
-from virtirq.guests.libvirt.devices import given_by_arguments, pci_addresses, property_address
+from virtirq.guests.libvirt.devices import (
+    awaits_function,
+    given_by_arguments,
+    pci_addresses,
+    property_address,
+)
 from virtirq.guests.libvirt.domainxml import checked_name, understand
 from virtirq.guests.libvirt.reading import NAMESPACE, NOVA, QEMU, read_domain
 from virtirq.guests.libvirt.values import mac_of_text
@@ -56,10 +61,15 @@ def redact(
 
 
 def _drop_what_says_nothing(domain: Element) -> None:
-    """Takes out the devices that give no PCI function and no setting, and Nova's other specs."""
+    """Takes out devices that give no PCI function and no setting, and Nova's other specs.
+
+    An interface that may give one once the guest starts stays: a setting may name it.
+    """
     for devices in domain.findall("devices"):
         devices[:] = [
-            each for each in devices if "cpuset" in each.attrib or any(pci_addresses(each))
+            each
+            for each in devices
+            if "cpuset" in each.attrib or any(pci_addresses(each)) or awaits_function(each)
         ]
     domain[:] = [each for each in domain if each.tag != "seclabel" or each.get("model") == "dac"]
     _keep_devices_of_arguments(domain)
