@@ -139,15 +139,14 @@ def commandline(domain: Element) -> list[str]:
 def _holder(element: Element) -> Holder:
     directive = _attribute_directive(element)
     addresses = tuple(pci_addresses(element))
-    pooled = element.tag == "interface" and element.get("type") == "network" and not addresses
-    mac = _mac_of(element) if addresses else _lenient_mac(element) if pooled else None
+    mac = _mac_of(element) if addresses else _lenient_mac(element) if _of_network(element) else None
     return Holder(
         element.tag,
         addresses,
         alias_of(element),
         mac,
         directive,
-        pooled and element.find("actual") is None,
+        awaits_function(element),
         element.get("type", ""),
     )
 
@@ -205,8 +204,11 @@ def _attribute_directive(element: Element) -> Directive | None:
 
 def awaits_function(element: Element) -> bool:
     """Whether it is an interface that gets a VF when the guest starts, if its network has any."""
-    network = element.tag == "interface" and element.get("type") == "network"
-    return network and element.find("actual") is None and not any(pci_addresses(element))
+    return _of_network(element) and element.find("actual") is None
+
+
+def _of_network(element: Element) -> bool:
+    return element.tag == "interface" and element.get("type") == "network"
 
 
 def pci_addresses(element: Element) -> Iterator[PciAddress]:
