@@ -120,8 +120,3 @@ def cut_bytes(data: bytes, longest: int) -> bytes:
         return data
     kept = data[: longest - len(_CUT)]
     return kept.decode(errors="ignore").encode() + _CUT
-
-
-def cut(text: str, longest: int) -> str:
-    """At most so many characters, and a mark where something is missing."""
-    return text if len(text) <= longest else text[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -10,7 +10,6 @@ from collections import deque
 from typing import Final
 
 from virtirq.control.log_entry import LogEntry
-from virtirq.daemon.journal_socket import cut
 from virtirq.daemon.log import fields_of, priority, text_of
 
 MOST: Final = 500
@@ -34,9 +33,14 @@ class Recent(logging.Handler):
         return tuple(self._entries)
 
     def emit(self, record: logging.LogRecord) -> None:
-        fields = {name: cut(value, _VALUE) for name, value in fields_of(record).items()}
+        fields = {name: _cut(value, _VALUE) for name, value in fields_of(record).items()}
         entry = LogEntry(
-            record.created, priority(record.levelno), cut(text_of(record), _MESSAGE), fields
+            record.created, priority(record.levelno), _cut(text_of(record), _MESSAGE), fields
         )
         _ = entry.text  # now, and not when somebody asks
         self._entries.append(entry)
+
+
+def _cut(text: str, longest: int) -> str:
+    """At most so many characters, and a mark where something is missing."""
+    return text if len(text) <= longest else text[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
