@@ -338,7 +338,7 @@ def test_a_look_imports_nothing_that_moves_interrupts(tmp_path: Path) -> None:
     assert not [each for each in found if each.startswith("virtirq.daemon")]
 
 
-def test_a_move_needs_nothing_of_the_daemons_log(tmp_path: Path) -> None:
+def test_a_move_needs_nothing_of_the_daemons_log() -> None:
     """Which journald is told of in its own protocol, with one socket."""
     assert "logging" not in imported("-c", "import virtirq.ui.events.own")
 
